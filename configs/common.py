@@ -1,0 +1,159 @@
+"""What all presets share: every field with its default, the arguments after the colon, `quick`."""
+
+import ast
+import difflib
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Published sizes override these; fields left at None take the variant's value.
+MODEL = dict(
+    variant="B/16",
+    patch_size=placeholder(object),
+    width=placeholder(int),
+    depth=placeholder(int),
+    num_heads=placeholder(int),
+    mlp_dim=placeholder(int),
+    pool="cls",
+    posemb="learned",
+    norm="pre",
+    gelu="tanh",
+    layer_norm_eps=1e-6,
+    representation_size=placeholder(int),
+    head_bias_init=0.0,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    stochastic_depth_rate=0.0,
+    scan=False,
+    remat=placeholder(str),
+    attention_impl="xla",
+)
+
+
+def get_config() -> ConfigDict:
+    """Every field there is. Presets assign to them; the command line can override each."""
+    config = ConfigDict()
+    config.seed = 0
+    config.num_epochs = placeholder(float)
+    config.total_steps = placeholder(int)  # where set, num_epochs doesn't count
+    config.batch_size = 4096  # of all devices together
+    config.accum_steps = 1  # parts the batch is computed in, one after the other
+    config.image_size = placeholder(object)  # pixels: an int, or (height, width)
+    config.dtype = "bfloat16"  # of matrix products and activations
+    config.loss = "softmax"  # or "sigmoid"
+    config.grad_clip_norm = 1.0  # 0: no clipping
+    config.ema_decay = placeholder(float)  # such as 0.9999; evaluates the average
+    config.num_classes = placeholder(int)  # of the dataset, filled in when the run starts
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "imagenet2012"
+    config.dataset.data_dir = placeholder(str)
+    config.dataset.train_split = "train"
+    config.dataset.eval_split = "validation"
+    config.dataset.channels = 3
+    config.dataset.shuffle_buffer = 20_000  # records, for TFRecord datasets only
+
+    config.augment = ConfigDict()
+    config.augment.crop = "inception"  # "pad", "none"
+    config.augment.crop_area = (0.05, 1.0)
+    config.augment.pad = 4
+    config.augment.flip = True
+    config.augment.eval_crop = 0.875  # part of the resized short side that evaluation sees
+    config.augment.mean = (0.5,)  # of pixels in [0, 1]; or one a channel
+    config.augment.std = (0.5,)
+    config.augment.label_smoothing = 0.0
+
+    config.model = ConfigDict(MODEL)
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # "adam", "sgd"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.mu_dtype = "bfloat16"
+    config.optimizer.momentum = 0.9
+    config.optimizer.momentum_dtype = "bfloat16"
+    config.optimizer.weight_decay = 0.1  # times the learning rate, on kernels
+    config.optimizer.lr_multipliers = ()  # such as (("head", 10.0),): first match counts
+    config.optimizer.layer_decay = placeholder(float)  # such as 0.75
+    config.optimizer.frozen = ()  # such as ("embedding", "Transformer")
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # "linear", "rsqrt", "constant", "step"
+    config.schedule.base_lr = 1e-3
+    config.schedule.end_lr = 0.0
+    config.schedule.warmup_steps = 10_000
+    config.schedule.timescale = 10_000  # rsqrt
+    config.schedule.cooldown_steps = 0  # rsqrt
+    config.schedule.decay_steps = 0  # step
+    config.schedule.decay_factor = 0.1  # step
+
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the rest of the devices
+
+    config.log_every_steps = 50
+    config.eval_every_steps = 2_500  # and at the end
+    config.checkpoint_every_steps = 1_000  # and at the end
+    config.keep_every_steps = 0  # checkpoints kept for good, beside the latest and the best
+    config.best_metric = "accuracy"  # of the evaluation; "loss", "accuracy_top5"
+    return config
+
+
+def parse_arg(arg: str | None, **defaults):
+    """The text after a preset's colon, "key=value,key" -> a ConfigDict of the preset's options.
+
+    A key alone means True; values are Python literals or else text. `quick` is known everywhere.
+
+    Raises:
+        ValueError: an unknown key, by name, or a value of another kind than the default's.
+    """
+    options = ConfigDict({"quick": False, **defaults})
+    for item in filter(None, (arg or "").split(",")):
+        key, has_value, text = item.partition("=")
+        if key not in options:
+            near = difflib.get_close_matches(key, options, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown key {key!r}; there are {', '.join(sorted(options))}.{hint}")
+        try:
+            value = ast.literal_eval(text) if has_value else True
+        except (SyntaxError, ValueError):
+            value = text
+        try:
+            options[key] = value
+        except TypeError:
+            kind = type(options[key]).__name__
+            raise ValueError(f"key {key!r} takes a value of type {kind}, not {text!r}") from None
+    return options
+
+
+def imagenet(variant: str, arg: str | None) -> ConfigDict:
+    """The base recipe: AugReg's for ImageNet from scratch (arXiv:2106.10270, section 3).
+
+    300 epochs at batch 4096, Adam with decoupled decay 0.1, rate 1e-3 after 10,000 warm-up steps,
+    cosine, clipping at 1.
+    """
+    options = parse_arg(arg)
+    config = get_config()
+    config.model.variant = variant
+    config.image_size = 224
+    config.num_epochs = 300.0
+    return quick(config) if options.quick else config
+
+
+def quick(config: ConfigDict) -> ConfigDict:
+    """Shrinks a preset to a run of under two minutes on a laptop's CPU, on the embedded digits.
+
+    What makes the preset what it is stays: its loss, optimizer, schedule, pooling, ...
+    """
+    config.num_epochs, config.total_steps = None, 60
+    config.batch_size = 64 * config.accum_steps
+    config.image_size = 16
+    config.dtype = "float32"
+    config.dataset.update(name="digits", train_split="train", eval_split="test", channels=1)
+    config.augment.eval_crop = 1.0
+    config.model.update(patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128)
+    if config.model.representation_size:
+        config.model.representation_size = 64
+    config.schedule.warmup_steps = min(config.schedule.warmup_steps, 10)
+    config.schedule.cooldown_steps = min(config.schedule.cooldown_steps, 10)
+    config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 10, 30, 20
+    return config

@@ -1,0 +1,104 @@
+"""Encoded image -> uint8 pixels of the size the model sees, as stateless TensorFlow operations."""
+
+import tensorflow as tf
+
+from vit_jax.errors import UserError
+
+CROPS = ("inception", "pad", "none")
+
+
+def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment) -> tf.Tensor:
+    """A training view: uint8 (*size, channels).
+
+    seed: int64 (2,), all the randomness of this view. augment: config.augment, of which `crop`
+    ("inception": an area of `crop_area` of the image at an aspect ratio of 3/4 to 4/3, resized,
+    arXiv:1409.4842 section 6; "pad": resized, zero-padded by `pad` pixels, cropped back; "none":
+    resized) and `flip` (left-right, half of the time) are for here.
+    """
+    crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    if augment.crop == "inception":
+        image = inception_crop(encoded, crop_seed, tuple(augment.crop_area), channels)
+        image = resize(image, size)
+    elif augment.crop == "pad":
+        image = pad_and_crop(resize(decode(encoded, channels), size), crop_seed, augment.pad)
+    elif augment.crop == "none":
+        image = resize(decode(encoded, channels), size)
+    else:
+        known = ", ".join(map(repr, CROPS))
+        raise UserError(f"config.augment.crop is {augment.crop!r}; it can be {known}")
+    if augment.flip:
+        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    return tf.ensure_shape(image, (*size, channels))
+
+
+def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) -> tf.Tensor:
+    """The view for evaluation: uint8 (*size, channels).
+
+    Resized, its proportions kept, until `keep` of the shorter side (0.875: 224 of 256) fills the
+    size; then the centre.
+    """
+    image = decode(encoded, channels)
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    scale = tf.maximum(size[0] / keep / height, size[1] / keep / width)
+    scaled = [tf.cast(tf.round(side * scale), tf.int32) for side in (height, width)]
+    scaled = [tf.maximum(side, least) for side, least in zip(scaled, size, strict=True)]
+    image = resize(image, tf.stack(scaled))
+    top, left = ((side - kept) // 2 for side, kept in zip(scaled, size, strict=True))
+    return tf.ensure_shape(image[top : top + size[0], left : left + size[1]], (*size, channels))
+
+
+def decode(encoded, channels: int) -> tf.Tensor:
+    """JPEG (grey and CMYK too), PNG, BMP or GIF's first frame -> uint8 (H, W, channels)."""
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=channels),
+        lambda: tf.io.decode_image(encoded, channels=channels, expand_animations=False),
+    )
+
+
+def inception_crop(encoded, seed, area_range: tuple[float, float], channels: int) -> tf.Tensor:
+    """A random window of the image; of a JPEG only that window is decoded."""
+
+    def window(shape):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            bounding_boxes=tf.zeros((0, 0, 4)),
+            seed=seed,
+            min_object_covered=0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=area_range,
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin[0], begin[1], extent[0], extent[1]
+
+    def jpeg():
+        top_left_size = tf.stack(window(tf.io.extract_jpeg_shape(encoded)))
+        return tf.io.decode_and_crop_jpeg(encoded, top_left_size, channels=channels)
+
+    def other():
+        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        top, left, height, width = window(tf.shape(image))
+        return image[top : top + height, left : left + width]
+
+    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def pad_and_crop(image, seed, pad: int) -> tf.Tensor:
+    """A random window of the image's own size, out of the image with `pad` zeros around it."""
+    shape = tf.shape(image)
+    image = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    top, left = tf.unstack(tf.random.stateless_uniform((2,), seed, 0, 2 * pad + 1, tf.int32))
+    return image[top : top + shape[0], left : left + shape[1]]
+
+
+def resize(image, size) -> tf.Tensor:
+    """uint8 -> uint8 of that size, bilinear, averaging over pixels where it shrinks."""
+    size = tf.convert_to_tensor(size, tf.int32)
+
+    def resized():
+        pixels = tf.image.resize(image, size, method="bilinear", antialias=True)
+        return tf.saturate_cast(tf.round(pixels), tf.uint8)
+
+    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
+    return tf.cond(same, lambda: image, resized)

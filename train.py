@@ -1,0 +1,182 @@
+"""Trains a Vision Transformer as a configuration says: config -> mesh -> data -> model -> loop.
+
+    python train.py --config=configs/vit_b16.py
+    python train.py --config=configs/digits.py --config.optimizer.weight_decay=0.05
+
+Started again with the same --workdir, a run goes on from its last checkpoint.
+"""
+
+import functools
+import logging
+
+import jax
+from absl import flags
+
+import command_line
+import input_pipeline
+from vit_jax import checkpoint, flops, metrics, models, optim, run_log, sharding, train_state
+from vit_jax.errors import UserError
+
+logger = logging.getLogger("vit_jax")
+
+CONFIG = command_line.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
+
+
+def train(config, workdir) -> dict[str, float]:
+    """Trains, or takes up, the run in `workdir`; returns its last evaluation.
+
+    Raises:
+        UserError: a configuration, dataset or folder that can't work; a run that diverged.
+    """
+    run_log.start_logging(workdir)
+    mesh = sharding.create_mesh(**config.mesh)
+    train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)
+
+    train_set, eval_set = open_splits(config.dataset)
+    config = resolved(config, train_set)
+    image_shape = input_pipeline.image_shape(config)
+
+    model = models.from_config(config)
+    model.check(image_shape[:2])
+    params = jax.eval_shape(lambda: train_state.init_params(model, image_shape, config.seed))
+    tx, learning_rate = optim.create(config, params, config.total_steps)
+
+    checkpoint.write_config(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
+    init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
+    state = checkpoints.restore_latest(shapes) or init()
+
+    batch_shapes = sharding.batch_shapes(config.batch_size, image_shape, mesh)
+    train_step = train_state.make_train_step(model, tx, learning_rate, config)
+    train_step = sharding.compile_step(train_step, shapes, batch_shapes)
+    eval_step = jax.jit(train_state.make_eval_step(model, config))
+    evaluate = functools.partial(evaluation, eval_step, eval_set, config, mesh)
+
+    describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
+    log = run_log.RunLog(workdir, int(state.step), config)
+    try:
+        batches = training_data(train_set, config, int(state.step), mesh)
+        state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
+    finally:
+        checkpoints.close()
+        log.close()
+    return log.last_evaluation or evaluate(state.eval_params)
+
+
+def loop(config, state, batches, train_step, evaluate, checkpoints, log):
+    """The steps from the state's to the last, with their evaluations and checkpoints."""
+
+    def due(step, every):
+        return step == config.total_steps or (every and step % every == 0)
+
+    for step in range(int(state.step) + 1, config.total_steps + 1):
+        state, values = train_step(state, next(batches))
+        log.record(step, values)
+        result = None
+        if due(step, config.eval_every_steps):
+            with log.pause():
+                result = evaluate(state.eval_params)
+            log.write_evaluation(step, result)
+        if due(step, config.checkpoint_every_steps):
+            with log.pause():
+                log.flush()  # raises where a number isn't finite, before it is saved
+                checkpoints.save(step, state, result)
+    return state
+
+
+def open_splits(dataset):
+    """The training and evaluation split; the second has the first one's classes."""
+    where = (dataset.name, dataset.data_dir)
+    train_set = input_pipeline.open_source(*where, dataset.train_split)
+    eval_set = input_pipeline.open_source(*where, dataset.eval_split, train_set.class_names)
+    return train_set, eval_set
+
+
+def resolved(config, train_set):
+    """The configuration with what follows from the dataset filled in."""
+    config = config.copy_and_resolve_references()
+    config.num_classes = train_set.num_classes
+    if config.total_steps is None:
+        if config.num_epochs is None:
+            raise UserError("Neither config.num_epochs nor config.total_steps is set")
+        config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
+    if config.total_steps < 1:
+        raise UserError(f"The run would have {config.total_steps} steps: set config.total_steps")
+    return config
+
+
+def training_data(train_set, config, first_step, mesh):
+    batches = input_pipeline.train_batches(
+        train_set,
+        config,
+        first_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return sharding.to_devices(batches, mesh)
+
+
+def evaluation(eval_step, eval_set, config, mesh, params) -> dict[str, float]:
+    batches = input_pipeline.eval_batches(
+        eval_set,
+        config,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
+
+
+def describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step) -> None:
+    """One screen on what is about to run."""
+    mebibytes = 1 / 2**20
+    memory = train_step.memory_analysis()
+    epochs = config.total_steps * config.batch_size / train_set.num_examples
+    tokens = f"{image_shape[0]}x{image_shape[1]}x{image_shape[2]}"
+    for line in (
+        f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"mesh {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
+        f"Training     {train_set.name}: {train_set.num_examples:,} examples, "
+        f"{train_set.num_classes} classes",
+        f"Evaluation   {eval_set.name}: {eval_set.num_examples:,} examples",
+        f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
+        f"{model.num_heads} heads, patch {model.patch_shape[0]}x{model.patch_shape[1]}, "
+        f"{config.dtype}",
+        f"Parameters   {flops.num_params(state.params):,}",
+        f"FLOPs        {flops.forward_flops(model, image_shape) / 1e9:,.3g} G an image of "
+        f"{tokens}, forward",
+        f"Memory       {flops.num_bytes_on_device(state) * mebibytes:,.1f} MiB of state and "
+        f"{memory.temp_size_in_bytes * mebibytes:,.1f} MiB of temporaries a device",
+        f"Run          {config.total_steps:,} steps of {config.batch_size} ({epochs:,.1f} epochs)"
+        f", {config.optimizer.name}, {config.schedule.name} from {config.schedule.base_lr:g}",
+    ):
+        logger.info(line)
+    if step := int(state.step):
+        logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
+
+
+def farewell(config, workdir, result) -> None:
+    """The result, where everything is, and what to try next."""
+    name = command_line.config_name()
+    logger.info(
+        f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
+        f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
+        f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
+        "\n\nWorth trying next:"
+        f"\n  python train.py --config={name} --config.seed=1 --workdir={workdir}_seed1"
+        f"\n  python train.py --config={name} --config.ema_decay=0.99 --workdir={workdir}_ema"
+        "\n  python train.py --config=configs/vit_b16.py:quick"
+        "\n  python train.py --config=configs/vit_s16.py --config.dataset.name=YOUR_FOLDER"
+        " --config.dataset.eval_split=val"
+    )
+
+
+def main():
+    workdir = WORKDIR.value or command_line.default_workdir()
+    result = train(CONFIG.value, workdir)
+    if jax.process_index() == 0:
+        farewell(CONFIG.value, workdir, result)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,217 @@
+"""Checkpoints of a run, through Orbax: save, resume, restore for other uses.
+
+    <workdir>/config.json             the run's configuration, every field resolved
+    <workdir>/checkpoints/<step>/     one folder a checkpoint, with the items `params`,
+                                      `opt_state`, `ema_params` (where on) and `metrics`
+"""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from vit_jax.errors import UserError
+from vit_jax.train_state import TrainState
+
+logger = logging.getLogger("vit_jax")
+
+# Fields that may differ when a run is taken up again: they change what is shown or stored, or
+# where it runs, but not which numbers come out.
+MAY_CHANGE = (
+    "checkpoint_every_steps",
+    "keep_every_steps",
+    "best_metric",
+    "log_every_steps",
+    "eval_every_steps",
+    "dataset.data_dir",
+    "mesh",
+)
+
+
+class Checkpoints:
+    """A run's checkpoints: the latest two, the best, and on request every n-th are kept.
+
+    Saving is asynchronous and atomic: a folder <step> exists only when complete.
+    """
+
+    def __init__(self, workdir, best_metric: str | None = None, keep_every_steps: int = 0):
+        """`best_metric`: an evaluation's name, best where largest; losses where smallest."""
+        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        # Two: the newest may turn out to be damaged.
+        policies = [checkpoint_managers.LatestN(2)]
+        options = {}
+        if keep_every_steps:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
+        if best_metric:
+            sign = -1.0 if best_metric.endswith("loss") else 1.0
+            options = dict(best_fn=lambda metrics: sign * metrics[best_metric], best_mode="max")
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=options["best_fn"], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                **options,
+            ),
+        )
+
+    def save(self, step: int, state: TrainState, metrics: dict | None = None) -> None:
+        """Starts saving; returns once the state is copied off the devices. A step is saved once."""
+        if step not in self.manager.all_steps():
+            items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore_latest(self, state: TrainState) -> TrainState | None:
+        """The newest checkpoint that can be read, placed as `state` says (shapes with shardings).
+
+        A damaged one is said and set aside, and the one before is taken. None where there is
+        no checkpoint at all.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        damaged = []
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                restored = self.restore(step, state)
+            except Exception as error:  # Orbax raises many kinds for damaged files
+                damaged.append(step)
+                reason = (str(error).splitlines() or [repr(error)])[0][:200]
+                logger.warning(f"Checkpoint {self.folder / str(step)} can't be read: {reason}")
+                continue
+            self.set_aside(damaged)
+            return restored
+        if damaged:
+            raise UserError(
+                f"None of the checkpoints in {self.folder} can be read (steps {damaged}): "
+                "start in another --workdir, or remove this one"
+            )
+        return None
+
+    def set_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way, so that their steps can be saved again."""
+        for step in steps:
+            target = self.folder.parent / "damaged_checkpoints" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+            logger.warning(f"Moved it to {target}")
+        if steps:
+            self.manager.reload()
+
+    def restore(self, step: int, state: TrainState) -> TrainState:
+        """The checkpoint of that step, placed as `state` says."""
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items_of(state).items()}
+        items = self.manager.restore(step, args=ocp.args.Composite(**args))
+        return TrainState(
+            step=jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding),
+            params=items["params"],
+            opt_state=items["opt_state"],
+            ema_params=items.get("ema_params"),
+        )
+
+    def close(self) -> None:
+        """Waits until what is being saved is saved."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def items_of(state: TrainState) -> dict:
+    """The parts of a state that are stored, each under its own name."""
+    items = {"params": state.params, "opt_state": state.opt_state}
+    return items if state.ema_params is None else items | {"ema_params": state.ema_params}
+
+
+def restore_params(workdir, step: int | None = None):
+    """A run's configuration and parameters (the average, where the run keeps one).
+
+    Needs neither the dataset nor the devices the run had: arrays come to the first device here.
+
+    Args:
+        workdir: the run's folder, local or on a bucket.
+        step: of the checkpoint; None: the latest.
+
+    Returns:
+        (config as a ConfigDict, the tree of parameters).
+
+    Raises:
+        UserError: no run, or no checkpoint of that step, in the folder.
+    """
+    config = read_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    folder = epath.Path(workdir).resolve() / "checkpoints"
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            wanted = "" if step is None else f" of step {step}"
+            raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
+        step = steps[-1] if step is None else step
+        item = "ema_params" if config.ema_decay else "params"
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            manager.item_metadata(step)[item].tree,
+        )
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(shapes)})
+        return config, manager.restore(step, args=args)[item]
+
+
+def read_config(workdir) -> ml_collections.ConfigDict | None:
+    """The configuration of the run in a folder; None where there is no run."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): start in another --workdir") from None
+
+
+def write_config(workdir, config: ml_collections.ConfigDict) -> None:
+    """Records a run's configuration, or checks it against the one recorded there.
+
+    Raises:
+        UserError: they differ in fields that change the run; each is listed, old and new.
+    """
+    recorded = read_config(workdir)
+    if recorded is not None:
+        old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
+        changes = [
+            f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+            for field in sorted(old.keys() | new.keys())
+            if old.get(field) != new.get(field) and not may_change(field)
+        ]
+        if changes:
+            raise UserError(
+                f"{workdir} holds a run with another configuration (there -> here): "
+                f"{'; '.join(changes)}. Take another --workdir, or the old values"
+            )
+    path = epath.Path(workdir) / "config.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(config.to_json_best_effort(indent=2) + "\n")
+    unfinished.rename(path)
+
+
+def may_change(field: str) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def flat(tree: dict, prefix: str = ""):
+    """Pairs (dotted name, value) of nested dicts."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

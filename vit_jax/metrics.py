@@ -1,0 +1,47 @@
+"""Evaluation numbers, as sums over examples so that batches of any size add up exactly."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def batch_sums(logits, labels, losses, mask) -> dict:
+    """Sums over one batch's real examples.
+
+    logits float (N, C); labels int (N,); losses (N,); mask bool (N,), False for padding.
+    Returns float32 scalars: loss, accuracy and accuracy_top5 as sums, and the count.
+    """
+    top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # (N, 5), best first
+    hits = top == labels[:, None]
+
+    def total(values):
+        return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
+
+    return {
+        "loss": total(losses),
+        "accuracy": total(hits[:, 0]),
+        "accuracy_top5": total(hits.any(axis=1)),
+        "count": total(jnp.ones(len(labels))),
+    }
+
+
+def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
+    """loss, accuracy and accuracy_top5 over all batches, each real example counted once.
+
+    eval_step: (params, batch) -> `batch_sums`. batches: on the devices, with a mask.
+    """
+    sums = []
+    for batch in batches:
+        sums.append(eval_step(params, batch))
+        jax.block_until_ready(sums[-3:][0])  # two batches ahead of the device, not more
+    return means(sums)
+
+
+def means(sums: list[dict]) -> dict[str, float]:
+    """The means over all examples of a list of `batch_sums`, fetched from the device at once."""
+    sums = jax.device_get(sums)
+    totals = {name: np.sum([s[name] for s in sums], dtype=np.float64) for name in sums[0]}
+    count = totals.pop("count")
+    return {name: float(total / count) for name, total in totals.items()}

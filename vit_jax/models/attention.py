@@ -1,0 +1,38 @@
+"""The attention function inside Flax's attention module."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def attend(
+    query,  # (N, Lq, H, D / H)
+    key,  # (N, Lk, H, D / H)
+    value,  # (N, Lk, H, D / H)
+    mask=None,  # broadcastable to (N, H, Lq, Lk)
+    dropout_rng=None,
+    dropout_rate=0.0,
+    broadcast_dropout=False,
+    deterministic=True,
+    dtype=None,
+    *,
+    impl: str | None = "xla",
+    weights: list | None = None,
+):
+    """`jax.nn.dot_product_attention`; where it can't serve, the plain computation.
+
+    It can't drop attention weights, nor hand them out: a list given as `weights` receives them
+    after softmax, float32 (N, H, Lq, Lk). The softmax is float32 either way.
+    """
+    if weights is None and (deterministic or dropout_rate == 0.0):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=impl)
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query * scale, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    probabilities = jax.nn.softmax(scores)
+    if weights is not None:
+        weights.append(probabilities)
+    drop = nn.Dropout(dropout_rate, deterministic=deterministic)
+    probabilities = drop(probabilities, rng=dropout_rng)
+    return jnp.einsum("nhqk,nkhd->nqhd", probabilities.astype(dtype or value.dtype), value)

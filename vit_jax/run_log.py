@@ -1,0 +1,204 @@
+"""What a run shows and writes down: console, train.log, metrics.jsonl, TensorBoard."""
+
+import contextlib
+import json
+import logging
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+from vit_jax.errors import UserError
+
+logger = logging.getLogger("vit_jax")
+
+
+class NonFiniteError(UserError):
+    """The loss, the gradient or the parameters stopped being finite numbers."""
+
+
+class RunLog:
+    """Keeps a run's numbers. Only the first process writes; the others count along.
+
+    Numbers stay on the device until they are due: `record` waits for the step two before,
+    never for the one just started.
+    """
+
+    def __init__(self, workdir, first_step: int, config):
+        """config: of the run; `total_steps`, `batch_size` and `log_every_steps` count here."""
+        self.workdir = pathlib.Path(workdir)
+        self.total_steps, self.batch_size = config.total_steps, config.batch_size
+        self.every = max(config.log_every_steps, 1)
+        self.last_evaluation = None
+        self.writes = jax.process_index() == 0
+        self.unchecked = []  # (step, metrics on the device) since the last look
+        self.clock = Stopwatch(first_step)
+        if self.writes:
+            self.drop_rows_after(first_step)
+            self.rows = open(self.workdir / "metrics.jsonl", "a", buffering=1)
+            self.curves = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+        self.bar = tqdm.tqdm(
+            total=self.total_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (self.writes and sys.stderr.isatty()),
+        )
+
+    def drop_rows_after(self, step: int) -> None:
+        """Forgets the rows that a run taken up again at `step` will write once more."""
+        path = self.workdir / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the run was killed in the middle of the line
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(kept))
+        unfinished.rename(path)
+
+    def record(self, step: int, metrics: dict) -> None:
+        """Takes in a step's metrics; writes them down where the step is due."""
+        self.bar.update(1)
+        self.unchecked.append((step, metrics))
+        if len(self.unchecked) > 2:  # keeps the host from running far ahead of the device
+            jax.block_until_ready(self.unchecked[-3][1])
+        if step % self.every == 0 or step == self.total_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetches what is still on the device: checks all of it, writes down what is due.
+
+        Raises:
+            NonFiniteError: naming the first step whose numbers aren't finite.
+        """
+        steps, self.unchecked = jax.device_get(self.unchecked), []
+        for step, metrics in steps:
+            if not all(np.isfinite(value) for value in metrics.values()):
+                raise NonFiniteError(
+                    f"Step {step}: {describe(metrics)}. The run has diverged: lower "
+                    "config.schedule.base_lr, lengthen warmup_steps, or set grad_clip_norm. "
+                    "Nothing was saved after the last checkpoint"
+                )
+        if steps and (steps[-1][0] % self.every == 0 or steps[-1][0] == self.total_steps):
+            self.write_step(*steps[-1])
+
+    def write_step(self, step: int, metrics: dict) -> None:
+        rate = self.clock.steps_per_second(step) * self.batch_size
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.write(step, "train", metrics | {"images_per_second": rate})
+        left = (self.total_steps - step) * self.batch_size / rate if rate else 0
+        logger.info(
+            f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
+            f"accuracy {metrics['accuracy']:.3f}  lr {metrics['learning_rate']:.2e}  "
+            f"{rate / jax.device_count():,.0f} images/s/device  left {duration(left)}"
+        )
+
+    def write_evaluation(self, step: int, values: dict[str, float]) -> None:
+        self.last_evaluation = values
+        self.write(step, "val", values)
+        logger.info(f"step {step}/{self.total_steps}  evaluation: {evaluation(values)}")
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Keeps what happens inside out of images per second."""
+        start = time.perf_counter()
+        yield
+        self.clock.paused += time.perf_counter() - start
+
+    def write(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Adds a row to metrics.jsonl and points to the curves, names prefixed `group/`."""
+        if not self.writes:
+            return
+        values = {f"{group}/{name}": value for name, value in values.items()}
+        self.rows.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.curves.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.writes:
+            self.rows.close()
+            self.curves.close()
+
+
+class ConsoleHandler(logging.Handler):
+    """Lines on standard output, above the progress bar where there is one."""
+
+    def emit(self, record):
+        tqdm.tqdm.write(self.format(record), file=sys.stdout)
+
+
+def start_logging(workdir) -> None:
+    """Sends the lines of the logger "vit_jax" to the console and to <workdir>/train.log.
+
+    Raises:
+        UserError: the folder can't be written to.
+    """
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if jax.process_index() != 0:
+        logger.addHandler(logging.NullHandler())
+        return
+    console = ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(console)
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
+    except OSError as error:
+        raise UserError(
+            f"The run's folder {workdir} can't be written ({error.strerror}): "
+            "name another with --workdir"
+        ) from None
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+
+
+class Stopwatch:
+    """Steps per second since the last reading, without the pauses."""
+
+    def __init__(self, step: int):
+        self.step, self.start, self.paused = step, time.perf_counter(), 0.0
+
+    def steps_per_second(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self.step) / max(now - self.start - self.paused, 1e-9)
+        self.step, self.start, self.paused = step, now, 0.0
+        return rate
+
+
+def evaluation(values: dict[str, float]) -> str:
+    """An evaluation as a line of text."""
+    return (
+        f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%}, "
+        f"top-5 {values['accuracy_top5']:.2%}"
+    )
+
+
+def describe(metrics: dict) -> str:
+    return ", ".join(f"{name} {float(value):g}" for name, value in metrics.items())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45s, 12m05s, 3h20m, 2d04h."""
+    seconds = round(seconds)
+    for size, unit, below, below_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // below:02d}{below_unit}"
+    return f"{seconds}s"

@@ -1,0 +1,151 @@
+"""A run's state, and the two steps: train and evaluate."""
+
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import augment, losses, metrics, sharding
+from vit_jax.errors import UserError
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step.
+
+    step int32 (); params, ema_params: the model's tree (ema_params None where EMA is off).
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    ema_params: dict | None
+
+    @property
+    def eval_params(self) -> dict:
+        """What is evaluated and published: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def init_params(model, image_shape: tuple[int, int, int], seed: int) -> dict:
+    """The model's parameters at the start of a run; a function of the seed alone."""
+    images = jnp.zeros((1, *image_shape))
+    return model.init(jax.random.key(seed), images, train=False)["params"]
+
+
+def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
+    """How a run's state begins: (() -> TrainState, its shapes with their shardings).
+
+    The state is made in place on the mesh: no device ever holds more than its part. The shapes
+    are what a checkpoint is restored to.
+    """
+
+    def init():
+        params = init_params(model, image_shape, config.seed)
+        # The average starts as a copy: the train step is given both to overwrite.
+        ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema_params)
+
+    shapes = jax.eval_shape(init)
+    placement = sharding.state_sharding(shapes, mesh)
+    shapes = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        placement,
+    )
+    return jax.jit(init, out_shardings=placement), shapes
+
+
+def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
+    """(state, batch) -> (state, metrics): one update, a pure function for `jax.jit`.
+
+    batch: images uint8 (N, H, W, C), labels int32 (N,). Every random choice is drawn from a key
+    made of (config.seed, state.step). Metrics are float32 scalars on the device: the loss before
+    the update, accuracy, learning_rate, and the norms of gradient and updated parameters.
+    """
+    loss_fn = losses.by_name(config.loss)
+
+    def loss_and_hits(params, images, labels, targets, key):
+        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        hits = jnp.argmax(logits, axis=-1) == labels
+        return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
+
+    def train_step(state: TrainState, batch: dict):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
+        labels = batch["labels"]
+        targets = augment.soft_labels(labels, model.num_classes, config.augment.label_smoothing)
+        (loss, accuracy), grads = accumulate(
+            jax.value_and_grad(loss_and_hits, has_aux=True),
+            state.params,
+            (images, labels, targets),
+            key,
+            config.accum_steps,
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - config.ema_decay)
+        values = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": learning_rate(state.step),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema_params), values
+
+    return train_step
+
+
+def accumulate(grad_fn: Callable, params, batch: tuple, key, accum_steps: int):
+    """The mean of `grad_fn(params, *part, key)` over `accum_steps` equal parts of the batch.
+
+    One part is in memory at a time. Part i takes every accum_steps-th example, so that each
+    device's share of a part lies on that device already.
+    """
+    if accum_steps == 1:
+        return grad_fn(params, *batch, key)
+
+    def split(x):  # (N, ...) -> (accum_steps, N / accum_steps, ...)
+        return x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        part, key = part
+        return jax.tree.map(jnp.add, total, grad_fn(params, *part, key)), None
+
+    parts = (jax.tree.map(split, batch), jax.random.split(key, accum_steps))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(grad_fn, params, *jax.tree.map(lambda leaf: leaf[0], parts[0]), key),
+    )
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda leaf: leaf / accum_steps, total)
+
+
+def make_eval_step(model, config) -> Callable:
+    """(params, batch) -> `metrics.batch_sums`; batch: images, labels and mask bool (N,)."""
+    loss_fn = losses.by_name(config.loss)
+
+    def eval_step(params, batch):
+        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
+        logits = model.apply({"params": params}, images, train=False)
+        example_losses = loss_fn(logits, augment.soft_labels(batch["labels"], model.num_classes))
+        return metrics.batch_sums(logits, batch["labels"], example_losses, batch["mask"])
+
+    return eval_step
+
+
+def check_batch_size(batch_size: int, accum_steps: int, mesh) -> None:
+    """Raises UserError where a batch can't be shared out evenly."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if accum_steps < 1 or batch_size < 1 or batch_size % (shards * accum_steps):
+        unit = shards * max(accum_steps, 1)
+        near = max(round(batch_size / unit), 1) * unit
+        raise UserError(
+            f"config.batch_size {batch_size} is not divisible by {shards} devices x "
+            f"{accum_steps} accumulation steps: take {near}, or change accum_steps"
+        )

@@ -1,8 +1,8 @@
 """Checkpoints of a run, through Orbax: save, resume, restore for other uses.
 
-    <workdir>/config.json             the run's configuration, every field resolved
-    <workdir>/checkpoints/<step>/     one folder a checkpoint, with the items `params`,
-                                      `opt_state`, `ema_params` (where on) and `metrics`
+<workdir>/config.json             the run's configuration, every field resolved
+<workdir>/checkpoints/<step>/     one folder a checkpoint, with the items `params`,
+                                  `opt_state`, `ema_params` (where on) and `metrics`
 """
 
 import json

@@ -44,9 +44,7 @@ def create_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) ->
             f"config.mesh data={data}, fsdp={fsdp}, tensor={tensor} doesn't fit the "
             f"{len(devices)} devices here: the product must be {len(devices)}, one axis may be -1"
         )
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
-    )
+    return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -101,11 +99,13 @@ def batch_shapes(batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh)
 
 
 def compile_step(train_step, state, batch):
-    """`train_step` compiled for these shapes; the state's memory is taken over by the next state."""
+    """`train_step` compiled for these shapes; the next state takes over the memory of the last."""
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, None)).lower(
-        state, batch
-    ).compile()
+    return (
+        jax.jit(train_step, donate_argnums=0, out_shardings=(where, None))
+        .lower(state, batch)
+        .compile()
+    )
 
 
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = 2) -> Iterator[dict]:

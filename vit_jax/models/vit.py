@@ -92,9 +92,9 @@ class EncoderBlock(nn.Module):
             return drop_path(dropout(y, self.dropout_rate, keys[1]), drop_path_rate, keys[2])
 
         def mlp(y):  # (N, L, D)
-            y = MlpBlock(
-                self.mlp_dim, self.gelu, self.dropout_rate, self.dtype, name="MlpBlock_0"
-            )(y, keys[3])
+            y = MlpBlock(self.mlp_dim, self.gelu, self.dropout_rate, self.dtype, name="MlpBlock_0")(
+                y, keys[3]
+            )
             return drop_path(dropout(y, self.dropout_rate, keys[4]), drop_path_rate, keys[5])
 
         if self.norm == "pre":

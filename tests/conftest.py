@@ -1,0 +1,52 @@
+"""Eight virtual CPU devices, and what several test files need."""
+
+import os
+
+# Before JAX starts.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from vit_jax import models, sharding
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+TINY = dict(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64)
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """A mesh over a single device."""
+    return sharding.create_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def tiny_config():
+    """A configuration small enough to compile in a second or two; two classes of freedom left."""
+    config = common.get_config()
+    config.update(batch_size=8, total_steps=24, image_size=32, dtype="float32", num_classes=10)
+    config.model.update(variant="Ti/16", **TINY)
+    config.schedule.warmup_steps = 4
+    config.mesh.data = 1
+    return config
+
+
+def tiny_model(**fields):
+    """A two-layer model for 32-pixel images."""
+    return models.create("Ti/16", **{"num_classes": 10, **TINY, **fields})
+
+
+def randomized(params, seed: int = 0):
+    """The same tree with every leaf drawn at random: zeros would hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32), params
+    )

@@ -6,6 +6,7 @@ which process this is, and of how many, are arguments.
 """
 
 import os
+import re
 from collections.abc import Iterator
 
 # Before TensorFlow is imported: no start-up notes, and kernels that compute the same everywhere.
@@ -182,14 +183,16 @@ def explanation(error, source: Source, channels: int, examples) -> str:
             try:
                 preprocess.decode(encoded, channels)
             except tf.errors.OpError as culprit:
-                return f"{source.describe(int(index))} can't be decoded: {first_line(culprit)}"
+                return f"{source.describe(int(index))} can't be decoded: {reason(culprit)}"
     except tf.errors.OpError:
         pass  # it can't even be read: the first error says so
-    return f"Reading {source.name} failed: {first_line(error)}"
+    return f"Reading {source.name} failed: {reason(error)}"
 
 
-def first_line(error: tf.errors.OpError) -> str:
-    return error.message.splitlines()[0][:200]
+def reason(error: tf.errors.OpError) -> str:
+    """TensorFlow's message without the operations it went through."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.split("\n")[0])
+    return re.sub(r"Error in user-defined function .* transformation.*?: ", "", text).strip()
 
 
 def padded(batch: dict, size: int) -> dict:

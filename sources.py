@@ -74,10 +74,10 @@ class RecordFiles(Source):
         permutation = tf.random.experimental.stateless_shuffle(
             tf.range(len(paths)), seed=tf.stack([seed, epoch])
         )
+        columns = (paths, starts, skips, takes)
         files = tf.data.Dataset.from_tensor_slices(
-            [tf.gather(column, permutation) for column in (paths, starts, skips, takes)]
+            tuple(tf.gather(column, permutation) for column in columns)
         )
-        files = files.map(lambda *columns: columns)
         records = files.interleave(
             read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
@@ -139,17 +139,16 @@ def is_prepared(folder: pathlib.Path) -> bool:
 
 
 def open_digits(split: str) -> RandomAccess:
-    """scikit-learn's 1,797 handwritten digits, 8x8 and grey; every fifth is for testing."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 and grey; of each class every fifth is for testing."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
-    testing = np.arange(len(pixels)) % 5 == 4
-    rows = select(
-        split,
-        {"train": np.flatnonzero(~testing), "test": np.flatnonzero(testing)},
-        "the embedded digits",
-    )
+    testing = np.zeros(len(pixels), bool)
+    for digit in range(10):
+        testing[np.flatnonzero(digits.target == digit)[4::5]] = True
+    rows = {"train": np.flatnonzero(~testing), "test": np.flatnonzero(testing)}
+    rows = select(split, rows, "the embedded digits")
     images = tf.constant([tf.io.encode_png(image).numpy() for image in pixels[rows]])
     labels = tf.constant(digits.target[rows], tf.int64)
     return RandomAccess(

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pathlib
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -37,6 +38,18 @@ def tiny_config():
     config.schedule.warmup_steps = 4
     config.mesh.data = 1
     return config
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    datasets.make_image_folder(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tfds_folders(tmp_path_factory):
+    return datasets.make_tfds_folders(tmp_path_factory.mktemp("tfds"))
 
 
 def tiny_model(**fields):

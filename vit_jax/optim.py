@@ -126,12 +126,19 @@ def scale_by_path(params, multipliers, layer_decay):
         return scale * layer_factor(name, leaf, depth, layer_decay) if layer_decay else scale
 
     factors = jax.tree.map_with_path(factor, params)
-    return [optax.stateless(lambda updates, _: jax.tree.map(scaled, updates, factors))]
 
+    def masked(leaf):  # `freeze` takes the frozen leaves out of the updates
+        return isinstance(leaf, optax.MaskedNode)
 
-def scaled(update, factor):
-    # Under `freeze` the frozen leaves are masked out of the updates.
-    return update if isinstance(update, optax.MaskedNode) else update * factor
+    def scale(updates, _):
+        return jax.tree.map(
+            lambda update, factor: update if masked(update) else update * factor,
+            updates,
+            factors,
+            is_leaf=masked,
+        )
+
+    return [optax.stateless(scale)]
 
 
 def layer_factor(name, leaf, depth, layer_decay):

@@ -1,0 +1,62 @@
+"""Small datasets of every kind, made as the tests begin; the fixtures are in conftest.py."""
+
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+def picture(i: int, size=(40, 30)) -> np.ndarray:
+    """An image that tells its number: smooth, so that JPEG keeps it."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    return np.uint8(255 * np.stack([x, y, np.full_like(x, (i % 13) / 13)], axis=-1))
+
+
+def make_image_folder(root):
+    """JPEGs of different sizes, grey, CMYK, and PNGs with transparency and a palette."""
+    for split, count in (("train", 20), ("val", 13)):
+        for i in range(count):
+            folder = root / split / ("cat" if i % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(picture(i, (30 + 3 * i, 60 - 2 * i)))
+            kinds = [
+                ("jpg", image),
+                ("JPEG", image.convert("L")),
+                ("jpg", image.convert("CMYK")),
+                ("png", image.convert("RGBA")),
+                ("png", image.convert("P")),
+            ]
+            suffix, image = kinds[i % len(kinds)]
+            image.save(folder / f"{i:02d}.{suffix}")
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    """Small pictures in three classes, prepared as any TFDS dataset is."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = pathlib.Path(__file__).parent
+
+    def _info(self):
+        names = tfds.features.ClassLabel(names=["a", "b", "c"])
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": names})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples(53), "test": self._generate_examples(13)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield i, {"image": picture(i), "label": i % 3}
+
+
+def make_tfds_folders(root):
+    """Folders of `Pictures` prepared as TFRecord and as ArrayRecord, in five shards."""
+    folders = {}
+    for file_format in ("tfrecord", "array_record"):
+        builder = Pictures(data_dir=root / file_format, file_format=file_format)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(num_shards=5)
+        )
+        folders[file_format] = str(builder.data_dir)
+    return folders

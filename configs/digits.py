@@ -12,8 +12,8 @@ def get_config(arg=None):
     options = common.parse_arg(arg)
     config = common.get_config()
 
-    config.num_epochs = 60.0
-    config.batch_size = 128
+    config.num_epochs = 100.0
+    config.batch_size = 64
     config.image_size = 8
     config.dtype = "float32"
 
@@ -28,12 +28,11 @@ def get_config(arg=None):
     config.augment.label_smoothing = 0.1
 
     config.model.variant = "Ti/16"
-    config.model.update(patch_size=2, width=96, depth=4, num_heads=4, mlp_dim=192)
+    config.model.update(patch_size=4, width=128, depth=4, num_heads=4, mlp_dim=256, pool="gap")
 
-    config.schedule.base_lr = 2e-3
-    config.schedule.warmup_steps = 60
+    config.schedule.warmup_steps = 100
 
-    config.log_every_steps = 50
-    config.eval_every_steps = 200
-    config.checkpoint_every_steps = 200
+    config.log_every_steps = 100
+    config.eval_every_steps = 500
+    config.checkpoint_every_steps = 500
     return common.quick(config) if options.quick else config

@@ -151,14 +151,17 @@ def restore_params(workdir, step: int | None = None):
     if config is None:
         raise UserError(f"{workdir} is not a run's folder: it has no config.json")
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    item = "ema_params" if config.ema_decay else "params"
+    with ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_handlers={item: ocp.StandardCheckpointHandler()},
+    ) as manager:
         steps = sorted(manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "" if step is None else f" of step {step}"
             raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
         step = steps[-1] if step is None else step
-        item = "ema_params" if config.ema_decay else "params"
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
@@ -201,7 +204,7 @@ def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     path = epath.Path(workdir) / "config.json"
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(config.to_json_best_effort(indent=2) + "\n")
-    unfinished.rename(path)
+    unfinished.replace(path)
 
 
 def may_change(field: str) -> bool:

@@ -1,0 +1,151 @@
+import json
+import logging
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+from vit_jax import checkpoint, optim, train_state
+from vit_jax.errors import UserError
+
+IMAGE = (32, 32, 3)
+
+
+@pytest.fixture
+def state_and_shapes(tiny_config, one_device):
+    tiny_config.ema_decay = 0.9
+    model = tiny_model()
+    tx, _ = optim.create(tiny_config, train_state.init_params(model, IMAGE, 0), 10)
+    init, shapes = train_state.initializer(model, tx, IMAGE, tiny_config, one_device)
+    return init(), shapes
+
+
+def at(state, step):
+    """The state with every float marked by the step."""
+    marked = jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), state)
+    return marked.replace(step=jnp.asarray(step, jnp.int32))
+
+
+def steps_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def save(workdir, state, steps, metrics=None, **kwargs):
+    checkpoints = checkpoint.Checkpoints(workdir, **kwargs)
+    for step in steps:
+        values = None if metrics is None or step not in metrics else metrics[step]
+        checkpoints.save(step, at(state, step), values)
+    checkpoints.close()
+
+
+def test_restores_every_bit(tmp_path, state_and_shapes):
+    state, shapes = state_and_shapes
+    save(tmp_path, state, [3, 7])
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    restored = checkpoints.restore_latest(shapes)
+    checkpoints.close()
+    expected = at(state, 7)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [
+        leaf.dtype for leaf in jax.tree.leaves(expected)
+    ]
+
+
+def test_keeps_the_latest_the_best_and_every_nth(tmp_path, state_and_shapes):
+    state, _ = state_and_shapes
+    accuracies = {1: 0.1, 2: 0.2, 3: 0.9, 4: 0.3, 6: 0.8, 7: 0.1, 8: 0.1}
+    metrics = {step: {"accuracy": value, "loss": value} for step, value in accuracies.items()}
+    save(tmp_path / "best", state, range(1, 9), metrics, best_metric="accuracy")
+    assert steps_in(tmp_path / "best") == [3, 7, 8]
+    save(tmp_path / "loss", state, range(1, 9), metrics, best_metric="loss")
+    assert steps_in(tmp_path / "loss")[-2:] == [7, 8]
+    assert set(steps_in(tmp_path / "loss")) - {7, 8} <= {1}  # 0.1, and so have 7 and 8
+    save(tmp_path / "nth", state, range(1, 9), keep_every_steps=3)
+    assert steps_in(tmp_path / "nth") == [3, 6, 7, 8]
+
+
+def damage(folder: pathlib.Path, how: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if how == "truncated":
+        for path in files:
+            if path.parent.name == "d":
+                os.truncate(path, path.stat().st_size // 2)
+    elif how == "emptied":
+        for path in files:
+            os.truncate(path, 0)
+    else:
+        for path in files:
+            if "params" in path.parts:
+                path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "without its parameters"])
+def test_a_damaged_checkpoint_gives_way(tmp_path, state_and_shapes, caplog, how):
+    """The one before is taken, it is said, and the damaged step can be saved again."""
+    state, shapes = state_and_shapes
+    save(tmp_path, state, [3, 7])
+    damage(tmp_path / "checkpoints" / "7", how)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    logging.getLogger("vit_jax").propagate = True
+    with caplog.at_level(logging.WARNING, logger="vit_jax"):
+        restored = checkpoints.restore_latest(shapes)
+    assert int(restored.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, restored, at(state, 3))
+    assert "7 can't be read" in caplog.text
+    assert (tmp_path / "damaged_checkpoints" / "7").exists()
+    checkpoints.save(7, at(state, 7))
+    checkpoints.close()
+    again = checkpoint.Checkpoints(tmp_path)
+    assert int(again.restore_latest(shapes).step) == 7
+    again.close()
+
+
+def test_when_every_checkpoint_is_damaged(tmp_path, state_and_shapes):
+    state, shapes = state_and_shapes
+    save(tmp_path, state, [3, 7])
+    for step in ("3", "7"):
+        damage(tmp_path / "checkpoints" / step, "emptied")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="None of the checkpoints .*steps .7, 3.. can be read|None"):
+        checkpoints.restore_latest(shapes)
+    checkpoints.close()
+    assert steps_in(tmp_path) == [3, 7]
+
+
+def test_no_checkpoint_yet(tmp_path, state_and_shapes):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.restore_latest(state_and_shapes[1]) is None
+    checkpoints.close()
+
+
+def test_restore_params_needs_the_folder_alone(tmp_path, state_and_shapes, tiny_config):
+    state, _ = state_and_shapes
+    checkpoint.write_config(tmp_path, tiny_config)
+    save(tmp_path, state, [3, 7])
+    config, params = checkpoint.restore_params(tmp_path)
+    assert config.model.width == 32
+    jax.tree.map(np.testing.assert_array_equal, params, at(state, 7).ema_params)
+    _, params = checkpoint.restore_params(tmp_path, step=3)
+    jax.tree.map(np.testing.assert_array_equal, params, at(state, 3).ema_params)
+    with pytest.raises(UserError, match=r"No checkpoint of step 5 .* there are \[3, 7\]"):
+        checkpoint.restore_params(tmp_path, step=5)
+    with pytest.raises(UserError, match="is not a run's folder"):
+        checkpoint.restore_params(tmp_path / "elsewhere")
+
+
+def test_another_configuration_is_refused_by_field(tmp_path, tiny_config):
+    checkpoint.write_config(tmp_path, tiny_config)
+    checkpoint.write_config(tmp_path, tiny_config)  # the same is fine
+    tiny_config.update(log_every_steps=3, checkpoint_every_steps=4)
+    tiny_config.mesh.fsdp = 2
+    checkpoint.write_config(tmp_path, tiny_config)  # so is what doesn't change the numbers
+    assert json.loads((tmp_path / "config.json").read_text())["log_every_steps"] == 3
+    tiny_config.seed = 5
+    tiny_config.optimizer.b1 = 0.8
+    with pytest.raises(UserError, match=r"optimizer.b1: 0.9 -> 0.8; seed: 0 -> 5"):
+        checkpoint.write_config(tmp_path, tiny_config)

@@ -1,0 +1,213 @@
+"""The train and eval steps: losses, accumulation, EMA, meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import randomized, tiny_model
+
+from vit_jax import augment, losses, metrics, optim, sharding, train_state
+from vit_jax.errors import UserError
+
+IMAGE = (32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "images": rng.integers(0, 256, (16, *IMAGE), np.uint8),
+            "labels": rng.integers(0, 10, 16).astype(np.int32),
+        }
+        for _ in range(3)
+    ]
+
+
+def run(config, batches, mesh, **fields):
+    """The losses and the final state of a few steps on a mesh."""
+    model = tiny_model(**fields)
+    params = jax.eval_shape(lambda: train_state.init_params(model, IMAGE, config.seed))
+    tx, learning_rate = optim.create(config, params, config.total_steps)
+    init, shapes = train_state.initializer(model, tx, IMAGE, config, mesh)
+    step = train_state.make_train_step(model, tx, learning_rate, config)
+    step = sharding.compile_step(step, shapes, sharding.batch_shapes(16, IMAGE, mesh))
+    state, values = init(), []
+    for batch in sharding.to_devices(batches, mesh):
+        state, metrics = step(state, batch)
+        values.append(float(metrics["loss"]))
+    return values, jax.device_get(state)
+
+
+@pytest.fixture
+def config(tiny_config):
+    """A rate that moves the parameters, and everything random switched on by `DROP`."""
+    tiny_config.update(batch_size=16, ema_decay=0.9)
+    tiny_config.schedule.update(base_lr=3e-3, warmup_steps=0)
+    tiny_config.augment.label_smoothing = 0.1
+    return tiny_config
+
+
+DROP = dict(dropout_rate=0.1, attention_dropout_rate=0.1, stochastic_depth_rate=0.2)
+
+
+def assert_close(state, other, rtol=1e-4, atol=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=rtol, atol=atol
+        ),
+        (state.params, state.ema_params),
+        (other.params, other.ema_params),
+    )
+
+
+def test_the_same_run_twice_has_the_same_bits(config, batches, one_device):
+    values, state = run(config, batches, one_device, **DROP)
+    again, other = run(config, batches, one_device, **DROP)
+    assert values == again
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+@pytest.mark.parametrize(
+    ("axes", "accum_steps", "fields"),
+    [
+        (dict(data=8), 1, DROP),
+        (dict(data=2), 2, DROP),
+        (dict(data=2, fsdp=2, tensor=2), 1, {}),
+        (dict(fsdp=8), 1, {"scan": True}),
+    ],
+)
+def test_every_mesh_gives_the_numbers_of_one_device(
+    config, batches, one_device, axes, accum_steps, fields
+):
+    config.accum_steps = accum_steps
+    config.optimizer.update(name="sgd", momentum_dtype="float32")  # Adam's signs blow up rounding
+    config.schedule.base_lr = 0.1
+    size = int(np.prod(list(axes.values())))
+    mesh = sharding.create_mesh(**{"data": 1, **axes}, devices=jax.devices()[:size])
+    values, state = run(config, batches, mesh, **fields)
+    expected, reference = run(config, batches, one_device, **fields)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert_close(state, reference)
+
+
+def test_accumulation_is_the_whole_batch(config, batches, one_device):
+    config.optimizer.update(name="sgd", momentum_dtype="float32")
+    expected, whole = run(config, batches, one_device)
+    config.accum_steps = 4
+    values, parts = run(config, batches, one_device)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert_close(parts, whole)
+
+
+def test_dropout_differs_from_step_to_step(config, batches, one_device, monkeypatch):
+    """Nothing is learned here, so that only the masks can move the loss of one batch."""
+    config.schedule.base_lr = 0.0
+    start = randomized(train_state.init_params(tiny_model(), IMAGE, 0))
+    monkeypatch.setattr(train_state, "init_params", lambda *_: start)
+    values, _ = run(config, [batches[0]] * 3, one_device, **DROP)
+    assert len(set(values)) == 3
+
+
+def test_ema_follows_the_parameters(config, batches, one_device):
+    _, state = run(config, batches[:1], one_device)
+    start = train_state.init_params(tiny_model(), IMAGE, config.seed)
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected)
+    assert state.eval_params is state.ema_params
+
+
+def test_fsdp_and_tensor_split_the_state(config):
+    mesh = sharding.create_mesh(data=1, fsdp=2, tensor=4)
+    model = tiny_model()
+    tx, _ = optim.create(config, train_state.init_params(model, IMAGE, 0), 10)
+    init, _ = train_state.initializer(model, tx, IMAGE, config, mesh)
+    state = init()
+    block = state.params["Transformer"]["encoderblock_0"]
+    attention = block["MultiHeadDotProductAttention_0"]
+    for kernel, shard in (
+        (attention["query"]["kernel"], (16, 1, 8)),
+        (attention["out"]["kernel"], (1, 8, 16)),
+        (block["MlpBlock_0"]["Dense_0"]["kernel"], (16, 16)),
+        (block["MlpBlock_0"]["Dense_1"]["kernel"], (16, 16)),
+        (state.params["head"]["kernel"], (16, 10)),
+        (state.params["cls"], (1, 1, 16)),
+    ):
+        assert kernel.sharding.shard_shape(kernel.shape) == shard
+    moments = optax.tree.get(state.opt_state, "mu")["Transformer"]["encoderblock_0"]["MlpBlock_0"]
+    kernel = moments["Dense_0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
+
+
+def test_evaluation_of_padded_batches(config, one_device):
+    """13 examples in batches of 8 with padding, as one by one."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (13, *IMAGE), np.uint8)
+    labels = rng.integers(0, 10, 13).astype(np.int32)
+    model = tiny_model()
+    params = train_state.init_params(model, IMAGE, 0)
+    params["head"]["kernel"] = jnp.asarray(rng.normal(size=(32, 10)), jnp.float32)
+    step = jax.jit(train_state.make_eval_step(model, config))
+
+    def evaluate(size):
+        batches = []
+        for start in range(0, 13, size):
+            part = slice(start, start + size)
+            missing = size - len(images[part])
+            batches.append(
+                {
+                    "images": np.pad(images[part], ((0, missing), (0, 0), (0, 0), (0, 0))),
+                    "labels": np.pad(labels[part], (0, missing)),
+                    "mask": np.arange(size) < size - missing,
+                }
+            )
+        return metrics.evaluate(step, params, sharding.to_devices(batches, one_device))
+
+    eight, one = evaluate(8), evaluate(1)
+    assert eight["accuracy"] == one["accuracy"]
+    assert eight["accuracy_top5"] == one["accuracy_top5"]
+    assert eight["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+    logits = np.asarray(model.apply({"params": params}, images / 127.5 - 1))
+    ranks = (logits > np.take_along_axis(logits, labels[:, None], 1)).sum(1)
+    assert eight["accuracy"] == pytest.approx((ranks == 0).mean())
+    assert eight["accuracy_top5"] == pytest.approx((ranks < 5).mean())
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits))
+    expected = -np.take_along_axis(log_probabilities, labels[:, None], 1).mean()
+    assert eight["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_against_their_formulas():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(4, 7)).astype(np.float32), np.array([0, 6, 2, 2])
+    targets = np.asarray(augment.soft_labels(labels, 7, 0.2))
+    np.testing.assert_allclose(targets.sum(1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(targets[0], [0.8 + 0.2 / 7] + [0.2 / 7] * 6, rtol=1e-6)
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        losses.by_name("softmax")(logits, targets), -(targets * np.log(softmax)).sum(1), rtol=1e-5
+    )
+    p = 1 / (1 + np.exp(-logits))
+    binary = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(1)
+    np.testing.assert_allclose(losses.by_name("sigmoid")(logits, targets), binary, rtol=1e-5)
+
+
+def test_normalisation():
+    images = np.array([0, 255, 51], np.uint8).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(augment.normalize(images).ravel(), [-1, 1, -0.6], atol=1e-6)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    out = augment.normalize(images, mean, std).ravel()
+    np.testing.assert_allclose(out, (np.array([0, 1, 0.2]) - mean) / std, rtol=1e-5)
+
+
+def test_mistakes_are_named(config, one_device):
+    with pytest.raises(UserError, match="config.loss is 'mse'; it can be 'softmax', 'sigmoid'"):
+        losses.by_name("mse")
+    mesh = sharding.create_mesh()
+    with pytest.raises(UserError, match="batch_size 12 is not divisible by 8 devices.*take 16"):
+        train_state.check_batch_size(12, 1, mesh)
+    with pytest.raises(UserError, match="batch_size 8 .* 1 devices x 3 accumulation steps"):
+        train_state.check_batch_size(8, 3, one_device)
+    with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 doesn't fit the 8 devices"):
+        sharding.create_mesh(data=3)

@@ -1,7 +1,6 @@
 """What the scripts share: flags with their configuration file, and users' mistakes in one line."""
 
 import logging
-import os
 import pathlib
 import re
 import sys
@@ -14,6 +13,7 @@ from ml_collections import config_flags
 from vit_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
+HERE = pathlib.Path(__file__).resolve().parent
 
 
 def define_config():
@@ -28,9 +28,12 @@ def run(main: Callable) -> None:
     app.run(lambda argv: guarded(main), flags_parser=parse)
 
 
-def config_name() -> str:
+def config_name() -> str | None:
     """What was given as --config: FILE[:ARG]."""
-    return flags.FLAGS["config"].config_filename
+    try:
+        return flags.FLAGS["config"].config_filename
+    except config_flags.UnparsedFlagError:
+        return None
 
 
 def default_workdir() -> str:
@@ -41,25 +44,49 @@ def default_workdir() -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    # Presets import `configs`; wherever the command runs, it is the one beside this file.
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    # Presets import `configs`: the one beside this file, wherever the command runs.
+    sys.path.insert(0, str(HERE))
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # an override of a field that isn't there
-        message = " ".join(str(error.args[0]).strip("\"'").split()).replace("\\n", " ")
-        stop(f"Unknown configuration field {message}")
+        stop(unknown_field(str(error.args[0])))
     except flags.Error as error:
-        # Errors in a preset come with the traceback of ml_collections; the last line tells.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        last = lines[-1].removeprefix("ValueError: ")
-        stop(f"{lines[0].split(': ')[0]}: {last}" if len(lines) > 1 else last)
+        stop(first_and_last(str(error)))
+    except OSError:  # the preset can't be read, and a field of it is overridden
+        stop(missing_preset(argv))
     if len(rest) > 1:
         stop(f"Unknown argument {rest[1]!r}: flags begin with --")
+    if config_name() is None or not pathlib.Path(config_name().partition(":")[0]).exists():
+        stop(missing_preset(argv))
     return rest
 
 
+def unknown_field(text: str) -> str:
+    """ml_collections' words for a field that isn't there, as a sentence."""
+    name = re.search(r"\w+", text)
+    near = re.search(r'mean "(\w+)"', text)
+    hint = f": did you mean {near[1]!r}?" if near else "; configs/common.py lists them"
+    return f"Unknown configuration field {name[0]!r}{hint}"
+
+
+def first_and_last(text: str) -> str:
+    """An error in a preset comes with its traceback: the flag it began with, and the message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) == 1:
+        return lines[0]
+    return f"{lines[0].partition(': ')[0]}: {lines[-1].removeprefix('ValueError: ')}"
+
+
+def missing_preset(argv: list[str]) -> str:
+    given = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+    presets = sorted(path.name for path in (HERE / "configs").glob("*.py"))
+    presets = [name for name in presets if name not in ("__init__.py", "common.py")]
+    found = f"There is no {given[0].partition(':')[0]}" if given else "--config=FILE is missing"
+    return f"{found}; configs/ has {', '.join(presets)}"
+
+
 def guarded(main: Callable) -> None:
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of each thing it does
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells of each thing it does
     try:
         main()
     except UserError as error:
@@ -69,5 +96,9 @@ def guarded(main: Callable) -> None:
 
 
 def stop(message: str) -> None:
-    logging.getLogger("vit_jax").error(message)
+    logger = logging.getLogger("vit_jax")
+    if logger.handlers:
+        logger.error(message)
+    else:  # the run's log isn't open yet
+        print(message, file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

@@ -1,4 +1,4 @@
-"""Dataset -> batches of uint8 images and integer labels, in an order that is a function of the seed.
+"""Dataset -> batches of uint8 images and integer labels, in an order that the seed decides.
 
 The examples of step N depend on (seed, N) alone and every random choice on an example on
 (seed, epoch, index), so a run can begin at any step. Knows TensorFlow and NumPy but no model;
@@ -52,6 +52,7 @@ def train_batches(
     Raises:
         UserError: a batch the processes can't share, or an image that can't be decoded, by name.
     """
+    preprocess.check(config.augment)
     *size, channels = image_shape(config)
     seed, local_batch = config.seed, local_batch_size(config.batch_size, process_count)
     process = (process_index, process_count)

@@ -16,19 +16,24 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
     resized) and `flip` (left-right, half of the time) are for here.
     """
     crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    check(augment)
     if augment.crop == "inception":
         image = inception_crop(encoded, crop_seed, tuple(augment.crop_area), channels)
         image = resize(image, size)
     elif augment.crop == "pad":
         image = pad_and_crop(resize(decode(encoded, channels), size), crop_seed, augment.pad)
-    elif augment.crop == "none":
-        image = resize(decode(encoded, channels), size)
     else:
-        known = ", ".join(map(repr, CROPS))
-        raise UserError(f"config.augment.crop is {augment.crop!r}; it can be {known}")
+        image = resize(decode(encoded, channels), size)
     if augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     return tf.ensure_shape(image, (*size, channels))
+
+
+def check(augment) -> None:
+    """Raises UserError for a crop that there isn't."""
+    if augment.crop not in CROPS:
+        known = ", ".join(map(repr, CROPS))
+        raise UserError(f"config.augment.crop is {augment.crop!r}; it can be {known}")
 
 
 def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) -> tf.Tensor:

@@ -55,7 +55,7 @@ class RandomAccess(Source):
 
 @dataclasses.dataclass(frozen=True)
 class RecordFiles(Source):
-    """files: (path, records to skip, records to take), in order; parse: record -> (image, label)."""
+    """files: (path, records to skip, to take), in order; parse: record -> (encoded image, label)."""
 
     files: tuple[tuple[str, int, int], ...]
     parse: Callable
@@ -134,12 +134,15 @@ def open_source(
 
 
 def is_prepared(folder: pathlib.Path) -> bool:
-    """Whether TFDS wrote this folder: dataset_info.json in it or in <version>/, <config>/<version>/."""
+    """Whether TFDS wrote this folder: dataset_info.json in it, <version>/ or <config>/<version>/."""
     return any(any(folder.glob(f"{depth}dataset_info.json")) for depth in ("", "*/", "*/*/"))
 
 
 def open_digits(split: str) -> RandomAccess:
-    """scikit-learn's 1,797 handwritten digits, 8x8 and grey; of each class every fifth is for testing."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 and grey.
+
+    Splits "train" and "test"; of each class every fifth image is for testing.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()

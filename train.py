@@ -47,6 +47,7 @@ def train(config, workdir) -> dict[str, float]:
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
     state = checkpoints.restore_latest(shapes) or init()
 
+    batches = training_data(train_set, config, int(state.step), mesh)
     batch_shapes = sharding.batch_shapes(config.batch_size, image_shape, mesh)
     train_step = train_state.make_train_step(model, tx, learning_rate, config)
     train_step = sharding.compile_step(train_step, shapes, batch_shapes)
@@ -56,7 +57,6 @@ def train(config, workdir) -> dict[str, float]:
     describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
     log = run_log.RunLog(workdir, int(state.step), config)
     try:
-        batches = training_data(train_set, config, int(state.step), mesh)
         state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
     finally:
         checkpoints.close()

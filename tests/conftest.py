@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A program that several tests (and the runs they start) need is compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vit_jax_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -68,6 +68,4 @@ def tiny_model(**fields):
 def randomized(params, seed: int = 0):
     """The same tree with every leaf drawn at random: zeros would hide mistakes."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32), params
-    )
+    return jax.tree.map(lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32), params)

@@ -55,8 +55,6 @@ def make_tfds_folders(root):
     folders = {}
     for file_format in ("tfrecord", "array_record"):
         builder = Pictures(data_dir=root / file_format, file_format=file_format)
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(num_shards=5)
-        )
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
         folders[file_format] = str(builder.data_dir)
     return folders

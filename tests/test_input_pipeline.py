@@ -52,7 +52,9 @@ def test_batches(source, config):
 
 def test_two_pipelines_give_the_same_bytes(source, config):
     steps = 2 * source.num_examples // 8 + 2
-    assert_same(take(train_batches(source, config), steps), take(train_batches(source, config), steps))
+    assert_same(
+        take(train_batches(source, config), steps), take(train_batches(source, config), steps)
+    )
 
 
 def test_a_pipeline_begins_at_any_step(source, config):
@@ -67,7 +69,9 @@ def test_the_seed_changes_order_and_crops(source, config):
     one = take(train_batches(source, config), 3)
     config.seed = 1
     other = take(train_batches(source, config), 3)
-    assert any(not np.array_equal(a["labels"], b["labels"]) for a, b in zip(one, other, strict=True))
+    assert any(
+        not np.array_equal(a["labels"], b["labels"]) for a, b in zip(one, other, strict=True)
+    )
 
 
 @pytest.fixture

@@ -104,7 +104,9 @@ def test_masked_padding_with_learned_positions():
     large = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = init(model, large)
     table = variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
-    rows = np.concatenate([table[:, :1], table[:, 1:].reshape(1, 4, 4, 32)[:, :2].reshape(1, 8, 32)], 1)
+    rows = np.concatenate(
+        [table[:, :1], table[:, 1:].reshape(1, 4, 4, 32)[:, :2].reshape(1, 8, 32)], 1
+    )
     small = jax.tree.map(lambda leaf: leaf, variables)
     small["params"]["Transformer"]["posembed_input"] = {"pos_embedding": rows}
     mask = jnp.arange(16)[None].repeat(2, 0) < 8

@@ -114,7 +114,9 @@ def test_ema_follows_the_parameters(config, batches, one_device):
     _, state = run(config, batches[:1], one_device)
     start = train_state.init_params(tiny_model(), IMAGE, config.seed)
     expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, state.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected
+    )
     assert state.eval_params is state.ema_params
 
 

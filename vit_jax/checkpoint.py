@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from vit_jax import metrics
 from vit_jax.errors import UserError
 from vit_jax.train_state import TrainState
 
@@ -41,7 +42,11 @@ class Checkpoints:
 
     def __init__(self, workdir, best_metric: str | None = None, keep_every_steps: int = 0):
         """`best_metric`: an evaluation's name, best where largest; losses where smallest."""
+        if best_metric and best_metric not in metrics.NAMES:
+            known = ", ".join(metrics.NAMES)
+            raise UserError(f"config.best_metric is {best_metric!r}; it can be {known}")
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.set_aside_unreadable()
         # Two: the newest may turn out to be damaged.
         policies = [checkpoint_managers.LatestN(2)]
         options = {}
@@ -49,7 +54,7 @@ class Checkpoints:
             policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         if best_metric:
             sign = -1.0 if best_metric.endswith("loss") else 1.0
-            options = dict(best_fn=lambda metrics: sign * metrics[best_metric], best_mode="max")
+            options = dict(best_fn=lambda values: sign * values[best_metric], best_mode="max")
             policies.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=options["best_fn"], n=1, keep_checkpoints_without_metrics=False
@@ -64,11 +69,14 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: TrainState, metrics: dict | None = None) -> None:
-        """Starts saving; returns once the state is copied off the devices. A step is saved once."""
+    def save(self, step: int, state: TrainState, values: dict | None = None) -> None:
+        """Starts saving; returns once the state is copied off the devices.
+
+        values: an evaluation of this state, for `best_metric`. A step is saved once.
+        """
         if step not in self.manager.all_steps():
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
-            self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=values)
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, placed as `state` says (shapes with shardings).
@@ -89,13 +97,39 @@ class Checkpoints:
                 logger.warning(f"Checkpoint {self.folder / str(step)} can't be read: {reason}")
                 continue
             self.set_aside(damaged)
+            if damaged:
+                self.manager.reload()
             return restored
         if damaged:
-            raise UserError(
-                f"None of the checkpoints in {self.folder} can be read (steps {damaged}): "
-                "start in another --workdir, or remove this one"
-            )
+            raise self.all_damaged(damaged)
         return None
+
+    def set_aside_unreadable(self) -> None:
+        """Sets aside checkpoints whose JSON files are damaged: Orbax fails to start on them."""
+        steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
+        unreadable = [step for step in steps if not self.has_readable_json(step)]
+        if unreadable and len(unreadable) == len(steps):
+            raise self.all_damaged(unreadable)
+        self.set_aside(unreadable)
+
+    def has_readable_json(self, step: int) -> bool:
+        for name in ("_CHECKPOINT_METADATA", "metrics/metrics"):
+            path = self.folder / str(step) / name
+            try:
+                if path.exists():
+                    json.loads(path.read_text())
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                logger.warning(
+                    f"Checkpoint {self.folder / str(step)} can't be read: {name}: {error}"
+                )
+                return False
+        return True
+
+    def all_damaged(self, steps: list[int]) -> UserError:
+        return UserError(
+            f"None of the checkpoints in {self.folder} can be read (steps {sorted(steps)}): "
+            "start in another --workdir, or remove this one"
+        )
 
     def set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints out of the way, so that their steps can be saved again."""
@@ -106,8 +140,6 @@ class Checkpoints:
                 target.rmtree()
             (self.folder / str(step)).rename(target)
             logger.warning(f"Moved it to {target}")
-        if steps:
-            self.manager.reload()
 
     def restore(self, step: int, state: TrainState) -> TrainState:
         """The checkpoint of that step, placed as `state` says."""

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NAMES = ("loss", "accuracy", "accuracy_top5")
+
 
 def batch_sums(logits, labels, losses, mask) -> dict:
     """Sums over one batch's real examples.

@@ -32,7 +32,7 @@ class RunLog:
         """config: of the run; `total_steps`, `batch_size` and `log_every_steps` count here."""
         self.workdir = pathlib.Path(workdir)
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
-        self.every = max(config.log_every_steps, 1)
+        self.every = config.log_every_steps
         self.last_evaluation = None
         self.writes = jax.process_index() == 0
         self.unchecked = []  # (step, metrics on the device) since the last look
@@ -72,8 +72,11 @@ class RunLog:
         self.unchecked.append((step, metrics))
         if len(self.unchecked) > 2:  # keeps the host from running far ahead of the device
             jax.block_until_ready(self.unchecked[-3][1])
-        if step % self.every == 0 or step == self.total_steps:
+        if self.due(step):
             self.flush()
+
+    def due(self, step: int) -> bool:
+        return step == self.total_steps or bool(self.every and step % self.every == 0)
 
     def flush(self) -> None:
         """Fetches what is still on the device: checks all of it, writes down what is due.
@@ -89,7 +92,7 @@ class RunLog:
                     "config.schedule.base_lr, lengthen warmup_steps, or set grad_clip_norm. "
                     "Nothing was saved after the last checkpoint"
                 )
-        if steps and (steps[-1][0] % self.every == 0 or steps[-1][0] == self.total_steps):
+        if steps and self.due(steps[-1][0]):
             self.write_step(*steps[-1])
 
     def write_step(self, step: int, metrics: dict) -> None:
@@ -132,10 +135,11 @@ class RunLog:
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines on standard output, above the progress bar where there is one."""
+    """Lines above the progress bar, where there is one: errors on stderr, the rest on stdout."""
 
     def emit(self, record):
-        tqdm.tqdm.write(self.format(record), file=sys.stdout)
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        tqdm.tqdm.write(self.format(record), file=stream)
 
 
 def start_logging(workdir) -> None:

@@ -66,6 +66,11 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     the update, accuracy, learning_rate, and the norms of gradient and updated parameters.
     """
     loss_fn = losses.by_name(config.loss)
+    if model.pool == "none":
+        raise UserError(
+            "config.model.pool 'none' gives logits for each patch, and training needs them for "
+            "each image: take 'cls', 'gap' or 'map'"
+        )
 
     def loss_and_hits(params, images, labels, targets, key):
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})

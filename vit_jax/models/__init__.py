@@ -12,6 +12,8 @@ FIELDS = tuple(
     name for name in VisionTransformer.__dataclass_fields__ if name not in ("parent", "name")
 )
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTransformer:
     """The model of that name, any field of `VisionTransformer` overridden by keyword.
@@ -29,7 +31,10 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
             near = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"Unknown model field {name!r}: {hint}The fields: {', '.join(FIELDS)}")
-    if "dtype" in fields:
+    if isinstance(fields.get("dtype"), str):
+        if fields["dtype"] not in DTYPES:
+            known = ", ".join(map(repr, DTYPES))
+            raise UserError(f"dtype is {fields['dtype']!r}; it can be {known}")
         fields["dtype"] = jnp.dtype(fields["dtype"])
     model = VisionTransformer(
         num_classes=num_classes or None, **{**variants.fields(variant), **fields}

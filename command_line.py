@@ -23,17 +23,22 @@ def define_config():
     )
 
 
-def run(main: Callable) -> None:
+def run(main: Callable, needs_config: bool = True) -> None:
     """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2."""
-    app.run(lambda argv: guarded(main), flags_parser=parse)
+    app.run(lambda argv: guarded(main), flags_parser=lambda argv: parse(argv, needs_config))
 
 
 def config_name() -> str | None:
     """What was given as --config: FILE[:ARG]."""
-    try:
-        return flags.FLAGS["config"].config_filename
-    except config_flags.UnparsedFlagError:
-        return None
+    flag = flags.FLAGS["config"]
+    return flag.config_filename if flag.present else None
+
+
+def python() -> str:
+    """How this Python is called from here: ".venv/bin/python", or "python"."""
+    executable = pathlib.Path(sys.executable)
+    here = pathlib.Path.cwd()
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
 
 
 def default_workdir() -> str:
@@ -43,7 +48,7 @@ def default_workdir() -> str:
     return str(pathlib.Path("runs") / "_".join(words))
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], needs_config: bool) -> list[str]:
     # Presets import `configs`: the one beside this file, wherever the command runs.
     sys.path.insert(0, str(HERE))
     try:
@@ -56,7 +61,8 @@ def parse(argv: list[str]) -> list[str]:
         stop(missing_preset(argv))
     if len(rest) > 1:
         stop(f"Unknown argument {rest[1]!r}: flags begin with --")
-    if config_name() is None or not pathlib.Path(config_name().partition(":")[0]).exists():
+    path = (config_name() or "").partition(":")[0]
+    if (path or needs_config) and not pathlib.Path(path).is_file():
         stop(missing_preset(argv))
     return rest
 

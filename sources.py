@@ -55,7 +55,7 @@ class RandomAccess(Source):
 
 @dataclasses.dataclass(frozen=True)
 class RecordFiles(Source):
-    """files: (path, records to skip, to take), in order; parse: record -> (encoded image, label)."""
+    """files: (path, records to skip, to take), in order; parse: record -> (image bytes, label)."""
 
     files: tuple[tuple[str, int, int], ...]
     parse: Callable
@@ -134,7 +134,7 @@ def open_source(
 
 
 def is_prepared(folder: pathlib.Path) -> bool:
-    """Whether TFDS wrote this folder: dataset_info.json in it, <version>/ or <config>/<version>/."""
+    """Whether TFDS wrote it: dataset_info.json in it, in <version>/ or <config>/<version>/."""
     return any(any(folder.glob(f"{depth}dataset_info.json")) for depth in ("", "*/", "*/*/"))
 
 

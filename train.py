@@ -157,17 +157,18 @@ def describe(config, model, image_shape, train_set, eval_set, mesh, state, train
 
 def farewell(config, workdir, result) -> None:
     """The result, where everything is, and what to try next."""
+    again = f"{command_line.python()} train.py --config="
     name = command_line.config_name()
     logger.info(
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
         "\n\nWorth trying next:"
-        f"\n  python train.py --config={name} --config.seed=1 --workdir={workdir}_seed1"
-        f"\n  python train.py --config={name} --config.ema_decay=0.99 --workdir={workdir}_ema"
-        "\n  python train.py --config=configs/vit_b16.py:quick"
-        "\n  python train.py --config=configs/vit_s16.py --config.dataset.name=YOUR_FOLDER"
-        " --config.dataset.eval_split=val"
+        f"\n  {again}{name} --config.seed=1 --workdir={workdir}_seed1"
+        f"\n  {again}{name} --config.ema_decay=0.99 --workdir={workdir}_ema"
+        f"\n  {again}configs/vit_b16.py:quick"
+        f"\n  {again}configs/vit_s16.py --config.dataset.name=YOUR_FOLDER "
+        "--config.dataset.eval_split=val"
     )
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import os
@@ -113,8 +114,11 @@ def test_when_every_checkpoint_is_damaged(tmp_path, state_and_shapes, how):
     for step in ("3", "7"):
         damage(tmp_path / "checkpoints" / step, how)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"None of the checkpoints .*steps \[3, 7\]"):
-            checkpoint.Checkpoints(tmp_path).restore_latest(shapes)
+        with (
+            pytest.raises(UserError, match=r"None of the checkpoints .*steps \[3, 7\]"),
+            contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints,
+        ):
+            checkpoints.restore_latest(shapes)
     assert steps_in(tmp_path) == [3, 7]
 
 

@@ -44,6 +44,8 @@ def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, 
 def means(sums: list[dict]) -> dict[str, float]:
     """The means over all examples of a list of `batch_sums`, fetched from the device at once."""
     sums = jax.device_get(sums)
-    totals = {name: np.sum([s[name] for s in sums], dtype=np.float64) for name in sums[0]}
-    count = totals.pop("count")
-    return {name: float(total / count) for name, total in totals.items()}
+
+    def total(name):
+        return np.sum([batch[name] for batch in sums], dtype=np.float64)
+
+    return {name: float(total(name) / total("count")) for name in NAMES}

@@ -1,0 +1,15 @@
+import pytest
+from test_train import quick_config
+
+import evaluate
+import train
+from vit_jax.errors import UserError
+
+
+def test_evaluation_of_a_run_is_the_one_it_ended_with(tmp_path):
+    result = train.train(quick_config(total_steps=20, ema_decay=0.9), tmp_path)
+    assert evaluate.evaluate(tmp_path) == pytest.approx(result, rel=1e-6)
+    training = evaluate.evaluate(tmp_path, step=20, split="train[:50]")
+    assert training["loss"] != result["loss"]
+    with pytest.raises(UserError, match="No checkpoint of step 7"):
+        evaluate.evaluate(tmp_path, step=7)

@@ -6,29 +6,6 @@ import difflib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# Published sizes override these; fields left at None take the variant's value.
-MODEL = dict(
-    variant="B/16",
-    patch_size=placeholder(object),
-    width=placeholder(int),
-    depth=placeholder(int),
-    num_heads=placeholder(int),
-    mlp_dim=placeholder(int),
-    pool="cls",
-    posemb="learned",
-    norm="pre",
-    gelu="tanh",
-    layer_norm_eps=1e-6,
-    representation_size=placeholder(int),
-    head_bias_init=0.0,
-    dropout_rate=0.0,
-    attention_dropout_rate=0.0,
-    stochastic_depth_rate=0.0,
-    scan=False,
-    remat=placeholder(str),
-    attention_impl="xla",
-)
-
 
 def get_config() -> ConfigDict:
     """Every field there is. Presets assign to them; the command line can override each."""
@@ -63,7 +40,26 @@ def get_config() -> ConfigDict:
     config.augment.std = (0.5,)
     config.augment.label_smoothing = 0.0
 
-    config.model = ConfigDict(MODEL)
+    config.model = ConfigDict()
+    config.model.variant = "B/16"  # sets the five below where they are None
+    config.model.patch_size = placeholder(object)
+    config.model.width = placeholder(int)
+    config.model.depth = placeholder(int)
+    config.model.num_heads = placeholder(int)
+    config.model.mlp_dim = placeholder(int)
+    config.model.pool = "cls"  # "gap", "map"
+    config.model.posemb = "learned"  # "sincos2d", "sincos1d", "none"
+    config.model.norm = "pre"  # "post"
+    config.model.gelu = "tanh"  # "exact"
+    config.model.layer_norm_eps = 1e-6
+    config.model.representation_size = placeholder(int)
+    config.model.head_bias_init = 0.0
+    config.model.dropout_rate = 0.0
+    config.model.attention_dropout_rate = 0.0
+    config.model.stochastic_depth_rate = 0.0
+    config.model.scan = False
+    config.model.remat = placeholder(str)  # "full", or one of jax.checkpoint_policies
+    config.model.attention_impl = "xla"  # "cudnn"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adam", "sgd"

@@ -124,18 +124,20 @@ def open_source(
     if name == "digits":
         return open_digits(split)
     if folder.is_dir():
-        prepared = sorted(folder.glob("**/dataset_info.json")) if is_prepared(folder) else []
-        if prepared:
-            return open_tfds(tfds.builder_from_directory(prepared[-1].parent), split)
+        if prepared := prepared_datasets(folder):
+            if len(prepared) > 1:
+                raise UserError(f"{folder} holds several datasets: name one of {prepared}")
+            return open_tfds(tfds.builder_from_directory(prepared[0]), split)
         return open_folder(folder, split, class_names)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"config.dataset.name={name}: there is no such folder")
     return open_tfds(find_tfds(name, data_dir), split)
 
 
-def is_prepared(folder: pathlib.Path) -> bool:
-    """Whether TFDS wrote it: dataset_info.json in it, in <version>/ or <config>/<version>/."""
-    return any(any(folder.glob(f"{depth}dataset_info.json")) for depth in ("", "*/", "*/*/"))
+def prepared_datasets(folder: pathlib.Path) -> list[str]:
+    """What TFDS wrote in a folder: itself, its <version>/ or <config>/<version>/ folders."""
+    found = (folder.glob(f"{depth}dataset_info.json") for depth in ("", "*/", "*/*/"))
+    return sorted(str(path.parent) for paths in found for path in paths)
 
 
 def open_digits(split: str) -> RandomAccess:

@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     config.model.attention_dropout_rate = 0.0
     config.model.stochastic_depth_rate = 0.0
     config.model.scan = False
-    config.model.remat = placeholder(str)  # "full", or one of jax.checkpoint_policies
-    config.model.attention_impl = "xla"  # "cudnn"
+    config.model.remat = "none"  # "full", or one of jax.checkpoint_policies
+    config.model.attention_impl = "xla"  # "cudnn", "auto"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adam", "sgd"

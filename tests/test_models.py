@@ -59,7 +59,7 @@ def plain(images):
 
 @pytest.mark.parametrize(
     ("scan", "remat"),
-    [(True, None), (True, "full"), (False, "full"), (True, "dots_with_no_batch_dims_saveable")],
+    [(True, "none"), (True, "full"), (False, "full"), (True, "dots_with_no_batch_dims_saveable")],
 )
 def test_scan_and_remat_change_nothing(images, plain, scan, remat):
     """Same outputs and gradients as the plain loop, with all three kinds of dropout on."""

@@ -29,13 +29,13 @@ PRESETS = sorted(
 )
 
 
-def command(*args, **kwargs):
+def command(*args):
     return [sys.executable, str(ROOT / "train.py"), *args]
 
 
-def run(*args, cwd=ROOT, timeout=300):
+def run(*args, **kwargs):
     return subprocess.run(
-        command(*args), cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False
+        command(*args), cwd=ROOT, timeout=300, capture_output=True, text=True, **kwargs
     )
 
 
@@ -153,6 +153,16 @@ def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     before = [untimed(row) for row in rows(tmp_path)]
     assert train.train(config, tmp_path) == result
     assert [untimed(row) for row in rows(tmp_path)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_digits_are_learned(seed, tmp_path):
+    """Other seeds than the one of the README's training command; on one device, as there."""
+    args = ("--config=configs/digits.py", f"--config.seed={seed}", f"--workdir={tmp_path}")
+    result = run(*args, env={**os.environ, "XLA_FLAGS": ""})
+    assert result.returncode == 0, result.stderr
+    assert rows(tmp_path)[-1]["val/accuracy"] >= 0.97
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -5,6 +5,7 @@
                                   `opt_state`, `ema_params` (where on) and `metrics`
 """
 
+import contextlib
 import json
 import logging
 
@@ -183,24 +184,31 @@ def restore_params(workdir, step: int | None = None):
     if config is None:
         raise UserError(f"{workdir} is not a run's folder: it has no config.json")
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    item = "ema_params" if config.ema_decay else "params"
-    with ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(read_only=True),
-        item_handlers={item: ocp.StandardCheckpointHandler()},
-    ) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps or (step is not None and step not in steps):
-            wanted = "" if step is None else f" of step {step}"
-            raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
-        step = steps[-1] if step is None else step
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    if not steps or (step is not None and step not in steps):
+        wanted = "" if step is None else f" of step {step}"
+        raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    path = folder / str(step) / ("ema_params" if config.ema_decay else "params")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            manager.item_metadata(step)[item].tree,
+            checkpointer.metadata(path).item_metadata.tree,
         )
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(shapes)})
-        return config, manager.restore(step, args=args)[item]
+        return config, checkpointer.restore(path, shapes)
+
+
+@contextlib.contextmanager
+def quiet_orbax():
+    """Keeps Orbax from warning that an item alone is not a whole checkpoint."""
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logger.setLevel(level)
 
 
 def read_config(workdir) -> ml_collections.ConfigDict | None:

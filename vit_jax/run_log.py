@@ -114,6 +114,7 @@ class RunLog:
     @contextlib.contextmanager
     def pause(self):
         """Keeps what happens inside out of images per second."""
+        jax.block_until_ready([metrics for _, metrics in self.unchecked[-1:]])
         start = time.perf_counter()
         yield
         self.clock.paused += time.perf_counter() - start

@@ -16,7 +16,7 @@ def attend(
     deterministic=True,
     dtype=None,
     *,
-    impl: str | None = "xla",
+    impl: str = "xla",
     weights: list | None = None,
 ):
     """`jax.nn.dot_product_attention`; where it can't serve, the plain computation.
@@ -25,6 +25,7 @@ def attend(
     after softmax, float32 (N, H, Lq, Lk). The softmax is float32 either way.
     """
     if weights is None and (deterministic or dropout_rate == 0.0):
+        impl = None if impl == "auto" else impl
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=impl)
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("nqhd,nkhd->nhqk", query * scale, key, preferred_element_type=jnp.float32)

@@ -20,7 +20,7 @@ CHOICES = {
     "posemb": ("learned", "sincos2d", "sincos1d", "none"),
     "norm": ("pre", "post"),
     "gelu": ("tanh", "exact"),
-    "attention_impl": ("xla", "cudnn", None),
+    "attention_impl": ("xla", "cudnn", "auto"),
 }
 CAPTURES = ("blocks", "attention")
 
@@ -63,7 +63,7 @@ class EncoderBlock(nn.Module):
     layer_norm_eps: float
     dropout_rate: float
     attention_dropout_rate: float
-    attention_impl: str | None
+    attention_impl: str
     dtype: jnp.dtype
     capture: tuple[str, ...] = ()
 
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
     dropout_rate: float
     stochastic_depth_rate: float
     scan: bool
-    remat: str | None
+    remat: str
 
     @nn.compact
     def __call__(self, x, mask, train: bool, capture: tuple[str, ...]):
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
     def blocks(self, x, mask, rates, keys, capture):
         block_cls = EncoderBlock
-        if self.remat:
+        if self.remat != "none":
             policy = None if self.remat == "full" else getattr(jax.checkpoint_policies, self.remat)
             block_cls = nn.remat(EncoderBlock, policy=policy, prevent_cse=not self.scan)
         if self.scan:
@@ -183,7 +183,7 @@ class MAPHead(nn.Module):
     mlp_dim: int
     gelu: str
     layer_norm_eps: float
-    attention_impl: str | None
+    attention_impl: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -221,9 +221,9 @@ class VisionTransformer(nn.Module):
         attention_dropout_rate: on the attention weights.
         stochastic_depth_rate: of the last block, falling linearly to 0 at the first.
         scan: one compiled block looped over; parameters stacked under `encoderblock`.
-        remat: None, "full" (recompute each block in the backward pass), or the name of one
+        remat: "none", "full" (recompute each block in the backward pass), or the name of one
             of `jax.checkpoint_policies`.
-        attention_impl: of `jax.nn.dot_product_attention`: "xla", "cudnn", or None for JAX's
+        attention_impl: of `jax.nn.dot_product_attention`: "xla", "cudnn", or "auto" for JAX's
             choice. Attention dropout and captured attention take the plain computation.
         dtype: of matrix products and activations. Parameters, LayerNorm statistics, softmax
             and logits are float32 whatever it is.
@@ -246,8 +246,8 @@ class VisionTransformer(nn.Module):
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     scan: bool = False
-    remat: str | None = None
-    attention_impl: str | None = "xla"
+    remat: str = "none"
+    attention_impl: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -345,9 +345,9 @@ class VisionTransformer(nn.Module):
             if getattr(self, field) not in choices:
                 known = ", ".join(map(repr, choices))
                 raise UserError(f"model.{field} is {getattr(self, field)!r}; it can be {known}")
-        if self.remat not in (None, "full") and not hasattr(jax.checkpoint_policies, self.remat):
+        if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
             known = ", ".join(n for n in dir(jax.checkpoint_policies) if not n.startswith("_"))
-            raise UserError(f"model.remat is {self.remat!r}; it can be None, 'full', {known}")
+            raise UserError(f"model.remat is {self.remat!r}; it can be 'none', 'full', {known}")
         if self.width % self.num_heads:
             raise UserError(
                 f"model.width {self.width} is not divisible by model.num_heads {self.num_heads}"

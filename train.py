@@ -42,7 +42,7 @@ def train(config, workdir) -> dict[str, float]:
     params = jax.eval_shape(lambda: train_state.init_params(model, image_shape, config.seed))
     tx, learning_rate = optim.create(config, params, config.total_steps)
 
-    checkpoint.write_config(workdir, config)
+    checkpoint.check_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
     state = checkpoints.restore_latest(shapes) or init()
@@ -55,6 +55,7 @@ def train(config, workdir) -> dict[str, float]:
     evaluate = functools.partial(evaluation, eval_step, eval_set, config, mesh)
 
     describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
+    checkpoint.write_config(workdir, config)
     log = run_log.RunLog(workdir, int(state.step), config)
     try:
         state = loop(config, state, batches, train_step, evaluate, checkpoints, log)

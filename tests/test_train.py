@@ -255,6 +255,7 @@ def test_mistakes_stop_before_training(change, message, tmp_path):
         train.train(config, tmp_path)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "metrics.jsonl").exists()
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -222,25 +222,31 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         raise UserError(f"{path} is damaged ({error}): start in another --workdir") from None
 
 
-def write_config(workdir, config: ml_collections.ConfigDict) -> None:
-    """Records a run's configuration, or checks it against the one recorded there.
+def check_config(workdir, config: ml_collections.ConfigDict) -> None:
+    """Checks a configuration against that of the checkpoints in the folder, where there are any.
 
     Raises:
         UserError: they differ in fields that change the run; each is listed, old and new.
     """
     recorded = read_config(workdir)
-    if recorded is not None:
-        old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
-        changes = [
-            f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
-            for field in sorted(old.keys() | new.keys())
-            if old.get(field) != new.get(field) and not may_change(field)
-        ]
-        if changes:
-            raise UserError(
-                f"{workdir} holds a run with another configuration (there -> here): "
-                f"{'; '.join(changes)}. Take another --workdir, or the old values"
-            )
+    folder = epath.Path(workdir) / "checkpoints"
+    if recorded is None or not folder.exists() or not ocp.utils.checkpoint_steps(folder):
+        return
+    old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
+    changes = [
+        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not may_change(field)
+    ]
+    if changes:
+        raise UserError(
+            f"{workdir} holds a run with another configuration (there -> here): "
+            f"{'; '.join(changes)}. Take another --workdir, or the old values"
+        )
+
+
+def write_config(workdir, config: ml_collections.ConfigDict) -> None:
+    """Records a run's configuration, all at once."""
     path = epath.Path(workdir) / "config.json"
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(config.to_json_best_effort(indent=2) + "\n")

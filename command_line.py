@@ -15,6 +15,10 @@ from vit_jax.errors import UserError
 EXIT_USER_ERROR = 2
 HERE = pathlib.Path(__file__).resolve().parent
 
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder. train.py's default: runs/<config name>."
+)
+
 
 def define_config():
     """The flag --config=FILE[:ARG], whose fields --config.a.b=value overrides."""
@@ -23,9 +27,9 @@ def define_config():
     )
 
 
-def run(main: Callable, needs_config: bool = True) -> None:
+def run(main: Callable) -> None:
     """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2."""
-    app.run(lambda argv: guarded(main), flags_parser=lambda argv: parse(argv, needs_config))
+    app.run(lambda argv: guarded(main), flags_parser=parse)
 
 
 def config_name() -> str | None:
@@ -48,7 +52,7 @@ def default_workdir() -> str:
     return str(pathlib.Path("runs") / "_".join(words))
 
 
-def parse(argv: list[str], needs_config: bool) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
     # Presets import `configs`: the one beside this file, wherever the command runs.
     sys.path.insert(0, str(HERE))
     try:
@@ -58,21 +62,22 @@ def parse(argv: list[str], needs_config: bool) -> list[str]:
     except flags.Error as error:
         stop(first_and_last(str(error)))
     except OSError:  # the preset can't be read, and a field of it is overridden
-        stop(missing_preset(argv))
+        stop(missing_preset())
     if len(rest) > 1:
         stop(f"Unknown argument {rest[1]!r}: flags begin with --")
-    path = (config_name() or "").partition(":")[0]
-    if (path or needs_config) and not pathlib.Path(path).is_file():
-        stop(missing_preset(argv))
+    if "config" in flags.FLAGS:  # of the script that asked for it
+        path = (config_name() or "").partition(":")[0]
+        if not path.endswith(".py") or not pathlib.Path(path).is_file():
+            stop(missing_preset())
     return rest
 
 
 def unknown_field(text: str) -> str:
     """ml_collections' words for a field that isn't there, as a sentence."""
-    name = re.search(r"\w+", text)
-    near = re.search(r'mean "(\w+)"', text)
-    hint = f": did you mean {near[1]!r}?" if near else "; configs/common.py lists them"
-    return f"Unknown configuration field {name[0]!r}{hint}"
+    near = re.search(r'mean "(\w+)" instead of "(\w+)"', text)
+    if near:
+        return f"Unknown configuration field {near[2]!r}: did you mean {near[1]!r}?"
+    return f"Unknown configuration field ({text}); configs/common.py lists them"
 
 
 def first_and_last(text: str) -> str:
@@ -83,11 +88,11 @@ def first_and_last(text: str) -> str:
     return f"{lines[0].partition(': ')[0]}: {lines[-1].removeprefix('ValueError: ')}"
 
 
-def missing_preset(argv: list[str]) -> str:
-    given = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+def missing_preset() -> str:
     presets = sorted(path.name for path in (HERE / "configs").glob("*.py"))
     presets = [name for name in presets if name not in ("__init__.py", "common.py")]
-    found = f"There is no {given[0].partition(':')[0]}" if given else "--config=FILE is missing"
+    given = re.search(r"-config[= ]([^: ]+)", " ".join(sys.argv))
+    found = f"There is no preset {given[1]}" if given else "--config=FILE is missing"
     return f"{found}; configs/ has {', '.join(presets)}"
 
 

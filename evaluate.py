@@ -10,10 +10,11 @@ import jax
 from absl import flags
 
 import command_line
-import train
-from vit_jax import checkpoint, models, sharding, train_state
+import input_pipeline
+from vit_jax import checkpoint, metrics, models, run_log, sharding, train_state
 from vit_jax.errors import UserError
 
+flags.adopt_module_key_flags(command_line)
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint. Default: the latest.")
 SPLIT = flags.DEFINE_string("split", None, "Default: the run's dataset.eval_split.")
 JSON = flags.DEFINE_bool("json", False, "Prints a JSON object for programs.")
@@ -26,20 +27,27 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
         UserError: no such run, checkpoint, dataset or split.
     """
     config, params = checkpoint.restore_params(workdir, step)
-    if split:
-        config.dataset.eval_split = split
+    config.dataset.eval_split = split or config.dataset.eval_split
     mesh = sharding.create_mesh()
-    train_state.check_batch_size(config.batch_size, 1, mesh)
-    _, eval_set = train.open_splits(config.dataset)
+    _, eval_set = input_pipeline.open_splits(config.dataset)
     eval_step = jax.jit(train_state.make_eval_step(models.from_config(config), config))
+    batches = input_pipeline.eval_batches(
+        eval_set,
+        config,
+        batch_size=train_state.eval_batch_size(config, mesh),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     params = jax.device_put(params, sharding.replicated(mesh))
-    return train.evaluation(eval_step, eval_set, config, mesh, params)
+    return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
 
 
 def main():
-    if train.WORKDIR.value is None:
+    run_log.start_logging()
+    workdir = command_line.WORKDIR.value
+    if workdir is None:
         raise UserError("--workdir=FOLDER is missing: the run to evaluate")
-    values = evaluate(train.WORKDIR.value, STEP.value, SPLIT.value)
+    values = evaluate(workdir, STEP.value, SPLIT.value)
     if JSON.value:
         print(json.dumps(values))
     else:
@@ -47,4 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command_line.run(main, needs_config=False)
+    command_line.run(main)

@@ -22,7 +22,14 @@ from vit_jax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
 
-__all__ = ["eval_batches", "image_shape", "open_source", "train_batches"]
+__all__ = [
+    "check",
+    "eval_batches",
+    "image_shape",
+    "open_source",
+    "open_splits",
+    "train_batches",
+]
 
 
 def image_shape(config) -> tuple[int, int, int]:
@@ -30,6 +37,34 @@ def image_shape(config) -> tuple[int, int, int]:
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return height, width, config.dataset.channels
+
+
+def open_splits(dataset) -> tuple[Source, Source]:
+    """The training and the evaluation split of `config.dataset`, with the same classes."""
+    where = (dataset.name, dataset.data_dir)
+    train_set = open_source(*where, dataset.train_split)
+    return train_set, open_source(*where, dataset.eval_split, train_set.class_names)
+
+
+def check(config) -> None:
+    """Raises UserError for an image size or an augmentation that can't be."""
+    size = config.image_size
+    sides = (size,) if isinstance(size, int) else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 1 + (sides is size):
+        raise UserError(f"config.image_size is {size!r}; it takes pixels, or (height, width)")
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"config.image_size is {size!r}; it takes whole numbers above 0")
+    channels = config.dataset.channels
+    if channels not in (1, 3, 4):
+        raise UserError(f"config.dataset.channels is {channels}; it can be 1, 3, 4")
+    for name in ("mean", "std"):
+        values = config.augment[name]
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"config.augment.{name} {tuple(values)} takes one number, or one for each of the "
+                f"{channels} channels (config.dataset.channels)"
+            )
+    preprocess.check(config.augment)
 
 
 def train_batches(
@@ -52,7 +87,6 @@ def train_batches(
     Raises:
         UserError: a batch the processes can't share, or an image that can't be decoded, by name.
     """
-    preprocess.check(config.augment)
     *size, channels = image_shape(config)
     seed, local_batch = config.seed, local_batch_size(config.batch_size, process_count)
     process = (process_index, process_count)
@@ -61,6 +95,8 @@ def train_batches(
         if isinstance(source, RandomAccess):
             return globally_shuffled(source, seed, config.batch_size, step, *process)
         part = process_part(source.num_examples, *process)
+        if part[0] == part[1]:
+            raise UserError(f"{source.name}: {process_count} processes, fewer examples")
         buffer_size = config.dataset.shuffle_buffer
         return buffer_shuffled(source, seed, step * local_batch, buffer_size, *part)
 
@@ -83,16 +119,23 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config, *, process_index: int = 0, process_count: int = 1
+    source: Source,
+    config,
+    *,
+    batch_size: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example of the split once, in order; the rest of the last batch is padding.
+
+    `batch_size` of all processes together; None: config.batch_size.
 
     Yields:
         This process's part of each batch: images uint8 (batch_size / process_count, H, W, C),
         labels int32 and mask bool, False for padding. Every process yields as many batches.
     """
     *size, channels = image_shape(config)
-    local_batch = local_batch_size(config.batch_size, process_count)
+    local_batch = local_batch_size(batch_size or config.batch_size, process_count)
     first, last = process_part(source.num_examples, process_index, process_count)
 
     def view(index, encoded, label):

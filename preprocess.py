@@ -16,7 +16,6 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
     resized) and `flip` (left-right, half of the time) are for here.
     """
     crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    check(augment)
     if augment.crop == "inception":
         image = inception_crop(encoded, crop_seed, tuple(augment.crop_area), channels)
         image = resize(image, size)
@@ -30,10 +29,17 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
 
 
 def check(augment) -> None:
-    """Raises UserError for a crop that there isn't."""
+    """Raises UserError for a crop that there isn't, or numbers that it can't have."""
     if augment.crop not in CROPS:
         known = ", ".join(map(repr, CROPS))
         raise UserError(f"config.augment.crop is {augment.crop!r}; it can be {known}")
+    if augment.pad < 0:
+        raise UserError(f"config.augment.pad is {augment.pad}; it takes pixels, 0 or more")
+    if not 0 < augment.eval_crop <= 1:
+        raise UserError(f"config.augment.eval_crop is {augment.eval_crop}; it lies in (0, 1]")
+    area = tuple(augment.crop_area)
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise UserError(f"config.augment.crop_area is {area}; it takes (least, most) within (0, 1]")
 
 
 def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) -> tf.Tensor:

@@ -82,7 +82,8 @@ class RecordFiles(Source):
             read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
         buffer_size = min(buffer_size, last - first)
-        return records.shuffle(buffer_size, seed=seed + epoch, reshuffle_each_iteration=False)
+        buffer_seed = tf.cast(tf.random.fold_in(tf.stack([seed, epoch]), 1)[0], tf.int64)
+        return records.shuffle(buffer_size, seed=buffer_seed, reshuffle_each_iteration=False)
 
     def clipped(self, first: int, last: int) -> tuple[np.ndarray, ...]:
         """Columns path, index of the first record, skip, take: the part first .. last - 1."""
@@ -92,8 +93,8 @@ class RecordFiles(Source):
             if low < high:
                 rows.append((path, low, skip + low - start, high - low))
             start += take
-        paths, *numbers = zip(*rows, strict=True)
-        return np.array(paths), *(np.array(column, np.int64) for column in numbers)
+        paths, *numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return np.array(paths, np.str_), *(np.array(column, np.int64) for column in numbers)
 
 
 def read_file(path, start, skip, take) -> tf.data.Dataset:
@@ -120,6 +121,8 @@ def open_source(
     Raises:
         UserError: dataset or split missing, or a folder that isn't laid out as it should be.
     """
+    if not name:
+        raise UserError("config.dataset.name is empty: name a TFDS dataset or a folder")
     folder = pathlib.Path(name).expanduser()
     if name == "digits":
         return open_digits(split)
@@ -226,19 +229,22 @@ def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder of a dataset that TFDS knows and has prepared on this machine."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
+    except (ValueError, AssertionError):  # an unknown name, config or version; no name at all
         raise UserError(
             f"config.dataset.name={name} is neither a folder here nor a dataset TFDS knows: "
             "see tensorflow.org/datasets/catalog"
         ) from None
     if not builder.info.splits:
-        folder = pathlib.Path(builder.data_dir)
+        folder = pathlib.Path(builder.data_dir)  # <data_dir>/<name>[/<config>]/<version>
+        data_dir = folder.parents[len(builder.info.full_name.split("/")) - 1]
+        others = sorted(path.parent.name for path in folder.parent.glob("*/dataset_info.json"))
+        versions = f" (only version {', '.join(others)}: name it as {name}:VERSION)"
         raise UserError(
-            f"Dataset {name} was looked for in {folder} and isn't there. Prepare it with "
-            f"`tfds build {name} --data_dir={folder.parents[1]}`; or name where it is "
-            "with --config.dataset.data_dir=; or train on other images with "
-            "--config.dataset.name=FOLDER (of <split>/<class>/*.jpg); or try the code on the "
-            "embedded digits with :quick after the config's name"
+            f"Dataset {name} was looked for in {folder} and isn't there"
+            f"{versions if others else ''}. Prepare it with `tfds build {name} "
+            f"--data_dir={data_dir}`; or say where it is with --config.dataset.data_dir=; or train "
+            "on other images with --config.dataset.name=FOLDER (of <split>/<class>/*.jpg); or try "
+            "the code on the embedded digits with :quick after the config's name"
         )
     return builder
 
@@ -251,11 +257,16 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
             f"Dataset {info.full_name} has the features {', '.join(info.features)}: "
             "`image` and `label` are needed"
         )
+    if not isinstance(info.features["label"], tfds.features.ClassLabel):
+        kind = type(info.features["label"]).__name__
+        raise UserError(f"The label of dataset {info.full_name} is a {kind}, not a ClassLabel")
     try:
         instructions = info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         raise UserError(unknown_split(split, info.full_name, error)) from None
     num_examples = sum(number_to_take(part) for part in instructions)
+    if not num_examples:
+        raise UserError(f"Split {split!r} of {info.full_name} is empty")
     common = dict(
         name=f"{info.full_name}, split {split}",
         num_examples=num_examples,
@@ -300,4 +311,5 @@ def select(split: str, parts: dict[str, Sequence], what: str) -> list:
 
 
 def unknown_split(split: str, what: str, error: Exception) -> str:
-    return f"Split {split!r} of {what} can't be read: {str(error).strip(chr(39) + chr(34))}"
+    words = " ".join(str(error).split())
+    return f"Split {split!r} of {what} can't be read: {words.strip(chr(39) + chr(34))}"

@@ -25,8 +25,8 @@ COMMANDS = {
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036  whoever runs this may have any
-        return complain(f"Python 3.11 or later is needed; this is {sys.version.split()[0]}")
+    if not (3, 11) <= sys.version_info < (3, 14):  # whoever runs this may have any
+        return complain(f"Python 3.11 to 3.13 is needed; this is {sys.version.split()[0]}")
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         return complain("Usage: python start.py train | test")
     requirements, command, defaults = COMMANDS[sys.argv[1]]

@@ -1,12 +1,12 @@
 """Trains a Vision Transformer as a configuration says: config -> mesh -> data -> model -> loop.
 
     python train.py --config=configs/vit_b16.py
-    python train.py --config=configs/digits.py --config.optimizer.weight_decay=0.05
+    python train.py --config=configs/digits.py --config.seed=1 --workdir=runs/digits_seed1
 
 Started again with the same --workdir, a run goes on from its last checkpoint.
 """
 
-import functools
+import contextlib
 import logging
 
 import jax
@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 logger = logging.getLogger("vit_jax")
 
 CONFIG = command_line.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
+flags.adopt_module_key_flags(command_line)
 
 
 def train(config, workdir) -> dict[str, float]:
@@ -30,10 +30,12 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
+    input_pipeline.check(config)
     mesh = sharding.create_mesh(**config.mesh)
     train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)
+    host = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
-    train_set, eval_set = open_splits(config.dataset)
+    train_set, eval_set = input_pipeline.open_splits(config.dataset)
     config = resolved(config, train_set)
     image_shape = input_pipeline.image_shape(config)
 
@@ -41,27 +43,32 @@ def train(config, workdir) -> dict[str, float]:
     model.check(image_shape[:2])
     params = jax.eval_shape(lambda: train_state.init_params(model, image_shape, config.seed))
     tx, learning_rate = optim.create(config, params, config.total_steps)
+    train_step = train_state.make_train_step(model, tx, learning_rate, config)
+    eval_step = jax.jit(train_state.make_eval_step(model, config))
 
     checkpoint.check_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
     state = checkpoints.restore_latest(shapes) or init()
+    first_step = int(state.step)
 
-    batches = training_data(train_set, config, int(state.step), mesh)
+    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)
+    batches = sharding.to_devices(batches, mesh)
     batch_shapes = sharding.batch_shapes(config.batch_size, image_shape, mesh)
-    train_step = train_state.make_train_step(model, tx, learning_rate, config)
     train_step = sharding.compile_step(train_step, shapes, batch_shapes)
-    eval_step = jax.jit(train_state.make_eval_step(model, config))
-    evaluate = functools.partial(evaluation, eval_step, eval_set, config, mesh)
 
-    describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
+    def evaluate(params):
+        batch_size = train_state.eval_batch_size(config, mesh)
+        batches = input_pipeline.eval_batches(eval_set, config, batch_size=batch_size, **host)
+        return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
+
+    log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
     checkpoint.write_config(workdir, config)
-    log = run_log.RunLog(workdir, int(state.step), config)
-    try:
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(run_log.RunLog(workdir, first_step, config)) as log,
+    ):
         state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
-    finally:
-        checkpoints.close()
-        log.close()
     return log.last_evaluation or evaluate(state.eval_params)
 
 
@@ -74,29 +81,28 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log):
     for step in range(int(state.step) + 1, config.total_steps + 1):
         state, values = train_step(state, next(batches))
         log.record(step, values)
-        result = None
-        if due(step, config.eval_every_steps):
+        evaluates = due(step, config.eval_every_steps)
+        # The best evaluation is worth nothing without its parameters.
+        saves = due(step, config.checkpoint_every_steps) or (evaluates and config.best_metric)
+        if evaluates or saves:
+            log.flush()  # raises where a number isn't finite, before it is saved
             with log.pause():
-                result = evaluate(state.eval_params)
-            log.write_evaluation(step, result)
-        if due(step, config.checkpoint_every_steps):
-            with log.pause():
-                log.flush()  # raises where a number isn't finite, before it is saved
-                checkpoints.save(step, state, result)
+                result = evaluate(state.eval_params) if evaluates else None
+                if result:
+                    log.write_evaluation(step, result)
+                if saves:
+                    checkpoints.save(step, state, result)
     return state
-
-
-def open_splits(dataset):
-    """The training and evaluation split; the second has the first one's classes."""
-    where = (dataset.name, dataset.data_dir)
-    train_set = input_pipeline.open_source(*where, dataset.train_split)
-    eval_set = input_pipeline.open_source(*where, dataset.eval_split, train_set.class_names)
-    return train_set, eval_set
 
 
 def resolved(config, train_set):
     """The configuration with what follows from the dataset filled in."""
     config = config.copy_and_resolve_references()
+    if config.num_classes not in (None, train_set.num_classes):
+        raise UserError(
+            f"config.num_classes is {config.num_classes}, but {train_set.name} has "
+            f"{train_set.num_classes} classes: leave it out"
+        )
     config.num_classes = train_set.num_classes
     if config.total_steps is None:
         if config.num_epochs is None:
@@ -107,33 +113,12 @@ def resolved(config, train_set):
     return config
 
 
-def training_data(train_set, config, first_step, mesh):
-    batches = input_pipeline.train_batches(
-        train_set,
-        config,
-        first_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return sharding.to_devices(batches, mesh)
-
-
-def evaluation(eval_step, eval_set, config, mesh, params) -> dict[str, float]:
-    batches = input_pipeline.eval_batches(
-        eval_set,
-        config,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
-
-
-def describe(config, model, image_shape, train_set, eval_set, mesh, state, train_step) -> None:
+def log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step) -> None:
     """One screen on what is about to run."""
     mebibytes = 1 / 2**20
     memory = train_step.memory_analysis()
     epochs = config.total_steps * config.batch_size / train_set.num_examples
-    tokens = f"{image_shape[0]}x{image_shape[1]}x{image_shape[2]}"
+    size = "x".join(map(str, image_shape))
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"mesh {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
@@ -145,7 +130,7 @@ def describe(config, model, image_shape, train_set, eval_set, mesh, state, train
         f"{config.dtype}",
         f"Parameters   {flops.num_params(state.params):,}",
         f"FLOPs        {flops.forward_flops(model, image_shape) / 1e9:,.3g} G an image of "
-        f"{tokens}, forward",
+        f"{size}, forward",
         f"Memory       {flops.num_bytes_on_device(state) * mebibytes:,.1f} MiB of state and "
         f"{memory.temp_size_in_bytes * mebibytes:,.1f} MiB of temporaries a device",
         f"Run          {config.total_steps:,} steps of {config.batch_size} ({epochs:,.1f} epochs)"
@@ -158,23 +143,27 @@ def describe(config, model, image_shape, train_set, eval_set, mesh, state, train
 
 def farewell(config, workdir, result) -> None:
     """The result, where everything is, and what to try next."""
-    again = f"{command_line.python()} train.py --config="
-    name = command_line.config_name()
+    python, name = command_line.python(), command_line.config_name()
+    folder = (
+        f"{python} train.py --config=configs/vit_ti16.py --config.dataset.name=FOLDER "
+        "--config.dataset.eval_split=val --config.batch_size=64 --config.num_epochs=20 "
+        "--config.schedule.warmup_steps=20"
+    )
     logger.info(
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
         "\n\nWorth trying next:"
-        f"\n  {again}{name} --config.seed=1 --workdir={workdir}_seed1"
-        f"\n  {again}{name} --config.ema_decay=0.99 --workdir={workdir}_ema"
-        f"\n  {again}configs/vit_b16.py:quick"
-        f"\n  {again}configs/vit_s16.py --config.dataset.name=YOUR_FOLDER "
-        "--config.dataset.eval_split=val"
+        f"\n  another seed      {python} train.py --config={name} --config.seed=1 "
+        f"--workdir={workdir}_seed1"
+        f"\n  its numbers       {python} evaluate.py --workdir={workdir}"
+        f"\n  a published size  {python} train.py --config=configs/vit_b16.py:quick"
+        f"\n  your own images, in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg:\n  {folder}"
     )
 
 
 def main():
-    workdir = WORKDIR.value or command_line.default_workdir()
+    workdir = command_line.WORKDIR.value or command_line.default_workdir()
     result = train(CONFIG.value, workdir)
     if jax.process_index() == 0:
         farewell(CONFIG.value, workdir, result)

@@ -70,9 +70,10 @@ def get_config() -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.momentum_dtype = "bfloat16"
     config.optimizer.weight_decay = 0.1  # times the learning rate, on kernels
-    config.optimizer.lr_multipliers = ()  # such as (("head", 10.0),): first match counts
+    # Patterns match a parameter's path from its beginning: "Transformer/encoderblock_0/...".
+    config.optimizer.lr_multipliers = ()  # such as (("head", 10.0),): the first match counts
     config.optimizer.layer_decay = placeholder(float)  # such as 0.75
-    config.optimizer.frozen = ()  # such as ("embedding", "Transformer")
+    config.optimizer.frozen = ()  # such as ("(?!head)",): only the head learns
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # "linear", "rsqrt", "constant", "step"
@@ -90,8 +91,9 @@ def get_config() -> ConfigDict:
     config.eval_every_steps = 2_500  # and at the end
     config.checkpoint_every_steps = 1_000  # and at the end
     config.keep_every_steps = 0  # checkpoints kept for good, beside the latest and the best
-    config.best_metric = "accuracy"  # of the evaluation; "loss", "accuracy_top5"
-    return config
+    # Of the evaluation: "loss", "accuracy_top5"; "": none. With one, evaluations are checkpoints.
+    config.best_metric = "accuracy"
+    return config.lock()  # a field that isn't there can't be assigned to
 
 
 def parse_arg(arg: str | None, **defaults):

@@ -58,3 +58,14 @@ def test_every_model_field_can_be_configured():
     for name, value in common.get_config().model.items():
         if value is not None and name != "variant":
             assert value == defaults[name], name
+
+
+def test_a_preset_cannot_assign_to_a_field_that_is_not_there():
+    config = common.get_config()
+    with pytest.raises(AttributeError, match='Did you mean "weight_decay"'):
+        config.optimizer.weight_decy = 0.3
+
+
+def test_presets_do_not_share_what_they_change():
+    common.quick(common.get_config())
+    assert common.get_config().model.depth is None

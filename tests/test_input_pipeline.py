@@ -81,6 +81,16 @@ def plain(config):
     return config
 
 
+def test_every_epoch_of_every_seed_has_an_order_of_its_own(source, plain):
+    orders = []
+    n = source.num_examples
+    for seed in range(3):
+        plain.seed = seed
+        seen = views(take(train_batches(source, plain), 3 * n // 8 + 1))
+        orders += [tuple(seen[epoch * n : (epoch + 1) * n]) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
 def views(batches):
     return [image.tobytes() for batch in batches for image in batch["images"]]
 
@@ -143,6 +153,17 @@ def test_evaluation_counts_every_example_once(source, plain, batch_size, count):
     assert len(everything) == source.num_examples
 
 
+def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, plain):
+    plain.batch_size = 4
+    for name in (*tfds_folders.values(), str(image_folder)):
+        source = open_source(name, None, "train[:3]")
+        parts = [
+            list(eval_batches(source, plain, process_index=i, process_count=4)) for i in range(4)
+        ]
+        assert [len(part) for part in parts] == [1, 1, 1, 1]
+        assert len(real_images(itertools.chain(*parts))) == 3
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path, config):
     for i in range(30):
         path = tmp_path / "train" / "cat" / f"{i}.png"
@@ -173,3 +194,25 @@ def test_a_truncated_jpeg_is_named(tmp_path, config):
 def test_batches_that_processes_cannot_share(source, config):
     with pytest.raises(UserError, match="batch_size 8 is not divisible by 3 processes"):
         train_batches(source, config, process_count=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": "big"}, "image_size is 'big'"),
+        ({"image_size": (16,)}, r"image_size is \(16,\)"),
+        ({"image_size": 0}, "image_size is 0; it takes whole numbers above 0"),
+        ({"dataset.channels": 2}, "dataset.channels is 2"),
+        (
+            {"augment.mean": (0.1, 0.2)},
+            "augment.mean .* takes one number, or one for each of the 3",
+        ),
+        ({"augment.pad": -1}, "augment.pad is -1"),
+        ({"augment.eval_crop": 1.5}, "augment.eval_crop is 1.5"),
+        ({"augment.crop_area": (0.5, 0.1)}, "augment.crop_area"),
+    ],
+)
+def test_mistakes_in_the_configuration(change, message, config):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=message):
+        input_pipeline.check(config)

@@ -219,6 +219,19 @@ def test_flops_agree_with_the_compiler():
         (lambda: tiny_model(width=30), "width 30 is not divisible by model.num_heads 4"),
         (lambda: tiny_model(pool="mean"), "model.pool is 'mean'.*'cls', 'gap', 'map', 'none'"),
         (lambda: tiny_model(remat="everything"), "model.remat is 'everything'"),
+        (lambda: tiny_model(depth=0), "model.depth is 0; it takes whole numbers above 0"),
+        (lambda: tiny_model(num_heads=0), "model.num_heads is 0"),
+        (lambda: tiny_model(patch_size="x"), "model.patch_size is 'x'"),
+        (lambda: tiny_model(dropout_rate=1.5), r"model.dropout_rate is 1.5; it lies in \[0, 1\)"),
+        (lambda: tiny_model(stochastic_depth_rate=1.0), "model.stochastic_depth_rate is 1.0"),
+        (lambda: tiny_model(attention_impl="cudnn"), "'cudnn' needs a GPU; this is a cpu"),
+        (lambda: tiny_model(dtype="float16"), "dtype is 'float16'"),
+        (
+            lambda: tiny_model().init(
+                jax.random.key(0), jnp.zeros((1, 32, 32, 3)), capture=("attn",)
+            ),
+            "capture has 'attn'; it can have blocks, attention",
+        ),
         (lambda: tiny_model(width=30, num_heads=3, posemb="sincos2d"), "divisible by 4"),
         (lambda: tiny_model().check((32, 30)), "image width 30 .* patch size 8.* 24 or 32"),
     ],

@@ -124,9 +124,7 @@ def test_kinds_of_files(ramp, mode):
     assert np.abs(pixels.astype(int) - expected).mean() < 3
 
 
-def test_an_unknown_crop_is_named(ramp, tiny_config):
+def test_an_unknown_crop_is_named(tiny_config):
     tiny_config.augment.crop = "centre"
     with pytest.raises(UserError, match="augment.crop is 'centre'; it can be 'inception'"):
-        preprocess.train_image(
-            encoded(ramp), [0, 0], size=(8, 8), channels=3, augment=tiny_config.augment
-        )
+        preprocess.check(tiny_config.augment)

@@ -89,7 +89,33 @@ def test_missing_datasets(tmp_path, image_folder, tfds_folders):
     assert "train, val" in text
     for name in (tfds_folders["tfrecord"], "digits"):
         assert "Split 'valid'" in message(name, None, "valid")
-    assert "is empty" in message("digits", None, "train[5:5]")
+    for name in ("digits", str(image_folder), *tfds_folders.values()):
+        assert "is empty" in message(name, None, "train[5:5]")
+        for split in ("train[:foo]", "train[:200%]", ""):
+            assert "can't be read" in message(name, None, split) or "no split" in message(
+                name, None, split
+            )
+
+
+@pytest.mark.parametrize(
+    "name", ["my photos", "data/flowers/x/y", "imagenet2012/foo", "imagenet2012:9.9.9"]
+)
+def test_names_that_tfds_cannot_parse(name):
+    with pytest.raises(UserError, match="neither a folder here nor a dataset TFDS knows"):
+        open_source(name, None, "train")
+
+
+def test_where_a_dataset_with_configs_would_be_prepared(tmp_path):
+    with pytest.raises(UserError, match=rf"--data_dir={tmp_path}`"):
+        open_source("imagenet2012_corrupted/gaussian_noise_1", str(tmp_path), "validation")
+
+
+def test_several_datasets_in_one_folder(tmp_path):
+    for version in ("1.0.0", "2.0.0"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match="holds several datasets: name one of .*1.0.0.*2.0.0"):
+        open_source(str(tmp_path), None, "train")
 
 
 def test_folders_laid_out_wrongly(tmp_path):

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import TINY
+from conftest import TINY, randomized
 
+import input_pipeline
 import train
 from configs import common, digits
-from vit_jax import checkpoint, models, sharding, train_state
+from vit_jax import checkpoint, metrics, models, sharding, train_state
 from vit_jax.errors import UserError
 from vit_jax.run_log import NonFiniteError
 
@@ -29,14 +30,23 @@ PRESETS = sorted(
 )
 
 
-def command(*args):
-    return [sys.executable, str(ROOT / "train.py"), *args]
+def command(*args, script="train.py"):
+    return [sys.executable, str(ROOT / script), *args]
+
+
+def run_script(script, *args, **kwargs):
+    return subprocess.run(
+        command(*args, script=script),
+        cwd=ROOT,
+        timeout=300,
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
 
 
 def run(*args, **kwargs):
-    return subprocess.run(
-        command(*args), cwd=ROOT, timeout=300, capture_output=True, text=True, **kwargs
-    )
+    return run_script("train.py", *args, **kwargs)
 
 
 def rows(workdir):
@@ -91,35 +101,65 @@ def test_what_a_run_leaves(finished):
     assert logits.shape == (2, 10)
 
 
-def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path):
-    """kill -9 once the first checkpoint is there, then the same command again."""
+@pytest.mark.parametrize("moment", ["metrics.jsonl", "checkpoints/20*tmp*", "checkpoints/30"])
+def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path, moment):
+    """kill -9 before the first checkpoint, while one is written, and with some there."""
     workdir, _ = finished
     args = ("--config=configs/digits.py:quick", f"--workdir={tmp_path}")
     process = subprocess.Popen(command(*args), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "checkpoints" / "20").exists():
+    while not list(tmp_path.glob(moment)):
         assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "checkpoints" / "60").exists()
 
     result = run(*args)
     assert result.returncode == 0, result.stderr
-    assert "Resuming at step" in result.stdout
+    assert ("Resuming at step" in result.stdout) == (moment == "checkpoints/30")
     assert_same_run(tmp_path, workdir)
 
 
+@pytest.mark.parametrize("kind", ["folder", "tfrecord", "array_record"])
+def test_resuming_with_everything_on(kind, image_folder, tfds_folders, tmp_path):
+    """Crops, dropout, EMA, accumulation, bfloat16: the last steps done again give the same bits."""
+    config = common.get_config()
+    config.update(batch_size=16, accum_steps=2, image_size=32, total_steps=9, ema_decay=0.9)
+    config.update(log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=3, best_metric="")
+    config.model.update(variant="Ti/16", **TINY, dropout_rate=0.1, attention_dropout_rate=0.1)
+    config.model.stochastic_depth_rate = 0.1
+    config.schedule.warmup_steps = 1
+    name = {"folder": str(image_folder), **tfds_folders}[kind]
+    config.dataset.update(name=name, shuffle_buffer=20)
+    config.dataset.eval_split = "val" if kind == "folder" else "test"
+    result = train.train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "9")
+    assert train.train(config, tmp_path / "resumed") == result
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+
+
 def assert_same_run(workdir, other):
-    for item in ("params", "opt_state"):
+    assert steps_in(workdir) == steps_in(other)
+    for item in sorted(path.name for path in last_checkpoint(other).iterdir() if path.is_dir()):
+        if item == "metrics":
+            continue
         ours, theirs = (restore(folder, item) for folder in (workdir, other))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert [untimed(row) for row in rows(workdir)] == [untimed(row) for row in rows(other)]
 
 
+def steps_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def last_checkpoint(workdir):
+    return workdir / "checkpoints" / str(steps_in(workdir)[-1])
+
+
 def restore(workdir, item):
     """An item of the last checkpoint, as it is stored."""
-    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+    return ocp.StandardCheckpointer().restore(last_checkpoint(workdir) / item)
 
 
 def test_a_finished_run_is_left_alone(finished):
@@ -189,6 +229,7 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
 
 
 def test_a_folder_of_mixed_images(image_folder, tmp_path, capsys):
+    """JPEGs of different sizes, grey, CMYK, and PNGs."""
     config = common.get_config()
     config.update(batch_size=8, image_size=32, dtype="float32", total_steps=4)
     config.model.update(variant="Ti/16", **TINY)
@@ -196,39 +237,71 @@ def test_a_folder_of_mixed_images(image_folder, tmp_path, capsys):
     config.dataset.update(name=str(image_folder), eval_split="val")
     eight = train.train(config, tmp_path / "eight")
     assert "20 examples, 2 classes" in capsys.readouterr().out
-    # The 13 evaluation images one by one, with the same parameters.
-    _, params = checkpoint.restore_params(tmp_path / "eight")
-    config = checkpoint.read_config(tmp_path / "eight")
-    config.batch_size = 1
+    assert set(eight) == {"loss", "accuracy", "accuracy_top5"}
+
+
+def test_evaluation_of_13_images_in_eights_is_that_one_by_one(image_folder, tiny_config):
+    """With parameters at random, so that every image has a loss of its own."""
+    tiny_config.num_classes = 2
+    tiny_config.dataset.update(name=str(image_folder), eval_split="val")
+    _, eval_set = input_pipeline.open_splits(tiny_config.dataset)
+    assert eval_set.num_examples == 13
+    model = models.from_config(tiny_config)
+    params = randomized(train_state.init_params(model, (32, 32, 3), 0))
+    eval_step = jax.jit(train_state.make_eval_step(model, tiny_config))
     mesh = sharding.create_mesh(devices=jax.devices()[:1])
-    _, eval_set = train.open_splits(config.dataset)
-    eval_step = jax.jit(train_state.make_eval_step(models.from_config(config), config))
-    one = train.evaluation(eval_step, eval_set, config, mesh, params)
-    assert one["accuracy"] == eight["accuracy"]
-    assert one["loss"] == pytest.approx(eight["loss"], rel=1e-5)
+    results, losses = [], []
+    for size in (8, 1):
+        batches = input_pipeline.eval_batches(eval_set, tiny_config, batch_size=size)
+        batches = list(sharding.to_devices(batches, mesh))
+        results.append(metrics.evaluate(eval_step, params, batches))
+        losses += [float(eval_step(params, batch)["loss"]) for batch in batches]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert len(set(losses[2:])) == 13
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(tmp_path):
     config = quick_config(total_steps=60, grad_clip_norm=0.0, checkpoint_every_steps=5)
+    config.update(eval_every_steps=13, log_every_steps=50)
     config.optimizer.update(name="sgd", momentum=0.0)
     config.schedule.update(name="step", base_lr=1e-3, warmup_steps=0)
     config.schedule.update(decay_steps=10, decay_factor=1e30)
-    with pytest.raises(NonFiniteError, match=r"Step 1\d: .*lower config.schedule.base_lr"):
+    with pytest.raises(NonFiniteError, match=r"Step 1[12]: .*lower config.schedule.base_lr"):
         train.train(config, tmp_path)
-    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert steps[-1] == 10
+    assert steps_in(tmp_path)[-1] == 10
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     _, params = checkpoint.restore_params(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_a_truncated_checkpoint_gives_way(tmp_path, capsys):
-    config = quick_config(total_steps=40)
-    result = train.train(config, tmp_path)
-    for path in (tmp_path / "checkpoints" / "40").rglob("*"):
-        if path.is_file():
-            os.truncate(path, path.stat().st_size // 2)
-    assert train.train(config, tmp_path) == result
-    assert "40 can't be read" in capsys.readouterr().out
+def test_the_best_evaluation_has_its_parameters(tmp_path):
+    """Evaluations and checkpoints needn't coincide."""
+    config = quick_config(total_steps=40, checkpoint_every_steps=10)
+    config.update(eval_every_steps=15, best_metric="loss")
+    config.schedule.update(name="step", decay_steps=31, decay_factor=1e3, warmup_steps=0)
+    train.train(config, tmp_path)
+    losses = {row["step"]: row["val/loss"] for row in rows(tmp_path) if "val/loss" in row}
+    assert sorted(losses) == [15, 30, 40]
+    best = min(losses, key=losses.get)
+    assert best < 40
+    assert best in steps_in(tmp_path)
+
+
+def test_a_truncated_checkpoint_gives_way(finished, tmp_path):
+    """One warning and where it went; the run ends as it did."""
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    for path in last_checkpoint(tmp_path / "run").glob("params/**/d/*"):
+        os.truncate(path, path.stat().st_size // 2)
+    evaluated = run_script("evaluate.py", f"--workdir={tmp_path / 'run'}")
+    assert evaluated.returncode == 0
+    assert re.fullmatch(r"Checkpoint .*60/params can't be read: .*", evaluated.stderr.strip())
+    result = run("--config=configs/digits.py:quick", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0
+    read, moved = result.stderr.strip().splitlines()
+    assert re.search(r"60/params can't be read", read)
+    assert re.search(r"Moved it to .*damaged_checkpoints/60", moved)
+    assert_same_run(tmp_path / "run", workdir)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +317,7 @@ def test_a_truncated_checkpoint_gives_way(tmp_path, capsys):
         ({"loss": "mse"}, "config.loss is 'mse'"),
         ({"augment.crop": "centre"}, "augment.crop is 'centre'"),
         ({"best_metric": "f1"}, "best_metric is 'f1'"),
+        ({"num_classes": 7}, "num_classes is 7, but digits, split train has 10 classes"),
         ({"dtype": "float23"}, "dtype is 'float23'; it can be 'float32'"),
         ({"model.pool": "none"}, "pool"),
     ],
@@ -265,8 +339,13 @@ def test_mistakes_stop_before_training(change, message, tmp_path):
             ["--config=configs/digits.py:quick", "--config.optimzer.b1=1"],
             "Unknown config.*optimizer",
         ),
+        (["--config=configs/digits.py:quick", "--config.modl.depth=1"], "'modl'.*'model'"),
+        (["--config=configs/nope.py", "--config.seed=1"], "There is no preset configs/nope.py"),
         (["--config=configs/digits.py:quik"], "unknown key 'quik'.*quick"),
-        (["--config=configs/digit.py"], "There is no configs/digit.py; configs/ has digits.py"),
+        (
+            ["--config=configs/digit.py"],
+            "There is no preset configs/digit.py; configs/ has digits.py",
+        ),
         (["--config=configs/digits.py", "--config.batch_size=many"], "batch_size.*'many'"),
         (
             ["--config=configs/digits.py:quick", "--workdir=/dev/null/x"],

@@ -101,6 +101,22 @@ def test_accumulation_is_the_whole_batch(config, batches, one_device):
     assert_close(parts, whole)
 
 
+def test_accumulation_saves_memory(config, one_device):
+    """The batch stays uint8 but for the part at work."""
+    image = (128, 128, 3)
+    model = tiny_model(patch_size=32)
+    temporaries = []
+    for config.accum_steps in (1, 16):
+        tx, rate = optim.create(config, train_state.init_params(model, image, 0), 10)
+        _, shapes = train_state.initializer(model, tx, image, config, one_device)
+        step = train_state.make_train_step(model, tx, rate, config)
+        batch = sharding.batch_shapes(256, image, one_device)
+        step = sharding.compile_step(step, shapes, batch)
+        temporaries.append(step.memory_analysis().temp_size_in_bytes)
+    float32_batch = 256 * 4 * 128 * 128 * 3
+    assert temporaries[1] < 0.75 * float32_batch < temporaries[0]
+
+
 def test_dropout_differs_from_step_to_step(config, batches, one_device, monkeypatch):
     """Nothing is learned here, so that only the masks can move the loss of one batch."""
     config.schedule.base_lr = 0.0
@@ -142,6 +158,14 @@ def test_fsdp_and_tensor_split_the_state(config):
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
 
 
+def test_layer_axis_of_stacked_blocks_is_not_split():
+    mesh = sharding.create_mesh(data=1, fsdp=8)
+    name = "params/Transformer/encoderblock/MlpBlock_0/Dense_0/"
+    assert "fsdp" not in sharding.partition(f"{name}bias", (8, 64), mesh)
+    assert sharding.partition(f"{name}kernel", (64, 16, 32), mesh)[0] is None
+    assert "fsdp" in sharding.partition(f"{name}kernel", (64, 16, 32), mesh)
+
+
 def test_evaluation_of_padded_batches(config, one_device):
     """13 examples in batches of 8 with padding, as one by one."""
     rng = np.random.default_rng(1)
@@ -178,6 +202,18 @@ def test_evaluation_of_padded_batches(config, one_device):
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))
     expected = -np.take_along_axis(log_probabilities, labels[:, None], 1).mean()
     assert eight["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_without_labels_are_not_scored(config, one_device):
+    step = jax.jit(train_state.make_eval_step(tiny_model(), config))
+    params = train_state.init_params(tiny_model(), IMAGE, 0)
+    batch = {
+        "images": np.zeros((8, *IMAGE), np.uint8),
+        "labels": np.array([-1, 1, 2, 3, 4, 5, 6, 10], np.int32),
+        "mask": np.ones(8, bool),
+    }
+    with pytest.raises(UserError, match="2 of 8 evaluation examples have a label that isn't among"):
+        metrics.evaluate(step, params, sharding.to_devices([batch], one_device))
 
 
 def test_losses_against_their_formulas():

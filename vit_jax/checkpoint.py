@@ -6,8 +6,11 @@
 """
 
 import contextlib
+import io
 import json
 import logging
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import metrics
 from vit_jax.errors import UserError
+from vit_jax.paths import path_name
 from vit_jax.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
@@ -86,16 +90,15 @@ class Checkpoints:
         no checkpoint at all.
 
         Raises:
-            UserError: there are checkpoints, but none can be read.
+            UserError: there are checkpoints, but none can be read, or one is of another model.
         """
         damaged = []
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 restored = self.restore(step, state)
-            except Exception as error:  # Orbax raises many kinds for damaged files
+            except Damaged as error:
+                logger.warning(str(error))
                 damaged.append(step)
-                reason = (str(error).splitlines() or [repr(error)])[0][:200]
-                logger.warning(f"Checkpoint {self.folder / str(step)} can't be read: {reason}")
                 continue
             self.set_aside(damaged)
             if damaged:
@@ -104,6 +107,15 @@ class Checkpoints:
         if damaged:
             raise self.all_damaged(damaged)
         return None
+
+    def restore(self, step: int, state: TrainState) -> TrainState:
+        """The checkpoint of that step, placed as `state` says."""
+        items = {
+            name: read_item(self.folder / str(step) / name, shapes)
+            for name, shapes in items_of(state).items()
+        }
+        step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
+        return TrainState(step, items["params"], items["opt_state"], items.get("ema_params"))
 
     def set_aside_unreadable(self) -> None:
         """Sets aside checkpoints whose JSON files are damaged: Orbax fails to start on them."""
@@ -142,17 +154,6 @@ class Checkpoints:
             (self.folder / str(step)).rename(target)
             logger.warning(f"Moved it to {target}")
 
-    def restore(self, step: int, state: TrainState) -> TrainState:
-        """The checkpoint of that step, placed as `state` says."""
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in items_of(state).items()}
-        items = self.manager.restore(step, args=ocp.args.Composite(**args))
-        return TrainState(
-            step=jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding),
-            params=items["params"],
-            opt_state=items["opt_state"],
-            ema_params=items.get("ema_params"),
-        )
-
     def close(self) -> None:
         """Waits until what is being saved is saved."""
         self.manager.wait_until_finished()
@@ -165,20 +166,65 @@ def items_of(state: TrainState) -> dict:
     return items if state.ema_params is None else items | {"ema_params": state.ema_params}
 
 
+class Damaged(Exception):
+    """A checkpoint can't be read; the message says which, and why."""
+
+
+def read_item(path: epath.Path, shapes=None):
+    """One item of a checkpoint, placed as `shapes` says; None: as stored, on the first device.
+
+    Raises:
+        Damaged: files are missing, cut short, or no checkpoint's.
+        UserError: the arrays are other ones than in `shapes`; the first difference is named.
+    """
+    try:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("files are missing or cut short")
+            stored = metadata.tree
+            if shapes is None:
+                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                shapes = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                    stored,
+                )
+            check_shapes(path, stored, shapes)
+            return checkpointer.restore(path, shapes)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        reason = (str(error).splitlines() or [repr(error)])[0][:200]
+        raise Damaged(f"Checkpoint {path} can't be read: {reason}") from error
+
+
+def check_shapes(path: epath.Path, stored, shapes) -> None:
+    def named(tree):
+        return {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree.leaves_with_path(tree)}
+
+    found, expected = named(stored), named(shapes)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"Checkpoint {path} is of another model: {name} is {found.get(name, 'missing')} "
+                f"there and {expected.get(name, 'missing')} here"
+            )
+
+
 def restore_params(workdir, step: int | None = None):
     """A run's configuration and parameters (the average, where the run keeps one).
 
     Needs neither the dataset nor the devices the run had: arrays come to the first device here.
 
     Args:
-        workdir: the run's folder, local or on a bucket.
-        step: of the checkpoint; None: the latest.
+        workdir: the run's folder.
+        step: of the checkpoint; None: the latest that can be read.
 
     Returns:
         (config as a ConfigDict, the tree of parameters).
 
     Raises:
-        UserError: no run, or no checkpoint of that step, in the folder.
+        UserError: no run, or no readable checkpoint of that step, in the folder.
     """
     config = read_config(workdir)
     if config is None:
@@ -188,25 +234,35 @@ def restore_params(workdir, step: int | None = None):
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
-    step = steps[-1] if step is None else step
-    path = folder / str(step) / ("ema_params" if config.ema_decay else "params")
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            checkpointer.metadata(path).item_metadata.tree,
-        )
-        return config, checkpointer.restore(path, shapes)
+    item = "ema_params" if config.ema_decay else "params"
+    for candidate in [step] if step is not None else reversed(steps):
+        try:
+            return config, read_item(folder / str(candidate) / item)
+        except Damaged as error:
+            logger.warning(str(error))
+    tried = steps if step is None else [step]
+    raise UserError(f"No checkpoint in {folder} can be read (steps {tried})")
 
 
 @contextlib.contextmanager
 def quiet_orbax():
-    """Keeps Orbax from warning that an item alone is not a whole checkpoint."""
+    """Keeps Orbax to its exception.
+
+    It warns that an item alone is no whole checkpoint; and where one array can't be read, each
+    read still under way prints a traceback of its own, from its own thread.
+    """
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
-    absl_logger.setLevel(logging.ERROR)
+    absl_logger.setLevel(logging.CRITICAL)
+    stderr = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stderr(stderr):
+            try:
+                yield
+            except Exception:
+                time.sleep(1)  # the other reads end
+                raise
+        sys.stderr.write(stderr.getvalue())
     finally:
         absl_logger.setLevel(level)
 
@@ -234,9 +290,9 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
         return
     old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
     changes = [
-        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not may_change(field)
+        f"{field}: {old[field]!r} -> {new.get(field)!r}"
+        for field in sorted(old)  # one that is new since then didn't exist for that run
+        if old[field] != new.get(field) and not may_change(field)
     ]
     if changes:
         raise UserError(

@@ -1,5 +1,7 @@
 """What a model costs: parameters and floating-point operations, counted from its fields."""
 
+import math
+
 import jax
 
 
@@ -8,23 +10,12 @@ def num_params(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def num_bytes(tree) -> int:
-    """The bytes a tree of arrays or shapes takes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def num_bytes_on_device(tree) -> int:
     """The bytes of a tree of sharded arrays that one device holds."""
-    sizes = (
-        leaf.sharding.shard_shape(leaf.shape) + (leaf.dtype.itemsize,)
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-    total = 0
-    for *shape, itemsize in sizes:
-        for side in shape:
-            itemsize *= side
-        total += itemsize
-    return total
 
 
 def forward_flops(model, image_shape: tuple[int, int, int]) -> int:

@@ -48,6 +48,11 @@ def update_rule(optimizer) -> optax.GradientTransformation:
     decay = optax.identity()
     if optimizer.weight_decay:
         decay = optax.add_decayed_weights(optimizer.weight_decay, mask=kernels)
+    for field in ("mu_dtype", "momentum_dtype"):
+        if optimizer[field] not in ("float32", "bfloat16"):
+            raise UserError(
+                f"config.optimizer.{field} is {optimizer[field]!r}; it can be 'float32', 'bfloat16'"
+            )
     if optimizer.name == "sgd":
         momentum = optax.trace(optimizer.momentum, accumulator_dtype=optimizer.momentum_dtype)
         return optax.chain(decay, momentum if optimizer.momentum else optax.identity())
@@ -109,20 +114,25 @@ def kernels(params):
 def scale_by_path(params, multipliers, layer_decay):
     """Transformations that scale the updates: [] where nothing is asked for.
 
-    multipliers: pairs (pattern, factor); the first pattern that matches a parameter's path
-        (`re.search`, "Transformer/encoderblock_0/...") counts.
+    multipliers: pairs (pattern, factor); the first pattern that matches a parameter's path from
+        its beginning (`re.match` on "Transformer/encoderblock_0/...") counts.
     layer_decay: the head learns at the full rate, and each layer below at this fraction of the
         layer above: block i of n at layer_decay ** (n - i), the embedding at ** (n + 1)
         (arXiv:2106.08254, appendix).
     """
     if not multipliers and not layer_decay:
         return []
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in multipliers):
+        raise UserError(
+            f"config.optimizer.lr_multipliers is {multipliers!r}; it takes pairs, such as "
+            "(('head', 10.0),)"
+        )
     check_patterns(params, [pattern for pattern, _ in multipliers], "lr_multipliers")
     depth = num_blocks(params)
 
     def factor(path, leaf):
         name = path_name(path)
-        scale = next((value for pattern, value in multipliers if re.search(pattern, name)), 1.0)
+        scale = next((value for pattern, value in multipliers if re.match(pattern, name)), 1.0)
         return scale * layer_factor(name, leaf, depth, layer_decay) if layer_decay else scale
 
     factors = jax.tree.map_with_path(factor, params)
@@ -161,8 +171,9 @@ def num_blocks(params) -> int:
 
 
 def freeze(tx, params, patterns):
-    """Leaves the parameters whose path matches a pattern as they are.
+    """Leaves the parameters whose path matches a pattern, from its beginning, as they are.
 
+    "(?!head)" is everything but the head.
     They get no update, no decay and no optimizer state, and don't count in the clipped norm.
     """
     if not patterns:
@@ -170,7 +181,7 @@ def freeze(tx, params, patterns):
     check_patterns(params, patterns, "frozen")
 
     def label(path, _):
-        frozen = any(re.search(pattern, path_name(path)) for pattern in patterns)
+        frozen = any(re.match(pattern, path_name(path)) for pattern in patterns)
         return "frozen" if frozen else "trained"
 
     labels = jax.tree.map_with_path(label, params)
@@ -182,7 +193,13 @@ def freeze(tx, params, patterns):
 def check_patterns(params, patterns, field: str) -> None:
     names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
+        try:
+            matches = any(re.match(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(
+                f"config.optimizer.{field}: {pattern!r} is no regular expression: {error}"
+            ) from None
+        if not matches:
             raise UserError(
                 f"config.optimizer.{field}: {pattern!r} matches no parameter; "
                 f"there are {', '.join(names[:3])}, ..."

@@ -24,8 +24,8 @@ class NonFiniteError(UserError):
 class RunLog:
     """Keeps a run's numbers. Only the first process writes; the others count along.
 
-    Numbers stay on the device until they are due: `record` waits for the step two before,
-    never for the one just started.
+    Numbers stay on the device until a step is logged: until then `record` waits for the step
+    two before, never for the one just started.
     """
 
     def __init__(self, workdir, first_step: int, config):
@@ -88,12 +88,14 @@ class RunLog:
         for step, metrics in steps:
             if not all(np.isfinite(value) for value in metrics.values()):
                 raise NonFiniteError(
-                    f"Step {step}: {describe(metrics)}. The run has diverged: lower "
-                    "config.schedule.base_lr, lengthen warmup_steps, or set grad_clip_norm. "
-                    "Nothing was saved after the last checkpoint"
+                    f"Step {step}: {listed(metrics)}. The run has diverged, and nothing was saved "
+                    "since: lower config.schedule.base_lr, lengthen warmup_steps or set "
+                    "grad_clip_norm, in another --workdir"
                 )
         if steps and self.due(steps[-1][0]):
             self.write_step(*steps[-1])
+        if self.writes:
+            self.curves.flush()
 
     def write_step(self, step: int, metrics: dict) -> None:
         rate = self.clock.steps_per_second(step) * self.batch_size
@@ -109,7 +111,7 @@ class RunLog:
     def write_evaluation(self, step: int, values: dict[str, float]) -> None:
         self.last_evaluation = values
         self.write(step, "val", values)
-        logger.info(f"step {step}/{self.total_steps}  evaluation: {evaluation(values)}")
+        logger.info(f"step {step}/{self.total_steps}  evaluation: {evaluation_line(values)}")
 
     @contextlib.contextmanager
     def pause(self):
@@ -124,6 +126,8 @@ class RunLog:
         if not self.writes:
             return
         values = {f"{group}/{name}": value for name, value in values.items()}
+        # NaN is no JSON; an evaluation may overflow where the parameters are finite still.
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
         self.rows.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.curves.add_scalar(name, value, step)
@@ -136,29 +140,34 @@ class RunLog:
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines above the progress bar, where there is one: errors on stderr, the rest on stdout."""
+    """Lines above the progress bar, where there is one: warnings on stderr, the rest on stdout."""
 
     def emit(self, record):
-        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         tqdm.tqdm.write(self.format(record), file=stream)
 
 
-def start_logging(workdir) -> None:
-    """Sends the lines of the logger "vit_jax" to the console and to <workdir>/train.log.
+def start_logging(workdir=None) -> None:
+    """Sends the lines of the logger "vit_jax" to the console, and to <workdir>/train.log.
 
     Raises:
         UserError: the folder can't be written to.
     """
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
-    logger.setLevel(logging.INFO)
+        handler.close()
+    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
     logger.propagate = False
-    if jax.process_index() != 0:
-        logger.addHandler(logging.NullHandler())
-        return
     console = ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(console)
+    if workdir is None or jax.process_index() != 0:
+        return
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir}: logs are appended to, which buckets don't do; mount the bucket, "
+            "or name a local folder"
+        )
     try:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
@@ -184,7 +193,7 @@ class Stopwatch:
         return rate
 
 
-def evaluation(values: dict[str, float]) -> str:
+def evaluation_line(values: dict[str, float]) -> str:
     """An evaluation as a line of text."""
     return (
         f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%}, "
@@ -192,7 +201,7 @@ def evaluation(values: dict[str, float]) -> str:
     )
 
 
-def describe(metrics: dict) -> str:
+def listed(metrics: dict) -> str:
     return ", ".join(f"{name} {float(value):g}" for name, value in metrics.items())
 
 

@@ -52,6 +52,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def num_shards(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
@@ -72,8 +77,9 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The table's word on one array: tensor rules by name, then FSDP on what is left.
 
     An axis that the mesh doesn't divide stays whole. FSDP takes the largest free axis that it
-    divides, of arrays with two axes or more.
+    divides, of arrays with two axes or more; the layer axis of stacked blocks doesn't count.
     """
+    stacked = "encoderblock/" in name
     spec = [None] * len(shape)
     for pattern, rule in TENSOR_RULES:
         if re.search(pattern, name) and len(shape) >= len(rule):
@@ -84,7 +90,8 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     ]
     fsdp = mesh.shape["fsdp"]
     free = [i for i, axis in enumerate(spec) if axis is None and shape[i] % fsdp == 0]
-    if fsdp > 1 and len(shape) > 1 and free:
+    free = [i for i in free if i >= stacked]
+    if fsdp > 1 and len(shape) - stacked > 1 and free:
         spec[max(free, key=lambda i: shape[i])] = "fsdp"
     return P(*spec)
 

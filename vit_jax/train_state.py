@@ -72,20 +72,19 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
             "each image: take 'cls', 'gap' or 'map'"
         )
 
-    def loss_and_hits(params, images, labels, targets, key):
+    def loss_and_accuracy(params, images, labels, key):
+        images = augment.normalize(images, config.augment.mean, config.augment.std)
+        targets = augment.soft_labels(labels, model.num_classes, config.augment.label_smoothing)
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         hits = jnp.argmax(logits, axis=-1) == labels
         return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
 
     def train_step(state: TrainState, batch: dict):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
-        labels = batch["labels"]
-        targets = augment.soft_labels(labels, model.num_classes, config.augment.label_smoothing)
         (loss, accuracy), grads = accumulate(
-            jax.value_and_grad(loss_and_hits, has_aux=True),
+            jax.value_and_grad(loss_and_accuracy, has_aux=True),
             state.params,
-            (images, labels, targets),
+            (batch["images"], batch["labels"]),
             key,
             config.accum_steps,
         )
@@ -109,7 +108,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 def accumulate(grad_fn: Callable, params, batch: tuple, key, accum_steps: int):
     """The mean of `grad_fn(params, *part, key)` over `accum_steps` equal parts of the batch.
 
-    One part is in memory at a time. Part i takes every accum_steps-th example, so that each
+    One part is computed on at a time. Part i takes every accum_steps-th example, so that each
     device's share of a part lies on that device already.
     """
     if accum_steps == 1:
@@ -146,7 +145,7 @@ def make_eval_step(model, config) -> Callable:
 
 def check_batch_size(batch_size: int, accum_steps: int, mesh) -> None:
     """Raises UserError where a batch can't be shared out evenly."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = sharding.num_shards(mesh)
     if accum_steps < 1 or batch_size < 1 or batch_size % (shards * accum_steps):
         unit = shards * max(accum_steps, 1)
         near = max(round(batch_size / unit), 1) * unit
@@ -154,3 +153,9 @@ def check_batch_size(batch_size: int, accum_steps: int, mesh) -> None:
             f"config.batch_size {batch_size} is not divisible by {shards} devices x "
             f"{accum_steps} accumulation steps: take {near}, or change accum_steps"
         )
+
+
+def eval_batch_size(config, mesh) -> int:
+    """As many examples as one part of a training step, rounded up to share out evenly."""
+    shards = sharding.num_shards(mesh)
+    return -(-config.batch_size // (config.accum_steps * shards)) * shards

@@ -12,7 +12,7 @@ FIELDS = tuple(
     name for name in VisionTransformer.__dataclass_fields__ if name not in ("parent", "name")
 )
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTransformer:
@@ -46,6 +46,6 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
 def from_config(config) -> VisionTransformer:
     """The model of a run: `config.model`, `config.dtype`, `config.num_classes`."""
     fields = {name: value for name, value in config.model.items() if value is not None}
-    if not isinstance(fields.get("patch_size", 0), int):
+    if isinstance(fields.get("patch_size"), list):  # as config.json has it
         fields["patch_size"] = tuple(fields["patch_size"])
     return create(**fields, num_classes=config.num_classes, dtype=config.dtype)

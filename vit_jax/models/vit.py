@@ -21,6 +21,7 @@ CHOICES = {
     "norm": ("pre", "post"),
     "gelu": ("tanh", "exact"),
     "attention_impl": ("xla", "cudnn", "auto"),
+    "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
 CAPTURES = ("blocks", "attention")
 
@@ -221,12 +222,13 @@ class VisionTransformer(nn.Module):
         attention_dropout_rate: on the attention weights.
         stochastic_depth_rate: of the last block, falling linearly to 0 at the first.
         scan: one compiled block looped over; parameters stacked under `encoderblock`.
-        remat: "none", "full" (recompute each block in the backward pass), or the name of one
-            of `jax.checkpoint_policies`.
+        remat: "none", "full" (recompute each block in the backward pass), "dots_saveable" or
+            "dots_with_no_batch_dims_saveable" (keep the matrix products, recompute the rest).
         attention_impl: of `jax.nn.dot_product_attention`: "xla", "cudnn", or "auto" for JAX's
             choice. Attention dropout and captured attention take the plain computation.
         dtype: of matrix products and activations. Parameters, LayerNorm statistics, softmax
-            and logits are float32 whatever it is.
+            and logits are float32 whatever it is. A float32 product is one on every device: not
+            TF32 on a GPU, not bfloat16 passes on a TPU.
     """
 
     num_classes: int | None = 1000
@@ -271,6 +273,15 @@ class VisionTransformer(nn.Module):
             UserError: a choice the field doesn't have, or an image the patch doesn't divide.
         """
         self.check(image_size=images.shape[1:3])
+        for name in capture:
+            if name not in CAPTURES:
+                raise UserError(f"capture has {name!r}; it can have {', '.join(CAPTURES)}")
+        precision = "float32" if self.dtype == jnp.float32 else None
+        with jax.default_matmul_precision(precision):
+            logits, captured = self.logits(images, train, mask, tuple(capture))
+        return (logits, captured) if capture else logits
+
+    def logits(self, images, train, mask, capture):
         patch = self.patch_shape
         x = nn.Conv(
             self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="embedding"
@@ -284,9 +295,8 @@ class VisionTransformer(nn.Module):
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
             mask = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-        x, captured = self.encoder()(x, mask, train, tuple(capture))
-        logits = self.classify(self.pooled(x, mask))
-        return (logits, captured) if capture else logits
+        x, captured = self.encoder()(x, mask, train, capture)
+        return self.classify(self.pooled(x, mask)), captured
 
     def encoder(self) -> Encoder:
         shared = ("num_heads", "norm", "gelu", "layer_norm_eps", "dropout_rate")
@@ -323,11 +333,12 @@ class VisionTransformer(nn.Module):
 
     def classify(self, x):  # (..., D) -> float32 (..., num_classes)
         x = x.astype(jnp.float32)
+        dense = functools.partial(nn.Dense, precision="float32")
         if self.representation_size:
-            x = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+            x = nn.tanh(dense(self.representation_size, name="pre_logits")(x))
         if not self.num_classes:
             return x
-        return nn.Dense(
+        return dense(
             self.num_classes,
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.constant(self.head_bias_init),
@@ -337,7 +348,7 @@ class VisionTransformer(nn.Module):
     @property
     def patch_shape(self) -> tuple[int, int]:
         patch = self.patch_size
-        return (patch, patch) if isinstance(patch, int) else tuple(patch)
+        return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
 
     def check(self, image_size: tuple[int, int] | None = None) -> None:
         """Raises UserError where the fields, or the fields and an image, don't go together."""
@@ -345,9 +356,22 @@ class VisionTransformer(nn.Module):
             if getattr(self, field) not in choices:
                 known = ", ".join(map(repr, choices))
                 raise UserError(f"model.{field} is {getattr(self, field)!r}; it can be {known}")
-        if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
-            known = ", ".join(n for n in dir(jax.checkpoint_policies) if not n.startswith("_"))
-            raise UserError(f"model.remat is {self.remat!r}; it can be 'none', 'full', {known}")
+        for field in ("width", "depth", "num_heads", "mlp_dim", "patch_size"):
+            value = self.patch_shape if field == "patch_size" else (getattr(self, field),)
+            if field == "mlp_dim" and self.mlp_dim is None:
+                continue
+            if not all(isinstance(number, int) and number > 0 for number in value):
+                raise UserError(
+                    f"model.{field} is {getattr(self, field)!r}; it takes whole numbers above 0"
+                )
+        for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"model.{field} is {getattr(self, field)}; it lies in [0, 1)")
+        if self.attention_impl == "cudnn" and jax.default_backend() != "gpu":
+            raise UserError(
+                f"model.attention_impl 'cudnn' needs a GPU; this is a {jax.default_backend()}: "
+                "take 'xla' or 'auto'"
+            )
         if self.width % self.num_heads:
             raise UserError(
                 f"model.width {self.width} is not divisible by model.num_heads {self.num_heads}"

@@ -34,19 +34,23 @@ def command(*args, script="train.py"):
     return [sys.executable, str(ROOT / script), *args]
 
 
-def run_script(script, *args, **kwargs):
+slow = pytest.mark.slow
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
+
+
+def run_script(script, *args):
     return subprocess.run(
         command(*args, script=script),
         cwd=ROOT,
+        env=ONE_DEVICE,
         timeout=300,
         capture_output=True,
         text=True,
-        **kwargs,
     )
 
 
-def run(*args, **kwargs):
-    return run_script("train.py", *args, **kwargs)
+def run(*args):
+    return run_script("train.py", *args)
 
 
 def rows(workdir):
@@ -101,12 +105,19 @@ def test_what_a_run_leaves(finished):
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("moment", ["metrics.jsonl", "checkpoints/20*tmp*", "checkpoints/30"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("metrics.jsonl", marks=slow),
+        pytest.param("checkpoints/20*tmp*", marks=slow),
+        "checkpoints/30",
+    ],
+)
 def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path, moment):
     """kill -9 before the first checkpoint, while one is written, and with some there."""
     workdir, _ = finished
     args = ("--config=configs/digits.py:quick", f"--workdir={tmp_path}")
-    process = subprocess.Popen(command(*args), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*args), cwd=ROOT, env=ONE_DEVICE, stdout=subprocess.DEVNULL)
     while not list(tmp_path.glob(moment)):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.001)
@@ -180,7 +191,14 @@ def test_another_configuration_in_the_same_folder(finished):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    # The others differ in sizes alone, which `quick` replaces.
+    [
+        pytest.param(name, marks=() if name in ("digits", "vit_b16", "vit_l16") else slow)
+        for name in PRESETS
+    ],
+)
 def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     config = importlib.import_module(f"configs.{preset}").get_config("quick")
     config.total_steps = 40
@@ -200,7 +218,7 @@ def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
 def test_digits_are_learned(seed, tmp_path):
     """Other seeds than the one of the README's training command; on one device, as there."""
     args = ("--config=configs/digits.py", f"--config.seed={seed}", f"--workdir={tmp_path}")
-    result = run(*args, env={**os.environ, "XLA_FLAGS": ""})
+    result = run(*args)
     assert result.returncode == 0, result.stderr
     assert rows(tmp_path)[-1]["val/accuracy"] >= 0.97
 

@@ -40,7 +40,7 @@ def train(config, workdir) -> dict[str, float]:
     image_shape = input_pipeline.image_shape(config)
 
     model = models.from_config(config)
-    model.check(image_shape[:2])
+    models.checks.check_image(model, image_shape[:2])
     params = jax.eval_shape(lambda: train_state.init_params(model, image_shape, config.seed))
     tx, learning_rate = optim.create(config, params, config.total_steps)
     train_step = train_state.make_train_step(model, tx, learning_rate, config)

@@ -233,7 +233,10 @@ def test_flops_agree_with_the_compiler():
             "capture has 'attn'; it can have blocks, attention",
         ),
         (lambda: tiny_model(width=30, num_heads=3, posemb="sincos2d"), "divisible by 4"),
-        (lambda: tiny_model().check((32, 30)), "image width 30 .* patch size 8.* 24 or 32"),
+        (
+            lambda: models.checks.check_image(tiny_model(), (32, 30)),
+            "image width 30 .* patch size 8.* 24 or 32",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):

@@ -5,7 +5,7 @@ import difflib
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models import variants
+from vit_jax.models import checks, variants
 from vit_jax.models.vit import VisionTransformer
 
 FIELDS = tuple(
@@ -39,7 +39,7 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
     model = VisionTransformer(
         num_classes=num_classes or None, **{**variants.fields(variant), **fields}
     )
-    model.check()
+    checks.check_fields(model)
     return model
 
 

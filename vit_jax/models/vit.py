@@ -11,19 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UserError
+from vit_jax.models import checks
 from vit_jax.models.attention import attend
 from vit_jax.models.posemb import sincos_1d, sincos_2d
-
-CHOICES = {
-    "pool": ("cls", "gap", "map", "none"),
-    "posemb": ("learned", "sincos2d", "sincos1d", "none"),
-    "norm": ("pre", "post"),
-    "gelu": ("tanh", "exact"),
-    "attention_impl": ("xla", "cudnn", "auto"),
-    "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
-}
-CAPTURES = ("blocks", "attention")
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -272,10 +262,9 @@ class VisionTransformer(nn.Module):
         Raises:
             UserError: a choice the field doesn't have, or an image the patch doesn't divide.
         """
-        self.check(image_size=images.shape[1:3])
-        for name in capture:
-            if name not in CAPTURES:
-                raise UserError(f"capture has {name!r}; it can have {', '.join(CAPTURES)}")
+        checks.check_fields(self)
+        checks.check_image(self, images.shape[1:3])
+        checks.check_capture(capture)
         precision = "float32" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(precision):
             logits, captured = self.logits(images, train, mask, tuple(capture))
@@ -349,46 +338,6 @@ class VisionTransformer(nn.Module):
     def patch_shape(self) -> tuple[int, int]:
         patch = self.patch_size
         return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
-
-    def check(self, image_size: tuple[int, int] | None = None) -> None:
-        """Raises UserError where the fields, or the fields and an image, don't go together."""
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                known = ", ".join(map(repr, choices))
-                raise UserError(f"model.{field} is {getattr(self, field)!r}; it can be {known}")
-        for field in ("width", "depth", "num_heads", "mlp_dim", "patch_size"):
-            value = self.patch_shape if field == "patch_size" else (getattr(self, field),)
-            if field == "mlp_dim" and self.mlp_dim is None:
-                continue
-            if not all(isinstance(number, int) and number > 0 for number in value):
-                raise UserError(
-                    f"model.{field} is {getattr(self, field)!r}; it takes whole numbers above 0"
-                )
-        for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"model.{field} is {getattr(self, field)}; it lies in [0, 1)")
-        if self.attention_impl == "cudnn" and jax.default_backend() != "gpu":
-            raise UserError(
-                f"model.attention_impl 'cudnn' needs a GPU; this is a {jax.default_backend()}: "
-                "take 'xla' or 'auto'"
-            )
-        if self.width % self.num_heads:
-            raise UserError(
-                f"model.width {self.width} is not divisible by model.num_heads {self.num_heads}"
-            )
-        unit = {"sincos2d": 4, "sincos1d": 2}.get(self.posemb, 1)
-        if self.width % unit:
-            raise UserError(f"posemb {self.posemb!r} needs a width divisible by {unit}")
-        for side, pixels, patch in zip(
-            ("height", "width"), image_size or (), self.patch_shape, strict=False
-        ):
-            if pixels % patch:
-                below, above = pixels // patch * patch, (pixels // patch + 1) * patch
-                near = f"{below} or {above}" if below else f"{above}"
-                raise UserError(
-                    f"image {side} {pixels} is not divisible by the patch size {patch}: "
-                    f"take an image_size of {near}, or another patch_size"
-                )
 
 
 def dropout(x, rate, key):

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from randaugment import color_jitter, randaugment
 from vit_jax.errors import UserError
 
 CROPS = ("inception", "pad", "none")
@@ -13,9 +14,9 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
     seed: int64 (2,), all the randomness of this view. augment: config.augment, of which `crop`
     ("inception": an area of `crop_area` of the image at an aspect ratio of 3/4 to 4/3, resized,
     arXiv:1409.4842 section 6; "pad": resized, zero-padded by `pad` pixels, cropped back; "none":
-    resized) and `flip` (left-right, half of the time) are for here.
+    resized), `flip` (left-right, half of the time), `color_jitter` and RandAugment are for here.
     """
-    crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    crop_seed, flip_seed, jitter_seed, randaugment_seed = tf.unstack(tf.random.split(seed, 4))
     if augment.crop == "inception":
         image = inception_crop(encoded, crop_seed, tuple(augment.crop_area), channels)
         image = resize(image, size)
@@ -25,7 +26,10 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
         image = resize(decode(encoded, channels), size)
     if augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-    return tf.ensure_shape(image, (*size, channels))
+    image = tf.ensure_shape(image, (*size, channels))
+    image = color_jitter(image, jitter_seed, tuple(augment.color_jitter))
+    layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
+    return randaugment(image, randaugment_seed, layers, magnitude)
 
 
 def check(augment) -> None:
@@ -33,6 +37,15 @@ def check(augment) -> None:
     if augment.crop not in CROPS:
         known = ", ".join(map(repr, CROPS))
         raise UserError(f"config.augment.crop is {augment.crop!r}; it can be {known}")
+    for name in ("randaugment_layers", "randaugment_magnitude", "color_jitter"):
+        values = augment[name] if name == "color_jitter" else (augment[name],)
+        if not all(value >= 0 for value in values):
+            raise UserError(f"config.augment.{name} is {augment[name]}; it is 0 or more")
+    if len(augment.color_jitter) != 3:
+        raise UserError(
+            f"config.augment.color_jitter is {tuple(augment.color_jitter)}; it takes the strengths "
+            "of brightness, contrast and colour"
+        )
     if augment.pad < 0:
         raise UserError(f"config.augment.pad is {augment.pad}; it takes pixels, 0 or more")
     if not 0 < augment.eval_crop <= 1:

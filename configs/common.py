@@ -35,10 +35,20 @@ def get_config() -> ConfigDict:
     config.augment.crop_area = (0.05, 1.0)
     config.augment.pad = 4
     config.augment.flip = True
+    config.augment.color_jitter = (0.0, 0.0, 0.0)  # strengths: brightness, contrast, colour
+    config.augment.randaugment_layers = 0  # 0: no RandAugment
+    config.augment.randaugment_magnitude = 10.0
     config.augment.eval_crop = 0.875  # part of the resized short side that evaluation sees
     config.augment.mean = (0.5,)  # of pixels in [0, 1]; or one a channel
     config.augment.std = (0.5,)
     config.augment.label_smoothing = 0.0
+    config.augment.mixup_alpha = 0.0  # 0: no MixUp
+    config.augment.cutmix_alpha = 0.0  # 0: no CutMix
+    config.augment.cutmix_prob = 0.5  # of CutMix, where both are on
+    config.augment.mix_per_example = False  # or one draw for the batch
+    config.augment.erasing_prob = 0.0
+    config.augment.erasing_area = (0.02, 0.33)  # Cutout as some recipes have it: (0.1, 0.4)
+    config.augment.erasing_fill = "zero"  # "noise"
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # sets the five below where they are None

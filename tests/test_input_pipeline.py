@@ -51,6 +51,7 @@ def test_batches(source, config):
 
 
 def test_two_pipelines_give_the_same_bytes(source, config):
+    config.augment.update(randaugment_layers=2, color_jitter=(0.4, 0.4, 0.4))
     steps = 2 * source.num_examples // 8 + 2
     assert_same(
         take(train_batches(source, config), steps), take(train_batches(source, config), steps)
@@ -208,6 +209,8 @@ def test_batches_that_processes_cannot_share(source, config):
             "augment.mean .* takes one number, or one for each of the 3",
         ),
         ({"augment.pad": -1}, "augment.pad is -1"),
+        ({"augment.randaugment_layers": -1}, "augment.randaugment_layers is -1"),
+        ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* takes the strengths"),
         ({"augment.eval_crop": 1.5}, "augment.eval_crop is 1.5"),
         ({"augment.crop_area": (0.5, 0.1)}, "augment.crop_area"),
     ],

@@ -66,6 +66,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     the update, accuracy, learning_rate, and the norms of gradient and updated parameters.
     """
     loss_fn = losses.by_name(config.loss)
+    augment.check(config.augment)
     if model.pool == "none":
         raise UserError(
             "config.model.pool 'none' gives logits for each patch, and training needs them for "
@@ -73,9 +74,12 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         )
 
     def loss_and_accuracy(params, images, labels, key):
-        images = augment.normalize(images, config.augment.mean, config.augment.std)
-        targets = augment.soft_labels(labels, model.num_classes, config.augment.label_smoothing)
-        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        augment_key, dropout_key = jax.random.split(key)
+        images, targets = augment.train_inputs(
+            images, labels, augment_key, model.num_classes, config.augment
+        )
+        rngs = {"dropout": dropout_key}
+        logits = model.apply({"params": params}, images, train=True, rngs=rngs)
         hits = jnp.argmax(logits, axis=-1) == labels
         return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
 

@@ -1,0 +1,240 @@
+"""RandAugment (arXiv:1909.13719) and colour jitter, as stateless TensorFlow operations.
+
+Images are uint8 (H, W, C) throughout. Operations that Pillow has compute what Pillow computes.
+The magnitudes are those the ViT recipes were published with (big_vision's `randaug(n, m)`, after
+TensorFlow's AutoAugment): 10 is the scale's unit, larger ones go on in proportion.
+"""
+
+import tensorflow as tf
+
+FILL = 128  # what geometry and cutout uncover
+
+# Lengths in pixels at magnitude 10 were made for images of 224; they scale with the image.
+TRANSLATE, CUTOUT, REFERENCE_SIZE = 100.0, 40.0, 224.0
+
+
+def randaugment(image, seed, layers: int, magnitude: float) -> tf.Tensor:
+    """`layers` operations in a row, each drawn from the sixteen, at that magnitude.
+
+    seed: int64 (2,), all the randomness.
+    """
+    level = magnitude / 10.0
+    for layer in range(layers):
+        layer_seed = tf.random.fold_in(seed, layer)
+        choice_seed, sign_seed, place_seed = tf.unstack(tf.random.split(layer_seed, 3))
+        choice = tf.random.stateless_uniform((), choice_seed, 0, len(OPERATIONS), tf.int32)
+        sign = tf.where(tf.random.stateless_uniform((), sign_seed) < 0.5, -1.0, 1.0)
+        branches = [
+            lambda op=op, image=image, sign=sign, seed=place_seed: op(image, level, sign, seed)
+            for op in OPERATIONS.values()
+        ]
+        shape = image.shape
+        image = tf.ensure_shape(tf.switch_case(choice, branches), shape)
+    return image
+
+
+def color_jitter(image, seed, strengths: tuple[float, float, float]) -> tf.Tensor:
+    """Brightness, contrast and colour, each by a factor from [1 - strength, 1 + strength]."""
+    for i, (enhance, strength) in enumerate(
+        zip((brightness, contrast, color), strengths, strict=True)
+    ):
+        if strength:
+            low, high = max(0.0, 1.0 - strength), 1.0 + strength
+            factor = tf.random.stateless_uniform((), tf.random.fold_in(seed, i), low, high)
+            image = enhance(image, factor)
+    return image
+
+
+def autocontrast(image) -> tf.Tensor:
+    """Stretches each channel to 0 .. 255."""
+
+    def table(channel):
+        low, high = (tf.cast(f(channel), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
+        scale = 255.0 / tf.maximum(high - low, 1.0)
+        stretched = tf.range(256, dtype=tf.float64) * scale - low * scale
+        stretched = tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.int32)
+        return tf.where(high > low, stretched, tf.range(256))
+
+    return by_table(image, table)
+
+
+def equalize(image) -> tf.Tensor:
+    """Spreads each channel's histogram evenly."""
+
+    def table(channel):
+        counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
+        brightest = counts[tf.reduce_max(channel)]
+        step = (tf.reduce_sum(counts) - brightest) // 255
+        spread = (tf.cumsum(counts, exclusive=True) + step // 2) // tf.maximum(step, 1)
+        return tf.where(step > 0, tf.clip_by_value(spread, 0, 255), tf.range(256))
+
+    return by_table(image, table)
+
+
+def by_table(image, table) -> tf.Tensor:
+    """Looks each channel's values up in the 256 values that `table` makes of the channel."""
+    channels = tf.unstack(tf.cast(image, tf.int32), axis=-1)
+    channels = [tf.gather(table(channel), channel) for channel in channels]
+    return tf.cast(tf.stack(channels, axis=-1), tf.uint8)
+
+
+def invert(image) -> tf.Tensor:
+    return 255 - image
+
+
+def posterize(image, bits: int) -> tf.Tensor:
+    """Keeps the highest `bits` bits."""
+    mask = 256 - (1 << (8 - bits))
+    return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
+
+
+def solarize(image, threshold: int) -> tf.Tensor:
+    """Inverts what isn't below the threshold."""
+    return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
+
+
+def solarize_add(image, addition: int) -> tf.Tensor:
+    """Brightens what is below 128."""
+    brighter = tf.cast(tf.minimum(tf.cast(image, tf.int32) + addition, 255), tf.uint8)
+    return tf.where(image < 128, brighter, image)
+
+
+def color(image, factor) -> tf.Tensor:
+    """0: grey; 1: as it is."""
+    return blend(grey(image), image, factor)
+
+
+def contrast(image, factor) -> tf.Tensor:
+    """0: the mean grey; 1: as it is."""
+    mean = tf.floor(tf.reduce_mean(tf.cast(grey(image), tf.float32)) + 0.5)
+    return blend(tf.fill(tf.shape(image), mean), image, factor)
+
+
+def brightness(image, factor) -> tf.Tensor:
+    """0: black; 1: as it is."""
+    return blend(tf.zeros_like(image), image, factor)
+
+
+def sharpness(image, factor) -> tf.Tensor:
+    """0: smoothed; 1: as it is. The outermost pixels stay."""
+    channels = image.shape[-1]
+    kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13.0
+    kernel = tf.tile(kernel[:, :, None, None], (1, 1, channels, 1))
+    pixels = tf.cast(image, tf.float32)
+    smooth = tf.nn.depthwise_conv2d(pixels[None], kernel, (1, 1, 1, 1), "VALID")[0]
+    smooth = tf.floor(smooth + 0.5)
+    inside = tf.pad(tf.ones_like(smooth, tf.bool), ((1, 1), (1, 1), (0, 0)))
+    smooth = tf.where(inside, tf.pad(smooth, ((1, 1), (1, 1), (0, 0))), pixels)
+    return blend(smooth, image, factor)
+
+
+def grey(image) -> tf.Tensor:
+    """Luma (ITU-R 601) in each channel; an image of one channel is grey already."""
+    if image.shape[-1] != 3:
+        return image
+    red, green, blue = tf.unstack(tf.cast(image, tf.int32), axis=-1)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) // 65536
+    return tf.cast(tf.stack([luma] * 3, axis=-1), tf.uint8)
+
+
+def blend(degenerate, image, factor) -> tf.Tensor:
+    """degenerate + factor x (image - degenerate), cut to 0 .. 255."""
+    degenerate, image = tf.cast(degenerate, tf.float32), tf.cast(image, tf.float32)
+    mixed = degenerate + factor * (image - degenerate)
+    return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
+
+
+def shear_x(image, slope) -> tf.Tensor:
+    return transform(image, ((1.0, slope, 0.0), (0.0, 1.0, 0.0)))
+
+
+def shear_y(image, slope) -> tf.Tensor:
+    return transform(image, ((1.0, 0.0, 0.0), (slope, 1.0, 0.0)))
+
+
+def translate_x(image, pixels) -> tf.Tensor:
+    return transform(image, ((1.0, 0.0, pixels), (0.0, 1.0, 0.0)))
+
+
+def translate_y(image, pixels) -> tf.Tensor:
+    return transform(image, ((1.0, 0.0, 0.0), (0.0, 1.0, pixels)))
+
+
+def rotate(image, degrees) -> tf.Tensor:
+    """Anticlockwise about the centre."""
+    angle = degrees * (3.141592653589793 / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
+    x, y = width / 2, height / 2
+    rows = ((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+    return transform(image, rows)
+
+
+def transform(image, rows) -> tf.Tensor:
+    """The pixel at (x, y) comes from rows @ (x, y, 1), both in pixels from the image's corner.
+
+    Nearest neighbour, as Pillow's `Image.transform(..., AFFINE)`.
+    """
+    (a, b, c), (d, e, f) = rows
+    # The operation counts from the first pixel's centre.
+    c, f = c + (a + b - 1.0) / 2, f + (d + e - 1.0) / 2
+    matrix = tf.stack([tf.cast(v, tf.float32) for v in (a, b, c, d, e, f, 0.0, 0.0)])
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=matrix[None],
+        output_shape=tf.shape(image)[:2],
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+        fill_value=float(FILL),
+    )[0]
+
+
+def cutout(image, half: int, seed) -> tf.Tensor:
+    """A square with sides of 2 x half pixels about a random pixel, cut off at the borders."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    place = tf.random.stateless_uniform((2,), seed)
+    y = tf.cast(place[0] * tf.cast(height, tf.float32), tf.int32)
+    x = tf.cast(place[1] * tf.cast(width, tf.float32), tf.int32)
+    rows, columns = tf.range(height), tf.range(width)
+    inside = ((rows >= y - half) & (rows < y + half))[:, None]
+    inside &= ((columns >= x - half) & (columns < x + half))[None, :]
+    return tf.where(inside[:, :, None], tf.constant(FILL, tf.uint8), image)
+
+
+def pixels(image, at_reference: float):
+    """A length on an image of 224 pixels, scaled to this one's width."""
+    return at_reference * tf.cast(tf.shape(image)[1], tf.float32) / REFERENCE_SIZE
+
+
+def half_side(image, level: float):
+    return tf.cast(pixels(image, level * CUTOUT), tf.int32)
+
+
+def enhanced(level: float) -> float:
+    """The factor of the four enhancements."""
+    return 1.8 * level + 0.1
+
+
+# Each takes (image, magnitude / 10, a random sign, a seed).
+OPERATIONS = {
+    "autocontrast": lambda image, level, sign, seed: autocontrast(image),
+    "equalize": lambda image, level, sign, seed: equalize(image),
+    "invert": lambda image, level, sign, seed: invert(image),
+    "rotate": lambda image, level, sign, seed: rotate(image, 30.0 * level * sign),
+    "posterize": lambda image, level, sign, seed: posterize(image, min(int(4 * level), 8)),
+    "solarize": lambda image, level, sign, seed: solarize(image, int(256 * level)),
+    "color": lambda image, level, sign, seed: color(image, enhanced(level)),
+    "contrast": lambda image, level, sign, seed: contrast(image, enhanced(level)),
+    "brightness": lambda image, level, sign, seed: brightness(image, enhanced(level)),
+    "sharpness": lambda image, level, sign, seed: sharpness(image, enhanced(level)),
+    "shear_x": lambda image, level, sign, seed: shear_x(image, 0.3 * level * sign),
+    "shear_y": lambda image, level, sign, seed: shear_y(image, 0.3 * level * sign),
+    "translate_x": lambda image, level, sign, seed: translate_x(
+        image, pixels(image, TRANSLATE * level) * sign
+    ),
+    "translate_y": lambda image, level, sign, seed: translate_y(
+        image, pixels(image, TRANSLATE * level) * sign
+    ),
+    "cutout": lambda image, level, sign, seed: cutout(image, half_side(image, level), seed),
+    "solarize_add": lambda image, level, sign, seed: solarize_add(image, int(110 * level)),
+}

@@ -90,7 +90,7 @@ def first_and_last(text: str) -> str:
 
 def missing_preset() -> str:
     presets = sorted(path.name for path in (HERE / "configs").glob("*.py"))
-    presets = [name for name in presets if name not in ("__init__.py", "common.py")]
+    presets = [name for name in presets if name not in ("__init__.py", "common.py", "recipes.py")]
     given = re.search(r"-config[= ]([^: ]+)", " ".join(sys.argv))
     found = f"There is no preset {given[1]}" if given else "--config=FILE is missing"
     return f"{found}; configs/ has {', '.join(presets)}"

@@ -6,6 +6,8 @@ import difflib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import recipes
+
 
 def get_config() -> ConfigDict:
     """Every field there is. Presets assign to them; the command line can override each."""
@@ -133,17 +135,34 @@ def parse_arg(arg: str | None, **defaults):
     return options
 
 
-def imagenet(variant: str, arg: str | None) -> ConfigDict:
-    """The base recipe: AugReg's for ImageNet from scratch (arXiv:2106.10270, section 3).
+RECIPES = ("base", "augreg", "paper", "plain", "deit")
 
-    300 epochs at batch 4096, Adam with decoupled decay 0.1, rate 1e-3 after 10,000 warm-up steps,
-    cosine, clipping at 1.
+
+def imagenet(variant: str, arg: str | None) -> ConfigDict:
+    """A preset for one size; `arg` chooses how to train it.
+
+    The base recipe is AugReg's for ImageNet from scratch (arXiv:2106.10270, section 3) without its
+    augmentation: 300 epochs at batch 4096, Adam with decoupled decay 0.1, rate 1e-3 after 10,000
+    warm-up steps, cosine, clipping at 1. Keys: recipe=, one of RECIPES; for augreg: aug=, reg=;
+    for plain: epochs=; dataset=imagenet21k; quick.
     """
-    options = parse_arg(arg)
+    options = parse_arg(arg, recipe="base", aug="", reg=-1.0, epochs=90.0, dataset="imagenet2012")
     config = get_config()
     config.model.variant = variant
     config.image_size = 224
     config.num_epochs = 300.0
+    if options.recipe == "augreg":
+        recipes.augreg(config, options.aug, options.reg)
+    elif options.recipe == "plain":
+        recipes.plain(config, options.epochs)
+    elif options.recipe in ("paper", "deit"):
+        getattr(recipes, options.recipe)(config)
+    elif options.recipe != "base":
+        raise ValueError(f"key 'recipe' is {options.recipe!r}; it can be {', '.join(RECIPES)}")
+    if options.dataset == "imagenet21k":
+        recipes.imagenet21k(config)
+    else:
+        config.dataset.name = options.dataset
     return quick(config) if options.quick else config
 
 
@@ -158,6 +177,8 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.dtype = "float32"
     config.dataset.update(name="digits", train_split="train", eval_split="test", channels=1)
     config.augment.eval_crop = 1.0
+    if len(config.augment.mean) > 1:  # of three channels; the digits are grey
+        config.augment.update(mean=(0.5,), std=(0.5,))
     config.model.update(patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128)
     if config.model.representation_size:
         config.model.representation_size = 64

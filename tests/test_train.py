@@ -26,7 +26,9 @@ from vit_jax.run_log import NonFiniteError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common", "recipes")
 )
 
 

@@ -1,0 +1,88 @@
+"""Recipes and their arguments."""
+
+import pytest
+
+from configs import cifar10, common, recipes, vit_b16, vit_s16, vit_ti16
+from vit_jax import augment, models, optim
+
+
+def test_augreg_by_strength_and_by_size():
+    config = vit_b16.get_config("recipe=augreg,aug=strong2,reg=0")
+    assert config.augment.randaugment_layers == 2
+    assert config.augment.randaugment_magnitude == 20
+    assert config.augment.mixup_alpha == 0.8
+    assert config.model.dropout_rate == config.model.stochastic_depth_rate == 0
+    config = vit_b16.get_config("recipe=augreg")  # medium2, regularised
+    assert config.augment.mixup_alpha == 0.5
+    assert config.model.dropout_rate == config.model.stochastic_depth_rate == 0.1
+    config = vit_ti16.get_config("recipe=augreg")  # light1: RandAugment at magnitude 0
+    assert (config.augment.randaugment_layers, config.augment.mixup_alpha) == (2, 0)
+    assert config.model.dropout_rate == 0
+
+
+def test_paper():
+    config = vit_b16.get_config("recipe=paper")
+    assert (config.schedule.base_lr, config.optimizer.weight_decay) == (3e-3, 0.3)
+    assert (config.model.dropout_rate, config.batch_size, config.num_epochs) == (0.1, 4096, 300)
+
+
+def test_plain():
+    config = vit_s16.get_config("recipe=plain")
+    assert (config.model.pool, config.model.posemb) == ("gap", "sincos2d")
+    assert (config.batch_size, config.num_epochs) == (1024, 90)
+    assert vit_s16.get_config("recipe=plain,epochs=300").num_epochs == 300
+
+
+def test_deit():
+    config = vit_s16.get_config("recipe=deit")
+    assert config.augment.randaugment_magnitude == 9
+    assert (config.augment.mixup_alpha, config.augment.cutmix_alpha) == (0.8, 1.0)
+    assert (config.augment.erasing_prob, config.augment.label_smoothing) == (0.25, 0.1)
+    assert config.ema_decay == 0.99996
+
+
+def test_imagenet21k():
+    config = vit_b16.get_config("dataset=imagenet21k")
+    assert (config.loss, config.model.head_bias_init) == ("sigmoid", -10)
+    assert config.dataset.name == "imagenet21k"
+
+
+def test_cifar10():
+    assert cifar10.get_config().model.num_heads == 8
+    assert cifar10.get_config("model=small").model.width is None
+    config = cifar10.get_config("schedule=step")
+    rate = optim.schedule(config.schedule, 117_000)
+    assert [float(rate(epoch * 391)) for epoch in (50, 150, 250)] == pytest.approx(
+        [1e-3, 1e-4, 1e-5]
+    )
+
+
+@pytest.mark.parametrize("recipe", [*common.RECIPES, "quick"])
+@pytest.mark.parametrize("quick", ["", ",quick"])
+def test_recipes_make_a_model(recipe, quick):
+    if recipe == "quick":
+        config = cifar10.get_config("quick")
+    else:
+        config = vit_s16.get_config(f"recipe={recipe}{quick}")
+    config.num_classes = 10
+    models.from_config(config)
+    augment.check(config.augment)
+
+
+@pytest.mark.parametrize("size", recipes.WIDTHS)
+def test_representation_layers_have_the_width(size):
+    assert models.create(f"{size}/16").width == recipes.WIDTHS[size]
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("recipe=augrag", "key 'recipe' is 'augrag'; it can be base, augreg"),
+        ("recipe=augreg,aug=heavy", "key 'aug' is 'heavy'; it can be none, light1"),
+        ("reg=much", "key 'reg' takes a value of type float, not 'much'"),
+        ("recipes=deit", "unknown key 'recipes'.*Did you mean recipe"),
+    ],
+)
+def test_mistakes_are_named(arg, message):
+    with pytest.raises(ValueError, match=message):
+        vit_b16.get_config(arg)

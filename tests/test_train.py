@@ -366,7 +366,7 @@ def test_mistakes_stop_before_training(change, message, tmp_path):
         (["--config=configs/digits.py:quik"], "unknown key 'quik'.*quick"),
         (
             ["--config=configs/digit.py"],
-            "There is no preset configs/digit.py; configs/ has digits.py",
+            "There is no preset configs/digit.py; configs/ has cifar10.py, digits.py",
         ),
         (["--config=configs/digits.py", "--config.batch_size=many"], "batch_size.*'many'"),
         (
@@ -377,7 +377,7 @@ def test_mistakes_stop_before_training(change, message, tmp_path):
             ["--config=configs/vit_b16.py", "--config.dataset.data_dir=/nowhere"],
             "/nowhere/imagenet",
         ),
-        ([], "--config=FILE is missing; configs/ has digits.py"),
+        ([], "--config=FILE is missing; configs/ has cifar10.py, digits.py"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message, tmp_path):

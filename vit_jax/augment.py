@@ -130,12 +130,11 @@ def random_erasing(images, key, prob: float, area: tuple[float, float], fill: st
         first = jnp.floor(jax.random.uniform(place_key, (2,)) * (room + 1))
         erased = box(first[None], (first + size)[None], (height, width))[0]
         erased *= jax.random.bernoulli(apply_key, prob)
-        noise = jax.random.normal(noise_key, images.shape[1:]) if fill == "noise" else 0.0
-        return erased, noise
+        return erased, jax.random.normal(noise_key, images.shape[1:])
 
     erased, noise = jax.vmap(rectangle)(jax.random.split(key, len(images)))
-    noise = noise if fill == "noise" else 0.0
-    return images * (1.0 - erased) + noise * erased
+    filling = noise if fill == "noise" else 0.0  # noise that isn't used isn't computed under jit
+    return images * (1.0 - erased) + filling * erased
 
 
 def box(first, last, image_size: tuple[int, int]):

@@ -39,7 +39,9 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
         process_count=jax.process_count(),
     )
     params = jax.device_put(params, sharding.replicated(mesh))
-    return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
+    result = metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
+    input_pipeline.report_damaged(eval_set)
+    return result
 
 
 def main():

@@ -5,8 +5,9 @@ The examples of step N depend on (seed, N) alone and every random choice on an e
 which process this is, and of how many, are arguments.
 """
 
+import atexit
 import os
-import re
+import weakref
 from collections.abc import Iterator
 
 # Before TensorFlow is imported: no start-up notes, and kernels that compute the same everywhere.
@@ -17,6 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 import preprocess
+from damage import decoded, filled_in, marked, noted, report_damaged, unreadable
+from shuffle import buffer_shuffled, globally_shuffled, process_part
 from sources import RandomAccess, RecordFiles, Source, open_source
 from vit_jax.errors import UserError
 
@@ -28,6 +31,7 @@ __all__ = [
     "image_shape",
     "open_source",
     "open_splits",
+    "report_damaged",
     "train_batches",
 ]
 
@@ -57,6 +61,16 @@ def check(config) -> None:
     channels = config.dataset.channels
     if channels not in (1, 3, 4):
         raise UserError(f"config.dataset.channels is {channels}; it can be 1, 3, 4")
+    if config.dataset.on_error not in ("stop", "skip"):
+        raise UserError(
+            f"config.dataset.on_error is {config.dataset.on_error!r}; it can be 'stop', 'skip'"
+        )
+    for name in ("in_memory_mb", "shuffle_buffer"):
+        least = 0 if name == "in_memory_mb" else 1
+        if config.dataset[name] < least:
+            raise UserError(
+                f"config.dataset.{name} is {config.dataset[name]}; it is {least} or more"
+            )
     for name in ("mean", "std"):
         values = config.augment[name]
         if len(values) not in (1, channels):
@@ -88,34 +102,53 @@ def train_batches(
         UserError: a batch the processes can't share, or an image that can't be decoded, by name.
     """
     *size, channels = image_shape(config)
-    seed, local_batch = config.seed, local_batch_size(config.batch_size, process_count)
-    process = (process_index, process_count)
+    local_batch = local_batch_size(config.batch_size, process_count)
+    tolerant = config.dataset.on_error == "skip"
+    source = in_memory_if_small(source, config.dataset)
 
     def examples_from(step):
-        if isinstance(source, RandomAccess):
-            return globally_shuffled(source, seed, config.batch_size, step, *process)
-        part = process_part(source.num_examples, *process)
-        if part[0] == part[1]:
-            raise UserError(f"{source.name}: {process_count} processes, fewer examples")
-        buffer_size = config.dataset.shuffle_buffer
-        return buffer_shuffled(source, seed, step * local_batch, buffer_size, *part)
+        return train_examples(source, config, step, process_index, process_count)
 
-    def view(epoch, index, encoded, label):
+    def view(epoch, index, handle):
+        encoded, label = source.fetch(handle)
         fold_in = tf.random.fold_in
-        image_seed = fold_in(fold_in(tf.constant([seed, 0], tf.int64), epoch), index)
+        seed = fold_in(fold_in(tf.constant([config.seed, 0], tf.int64), epoch), index)
         image = preprocess.train_image(
-            encoded, image_seed, size=size, channels=channels, augment=config.augment
+            encoded, seed, size=size, channels=channels, augment=config.augment
         )
         return {"images": image, "labels": tf.cast(label, tf.int32)}
 
+    def examples_after(done):
+        return examples_from(first_step + done).take(local_batch).map(lambda _, *rest: rest)
+
+    view = marked(view, image_shape(config)) if tolerant else view
     views = examples_from(first_step).map(view, num_parallel_calls=tf.data.AUTOTUNE)
     batches = views.batch(local_batch, drop_remainder=True).prefetch(2)
+    batches = closed_at_exit(decoded(batches, source, channels, examples_after))
+    return filled_in(batches, source) if tolerant else batches
 
-    def examples_after(done):
-        examples = examples_from(first_step + done).take(local_batch)
-        return examples.map(lambda _, *example: example)
 
-    return decoded(batches, source, channels, examples_after)
+def in_memory_if_small(source: Source, dataset) -> Source:
+    """TFRecord files up to `dataset.in_memory_mb` are read at once, for random access."""
+    if not isinstance(source, RecordFiles) or source.num_bytes > dataset.in_memory_mb * 1e6:
+        return source
+    try:
+        return source.in_memory(tolerant=dataset.on_error == "skip")
+    except tf.errors.OpError as error:
+        raise UserError(unreadable(error, source)) from None
+
+
+def train_examples(source, config, first_step, process_index, process_count) -> tf.data.Dataset:
+    """(epoch, index, handle) of this process's training examples, from `first_step` on."""
+    if isinstance(source, RandomAccess):
+        process = (process_index, process_count)
+        return globally_shuffled(source, config.seed, config.batch_size, first_step, *process)
+    first, last = process_part(source.num_examples, process_index, process_count)
+    if first == last:
+        raise UserError(f"{source.name}: {process_count} processes, fewer examples")
+    position = first_step * (config.batch_size // process_count)
+    buffer_size, tolerant = config.dataset.shuffle_buffer, config.dataset.on_error == "skip"
+    return buffer_shuffled(source, config.seed, position, buffer_size, first, last, tolerant)
 
 
 def eval_batches(
@@ -136,20 +169,23 @@ def eval_batches(
     """
     *size, channels = image_shape(config)
     local_batch = local_batch_size(batch_size or config.batch_size, process_count)
+    tolerant = config.dataset.on_error == "skip"
     first, last = process_part(source.num_examples, process_index, process_count)
 
-    def view(index, encoded, label):
+    def view(index, handle):
+        encoded, label = source.fetch(handle)
         keep = config.augment.eval_crop
         image = preprocess.eval_image(encoded, size=size, channels=channels, keep=keep)
         return {"images": image, "labels": tf.cast(label, tf.int32)}
 
-    views = source.in_order(first, last).map(view, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = decoded(
-        views.batch(local_batch).prefetch(2),
-        source,
-        channels,
-        lambda done: source.in_order(first + done * local_batch, last).take(local_batch),
-    )
+    def examples_after(done):
+        return source.in_order(first + done * local_batch, last).take(local_batch)
+
+    view = marked(view, image_shape(config)) if tolerant else view
+    views = source.in_order(first, last, tolerant).map(view, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = views.batch(local_batch).prefetch(2)
+    batches = closed_at_exit(decoded(batches, source, channels, examples_after))
+    batches = noted(batches, source) if tolerant else batches
     empty = {
         "images": np.zeros((0, *size, channels), np.uint8),
         "labels": np.zeros((0,), np.int32),
@@ -159,100 +195,30 @@ def eval_batches(
         yield padded(next(batches, empty), local_batch)
 
 
-def globally_shuffled(
-    source: RandomAccess, seed, batch_size, first_step, process_index, process_count
-) -> tf.data.Dataset:
-    """(epoch, index, encoded, label) of this process's slice of each batch.
-
-    Position p of the endless stream is in epoch p // n, at place p % n of a permutation of the n
-    examples that is computed, not stored.
-    """
-    n, local_batch = source.num_examples, batch_size // process_count
-
-    def example(local_position):
-        step, row = local_position // local_batch, local_position % local_batch
-        position = step * batch_size + process_index * local_batch + row
-        epoch, place = position // n, position % n
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = tf.random.experimental.index_shuffle(place, tf.cast(key, tf.int32), n - 1)
-        return epoch, index, *source.read(index)
-
-    positions = tf.data.Dataset.range(first_step * local_batch, np.iinfo(np.int64).max)
-    return positions.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+def closed_at_exit(batches: Iterator) -> Iterator:
+    """A thread that reads while Python shuts down would never end: it waits for Python."""
+    RUNNING.add(batches)
+    return batches
 
 
-def buffer_shuffled(
-    source: RecordFiles, seed, first_position, buffer_size, first, last
-) -> tf.data.Dataset:
-    """(epoch, index, encoded, label) of this process's records, each epoch in an order of its own.
-
-    Begins at `first_position` of the process's stream; what lies before is skipped unparsed.
-    """
-    first_epoch, offset = divmod(first_position, last - first)
-
-    def epoch_records(epoch):
-        records = source.shuffled(first, last, seed, epoch, buffer_size)
-        records = records.skip(tf.where(epoch == first_epoch, np.int64(offset), np.int64(0)))
-        return records.map(lambda index, record: (epoch, index, record))
-
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    return epochs.flat_map(epoch_records).map(
-        lambda epoch, index, record: (epoch, index, *source.parse(record)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+RUNNING = weakref.WeakSet()
 
 
-def decoded(batches, source: Source, channels: int, examples_after) -> Iterator[dict]:
-    """Iterates over a dataset of batches; where one fails, says which image it was.
-
-    examples_after: the number of batches that came through -> a dataset of the (index, encoded
-    image, label) that follow, to look for the one that can't be decoded.
-    """
-    iterator, done = batches.as_numpy_iterator(), 0
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            raise UserError(explanation(error, source, channels, examples_after(done))) from None
-        yield batch
-        done += 1
-
-
-def explanation(error, source: Source, channels: int, examples) -> str:
-    """What to tell the user of a batch that failed: which of its examples can't be decoded."""
-    try:
-        for index, encoded, _ in examples:
-            try:
-                preprocess.decode(encoded, channels)
-            except tf.errors.OpError as culprit:
-                return f"{source.describe(int(index))} can't be decoded: {reason(culprit)}"
-    except tf.errors.OpError:
-        pass  # it can't even be read: the first error says so
-    return f"Reading {source.name} failed: {reason(error)}"
-
-
-def reason(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the operations it went through."""
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.split("\n")[0])
-    return re.sub(r"Error in user-defined function .* transformation.*?: ", "", text).strip()
+@atexit.register
+def close_all():
+    for batches in list(RUNNING):
+        batches.close()
 
 
 def padded(batch: dict, size: int) -> dict:
-    """The batch with zeros up to `size` examples, and the mask of the real ones."""
-    missing = size - len(batch["labels"])
+    """The batch with zeros up to `size` examples, and the mask of those that count."""
+    count = len(batch["labels"])
+    good = ~batch.get("damaged", np.zeros(count, bool))
 
     def pad(array):
-        return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+        return np.concatenate([array, np.zeros((size - count, *array.shape[1:]), array.dtype)])
 
-    mask = np.arange(size) < len(batch["labels"])
-    return {"images": pad(batch["images"]), "labels": pad(batch["labels"]), "mask": mask}
-
-
-def process_part(num_examples: int, index: int, count: int) -> tuple[int, int]:
-    """The contiguous range of examples that is this process's; sizes differ by one at most."""
-    return num_examples * index // count, num_examples * (index + 1) // count
+    return {"images": pad(batch["images"]), "labels": pad(batch["labels"]), "mask": pad(good)}
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:

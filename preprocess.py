@@ -5,7 +5,7 @@ import tensorflow as tf
 from randaugment import color_jitter, randaugment
 from vit_jax.errors import UserError
 
-CROPS = ("inception", "pad", "none")
+CROPS = ("inception", "resize", "pad", "none")
 
 
 def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment) -> tf.Tensor:
@@ -13,13 +13,17 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
 
     seed: int64 (2,), all the randomness of this view. augment: config.augment, of which `crop`
     ("inception": an area of `crop_area` of the image at an aspect ratio of 3/4 to 4/3, resized,
-    arXiv:1409.4842 section 6; "pad": resized, zero-padded by `pad` pixels, cropped back; "none":
-    resized), `flip` (left-right, half of the time), `color_jitter` and RandAugment are for here.
+    arXiv:1409.4842 section 6; "resize": resized as for evaluation, then a random window of it;
+    "pad": resized, zero-padded by `pad` pixels, cropped back; "none": resized), `flip` (left-right,
+    half of the time), `color_jitter` and RandAugment are for here.
     """
     crop_seed, flip_seed, jitter_seed, randaugment_seed = tf.unstack(tf.random.split(seed, 4))
     if augment.crop == "inception":
         image = inception_crop(encoded, crop_seed, tuple(augment.crop_area), channels)
         image = resize(image, size)
+    elif augment.crop == "resize":
+        place = tf.random.stateless_uniform((2,), crop_seed)
+        image = resize_and_crop(decode(encoded, channels), size, augment.crop_keep, place)
     elif augment.crop == "pad":
         image = pad_and_crop(resize(decode(encoded, channels), size), crop_seed, augment.pad)
     else:
@@ -48,8 +52,9 @@ def check(augment) -> None:
         )
     if augment.pad < 0:
         raise UserError(f"config.augment.pad is {augment.pad}; it takes pixels, 0 or more")
-    if not 0 < augment.eval_crop <= 1:
-        raise UserError(f"config.augment.eval_crop is {augment.eval_crop}; it lies in (0, 1]")
+    for name in ("eval_crop", "crop_keep"):
+        if not 0 < augment[name] <= 1:
+            raise UserError(f"config.augment.{name} is {augment[name]}; it lies in (0, 1]")
     area = tuple(augment.crop_area)
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
         raise UserError(f"config.augment.crop_area is {area}; it takes (least, most) within (0, 1]")
@@ -59,16 +64,31 @@ def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) ->
     """The view for evaluation: uint8 (*size, channels).
 
     Resized, its proportions kept, until `keep` of the shorter side (0.875: 224 of 256) fills the
-    size; then the centre.
+    size; of that the centre.
     """
-    image = decode(encoded, channels)
-    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
-    scale = tf.maximum(size[0] / keep / height, size[1] / keep / width)
-    scaled = [tf.cast(tf.round(side * scale), tf.int32) for side in (height, width)]
-    scaled = [tf.maximum(side, least) for side, least in zip(scaled, size, strict=True)]
-    image = resize(image, tf.stack(scaled))
-    top, left = ((side - kept) // 2 for side, kept in zip(scaled, size, strict=True))
-    return tf.ensure_shape(image[top : top + size[0], left : left + size[1]], (*size, channels))
+    centre = tf.constant([0.5, 0.5])
+    return resize_and_crop(decode(encoded, channels), size, keep, centre)
+
+
+def resize_and_crop(image, size: tuple[int, int], keep: float, place) -> tf.Tensor:
+    """A window of the image resized, its proportions kept, until `keep` of it fills the size.
+
+    place: float32 (2,) in [0, 1), where in the room that is left the window lies. Averages over
+    pixels where it shrinks; what lies outside the window is not computed.
+    """
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(tf.constant(size, tf.float32) / keep / sides)
+    resized = tf.maximum(tf.round(sides * scale), size)
+    first = tf.floor(place * (resized - size + 1.0))
+    pixels = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=size,
+        scale=resized / sides,
+        translation=-first,
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.ensure_shape(to_uint8(pixels[0]), (*size, image.shape[-1]))
 
 
 def decode(encoded, channels: int) -> tf.Tensor:
@@ -116,13 +136,19 @@ def pad_and_crop(image, seed, pad: int) -> tf.Tensor:
     return image[top : top + shape[0], left : left + shape[1]]
 
 
-def resize(image, size) -> tf.Tensor:
-    """uint8 -> uint8 of that size, bilinear, averaging over pixels where it shrinks."""
-    size = tf.convert_to_tensor(size, tf.int32)
+def resize(image, size: tuple[int, int]) -> tf.Tensor:
+    """uint8 -> uint8 of that size, bilinear.
 
-    def resized():
-        pixels = tf.image.resize(image, size, method="bilinear", antialias=True)
-        return tf.saturate_cast(tf.round(pixels), tf.uint8)
+    Where it shrinks to less than half, and would pass over pixels, it averages over them.
+    """
 
-    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
-    return tf.cond(same, lambda: image, resized)
+    def bilinear(antialias):
+        return lambda: tf.image.resize(image, size, method="bilinear", antialias=antialias)
+
+    passes_over = tf.reduce_any(tf.shape(image)[:2] > 2 * tf.constant(size))
+    return to_uint8(tf.cond(passes_over, bilinear(True), bilinear(False)))
+
+
+def to_uint8(pixels) -> tf.Tensor:
+    """Rounds values from 0 to 255."""
+    return tf.cast(pixels + 0.5, tf.uint8)

@@ -47,35 +47,33 @@ def color_jitter(image, seed, strengths: tuple[float, float, float]) -> tf.Tenso
 
 def autocontrast(image) -> tf.Tensor:
     """Stretches each channel to 0 .. 255."""
-
-    def table(channel):
-        low, high = (tf.cast(f(channel), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
-        scale = 255.0 / tf.maximum(high - low, 1.0)
-        stretched = tf.range(256, dtype=tf.float64) * scale - low * scale
-        stretched = tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.int32)
-        return tf.where(high > low, stretched, tf.range(256))
-
-    return by_table(image, table)
+    channels = planes(image)
+    low, high = (tf.cast(f(channels, 1, True), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
+    scale = tf.where(high > low, 255.0 / (high - low), 1.0)
+    offset = tf.where(high > low, low * scale, 0.0)
+    stretched = tf.clip_by_value(tf.cast(channels, tf.float64) * scale - offset, 0.0, 255.0)
+    return from_planes(tf.cast(stretched, tf.uint8), image)
 
 
 def equalize(image) -> tf.Tensor:
     """Spreads each channel's histogram evenly."""
+    channels = tf.cast(planes(image), tf.int32)
+    counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)  # (C, 256)
+    brightest = tf.gather(counts, tf.reduce_max(channels, 1, True), batch_dims=1)
+    step = (tf.reduce_sum(counts, 1, True) - brightest) // 255
+    spread = (tf.cumsum(counts, axis=1, exclusive=True) + step // 2) // tf.maximum(step, 1)
+    tables = tf.cast(tf.where(step > 0, tf.clip_by_value(spread, 0, 255), tf.range(256)), tf.uint8)
+    places = channels + 256 * tf.range(image.shape[-1])[:, None]
+    return from_planes(tf.gather(tf.reshape(tables, [-1]), places), image)
 
-    def table(channel):
-        counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
-        brightest = counts[tf.reduce_max(channel)]
-        step = (tf.reduce_sum(counts) - brightest) // 255
-        spread = (tf.cumsum(counts, exclusive=True) + step // 2) // tf.maximum(step, 1)
-        return tf.where(step > 0, tf.clip_by_value(spread, 0, 255), tf.range(256))
 
-    return by_table(image, table)
+def planes(image) -> tf.Tensor:
+    """(H, W, C) -> (C, H x W): TensorFlow is slow along a last axis of 3."""
+    return tf.transpose(tf.reshape(image, (-1, image.shape[-1])))
 
 
-def by_table(image, table) -> tf.Tensor:
-    """Looks each channel's values up in the 256 values that `table` makes of the channel."""
-    channels = tf.unstack(tf.cast(image, tf.int32), axis=-1)
-    channels = [tf.gather(table(channel), channel) for channel in channels]
-    return tf.cast(tf.stack(channels, axis=-1), tf.uint8)
+def from_planes(channels, image) -> tf.Tensor:
+    return tf.reshape(tf.transpose(channels), tf.shape(image))
 
 
 def invert(image) -> tf.Tensor:
@@ -90,13 +88,16 @@ def posterize(image, bits: int) -> tf.Tensor:
 
 def solarize(image, threshold: int) -> tf.Tensor:
     """Inverts what isn't below the threshold."""
-    return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
+    if threshold > 255:
+        return image
+    inverted = 255 * tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8)
+    return tf.bitwise.bitwise_xor(image, inverted)
 
 
 def solarize_add(image, addition: int) -> tf.Tensor:
     """Brightens what is below 128."""
-    brighter = tf.cast(tf.minimum(tf.cast(image, tf.int32) + addition, 255), tf.uint8)
-    return tf.where(image < 128, brighter, image)
+    room = tf.minimum(255 - image, tf.constant(min(addition, 255), tf.uint8))
+    return image + room * tf.cast(image < 128, tf.uint8)
 
 
 def color(image, factor) -> tf.Tensor:
@@ -106,41 +107,39 @@ def color(image, factor) -> tf.Tensor:
 
 def contrast(image, factor) -> tf.Tensor:
     """0: the mean grey; 1: as it is."""
-    mean = tf.floor(tf.reduce_mean(tf.cast(grey(image), tf.float32)) + 0.5)
-    return blend(tf.fill(tf.shape(image), mean), image, factor)
+    return blend(tf.floor(tf.reduce_mean(grey(image)) + 0.5), image, factor)
 
 
 def brightness(image, factor) -> tf.Tensor:
     """0: black; 1: as it is."""
-    return blend(tf.zeros_like(image), image, factor)
+    return blend(0.0, image, factor)
 
 
 def sharpness(image, factor) -> tf.Tensor:
     """0: smoothed; 1: as it is. The outermost pixels stay."""
-    channels = image.shape[-1]
-    kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13.0
-    kernel = tf.tile(kernel[:, :, None, None], (1, 1, channels, 1))
     pixels = tf.cast(image, tf.float32)
-    smooth = tf.nn.depthwise_conv2d(pixels[None], kernel, (1, 1, 1, 1), "VALID")[0]
-    smooth = tf.floor(smooth + 0.5)
-    inside = tf.pad(tf.ones_like(smooth, tf.bool), ((1, 1), (1, 1), (0, 0)))
-    smooth = tf.where(inside, tf.pad(smooth, ((1, 1), (1, 1), (0, 0))), pixels)
-    return blend(smooth, image, factor)
+    sums = pixels[:-2] + pixels[1:-1] + pixels[2:]
+    sums = sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]  # of 3x3 pixels
+    smooth = tf.floor((sums + 4.0 * pixels[1:-1, 1:-1]) / 13.0 + 0.5)
+    inner = blend(smooth, image[1:-1, 1:-1], factor)
+    rows = tf.concat([image[1:-1, :1], inner, image[1:-1, -1:]], axis=1)
+    return tf.concat([image[:1], rows, image[-1:]], axis=0)
 
 
 def grey(image) -> tf.Tensor:
-    """Luma (ITU-R 601) in each channel; an image of one channel is grey already."""
+    """Luma (ITU-R 601), float32, in each channel; an image of one channel is grey already."""
+    pixels = tf.cast(image, tf.float32)
     if image.shape[-1] != 3:
-        return image
-    red, green, blue = tf.unstack(tf.cast(image, tf.int32), axis=-1)
-    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) // 65536
-    return tf.cast(tf.stack([luma] * 3, axis=-1), tf.uint8)
+        return pixels
+    # In units of 1/65536, as whole numbers below 2**24, which float32 has exactly.
+    weights = tf.constant([[19595.0], [38470.0], [7471.0]]) * tf.ones((1, 3))
+    luma = tf.reshape(pixels, (-1, 3)) @ weights
+    return tf.reshape(tf.floor((luma + 32768.0) / 65536.0), tf.shape(image))
 
 
 def blend(degenerate, image, factor) -> tf.Tensor:
-    """degenerate + factor x (image - degenerate), cut to 0 .. 255."""
-    degenerate, image = tf.cast(degenerate, tf.float32), tf.cast(image, tf.float32)
-    mixed = degenerate + factor * (image - degenerate)
+    """degenerate (float32) + factor x (image - degenerate), cut to 0 .. 255."""
+    mixed = degenerate + factor * (tf.cast(image, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
 
 
@@ -153,11 +152,27 @@ def shear_y(image, slope) -> tf.Tensor:
 
 
 def translate_x(image, pixels) -> tf.Tensor:
-    return transform(image, ((1.0, 0.0, pixels), (0.0, 1.0, 0.0)))
+    return translate(image, pixels, axis=1)
 
 
 def translate_y(image, pixels) -> tf.Tensor:
-    return transform(image, ((1.0, 0.0, 0.0), (0.0, 1.0, pixels)))
+    return translate(image, pixels, axis=0)
+
+
+def translate(image, pixels, axis: int) -> tf.Tensor:
+    """Shows what lies `pixels` further along the axis, rounded to whole pixels."""
+    shape = tf.unstack(tf.shape(image))
+    side = shape[axis]
+    shift = tf.clip_by_value(tf.cast(tf.floor(pixels + 0.5), tf.int32), -side, side)
+    before, after = tf.maximum(-shift, 0), tf.maximum(shift, 0)
+    kept = slice(after, side - before)
+    kept = image[:, kept] if axis else image[kept]
+    borders = [fill([*shape[:axis], width, *shape[axis + 1 :]]) for width in (before, after)]
+    return tf.concat([borders[0], kept, borders[1]], axis)
+
+
+def fill(shape) -> tf.Tensor:
+    return tf.fill(shape, tf.constant(FILL, tf.uint8))
 
 
 def rotate(image, degrees) -> tf.Tensor:
@@ -195,10 +210,11 @@ def cutout(image, half: int, seed) -> tf.Tensor:
     place = tf.random.stateless_uniform((2,), seed)
     y = tf.cast(place[0] * tf.cast(height, tf.float32), tf.int32)
     x = tf.cast(place[1] * tf.cast(width, tf.float32), tf.int32)
-    rows, columns = tf.range(height), tf.range(width)
-    inside = ((rows >= y - half) & (rows < y + half))[:, None]
-    inside &= ((columns >= x - half) & (columns < x + half))[None, :]
-    return tf.where(inside[:, :, None], tf.constant(FILL, tf.uint8), image)
+    top, bottom = tf.maximum(y - half, 0), tf.minimum(y + half, height)
+    left, right = tf.maximum(x - half, 0), tf.minimum(x + half, width)
+    square = fill([bottom - top, right - left, tf.shape(image)[2]])
+    rows = tf.concat([image[top:bottom, :left], square, image[top:bottom, right:]], axis=1)
+    return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
 def pixels(image, at_reference: float):

@@ -6,8 +6,10 @@ encoded images. A source that can be read at any index is `RandomAccess`; TFReco
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
+import os
 import pathlib
 import types
 from collections.abc import Callable, Sequence
@@ -23,50 +25,58 @@ logger = logging.getLogger("vit_jax")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """One split of a dataset.
 
     name: for messages. class_names: in the order of the integer labels. describe: the index of
-    an example -> what a person would look for, such as its path.
+    an example -> what a person would look for, such as its path. fetch: an example's handle, which
+    the kinds of sources give -> (encoded image, label), as TensorFlow operations. damaged: indices
+    of examples that were skipped, filled as they are met.
     """
 
     name: str
     num_examples: int
     class_names: tuple[str, ...]
     describe: Callable[[int], str]
+    fetch: Callable
+    damaged: set[int] = dataclasses.field(default_factory=set)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomAccess(Source):
-    """read: index int64 () -> (encoded image, label), as TensorFlow operations."""
+    """An example's handle is its index."""
 
-    read: Callable
-
-    def in_order(self, first: int, last: int) -> tf.data.Dataset:
-        """Examples first .. last - 1 as (index, encoded image, label)."""
-        indices = tf.data.Dataset.range(first, last)
-        return indices.map(lambda i: (i, *self.read(i)), num_parallel_calls=tf.data.AUTOTUNE)
+    def in_order(self, first: int, last: int, tolerant: bool = False) -> tf.data.Dataset:
+        """(index, handle) of the examples first .. last - 1."""
+        return tf.data.Dataset.range(first, last).map(lambda index: (index, index))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordFiles(Source):
-    """files: (path, records to skip, to take), in order; parse: record -> (image bytes, label)."""
+    """An example's handle is its serialized record.
+
+    files: (path, records to skip, to take), in order. num_bytes: of all records, about.
+
+    Where methods are `tolerant`, what can't be read of a file counts as empty records.
+    """
 
     files: tuple[tuple[str, int, int], ...]
-    parse: Callable
+    num_bytes: int
 
-    def in_order(self, first: int, last: int) -> tf.data.Dataset:
-        """Examples first .. last - 1 as (index, encoded image, label)."""
+    def in_order(self, first: int, last: int, tolerant: bool = False) -> tf.data.Dataset:
+        """(index, handle) of the examples first .. last - 1."""
         files = tf.data.Dataset.from_tensor_slices(self.clipped(first, last))
-        return files.flat_map(read_file).map(lambda i, record: (i, *self.parse(record)))
+        return files.flat_map(functools.partial(read_file, tolerant=tolerant))
 
-    def shuffled(self, first: int, last: int, seed, epoch, buffer_size: int) -> tf.data.Dataset:
-        """The same examples unparsed, (index, record), in an order drawn from (seed, epoch).
+    def shuffled(
+        self, first: int, last: int, seed, epoch, buffer_size: int, tolerant: bool = False
+    ) -> tf.data.Dataset:
+        """The same in an order drawn from (seed, epoch).
 
         The files are permuted, sixteen are read in turns, and a buffer of records is drawn from.
         """
@@ -79,9 +89,11 @@ class RecordFiles(Source):
             tuple(tf.gather(column, permutation) for column in columns)
         )
         records = files.interleave(
-            read_file, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            functools.partial(read_file, tolerant=tolerant),
+            cycle_length=16,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
-        buffer_size = min(buffer_size, last - first)
         buffer_seed = tf.cast(tf.random.fold_in(tf.stack([seed, epoch]), 1)[0], tf.int64)
         return records.shuffle(buffer_size, seed=buffer_seed, reshuffle_each_iteration=False)
 
@@ -96,11 +108,21 @@ class RecordFiles(Source):
         paths, *numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
         return np.array(paths, np.str_), *(np.array(column, np.int64) for column in numbers)
 
+    def in_memory(self, tolerant: bool = False) -> RandomAccess:
+        """The same examples, read now and held encoded."""
+        handles = self.in_order(0, self.num_examples, tolerant).map(lambda _, record: record)
+        records = handles.batch(self.num_examples).get_single_element()
+        common = {field.name: getattr(self, field.name) for field in dataclasses.fields(Source)}
+        return RandomAccess(**common | {"fetch": lambda index: self.fetch(records[index])})
 
-def read_file(path, start, skip, take) -> tf.data.Dataset:
+
+def read_file(path, start, skip, take, *, tolerant: bool) -> tf.data.Dataset:
     """(index, record) of a TFRecord file's records skip .. skip + take - 1."""
-    records = tf.data.TFRecordDataset(path, buffer_size=8 << 20).skip(skip).take(take)
-    return records.enumerate(start)
+    records = tf.data.TFRecordDataset(path, buffer_size=8 << 20).skip(skip)
+    if tolerant:
+        unreadable = tf.data.Dataset.from_tensors("").repeat(take)
+        records = records.ignore_errors().concatenate(unreadable)
+    return records.take(take).enumerate(start)
 
 
 def open_source(
@@ -155,8 +177,8 @@ def open_digits(split: str) -> RandomAccess:
     testing = np.zeros(len(pixels), bool)
     for digit in range(10):
         testing[np.flatnonzero(digits.target == digit)[4::5]] = True
-    rows = {"train": np.flatnonzero(~testing), "test": np.flatnonzero(testing)}
-    rows = select(split, rows, "the embedded digits")
+    parts = {"train": np.flatnonzero(~testing), "test": np.flatnonzero(testing)}
+    rows = select(split, parts, "the embedded digits")
     images = tf.constant([tf.io.encode_png(image).numpy() for image in pixels[rows]])
     labels = tf.constant(digits.target[rows], tf.int64)
     return RandomAccess(
@@ -164,7 +186,7 @@ def open_digits(split: str) -> RandomAccess:
         num_examples=len(rows),
         class_names=tuple(str(name) for name in digits.target_names),
         describe=lambda i: f"digit {rows[i]} of scikit-learn's",
-        read=lambda i: (images[i], labels[i]),
+        fetch=lambda i: (images[i], labels[i]),
     )
 
 
@@ -190,38 +212,52 @@ def open_folder(root: pathlib.Path, split: str, class_names) -> RandomAccess:
             raise UserError(
                 f"{root / part} has classes that the training split lacks: {', '.join(strange)}"
             )
-        paths = [(path, classes.index(c)) for c, paths in by_class.items() for path in paths]
-        paths.sort(key=lambda pair: hashlib.md5(str(pair[0].relative_to(root)).encode()).digest())
-        files[part] = paths
+        labels = np.concatenate([np.full(len(p), classes.index(c)) for c, p in by_class.items()])
+        paths = np.concatenate(list(by_class.values()))
+        paths = np.char.add(os.fsencode(f"{part}/"), paths)
+        order = np.argsort([hashlib.md5(path).digest() for path in paths])
+        files[part] = np.rec.fromarrays([paths[order], labels[order]], names="path,label")
     chosen = select(split, files, str(root))
-    paths = tf.constant([str(path) for path, _ in chosen])
-    labels = tf.constant([label for _, label in chosen], tf.int64)
+    paths, labels = tf.constant(chosen["path"]), tf.constant(chosen["label"], tf.int64)
+
+    def fetch(index):
+        return tf.io.read_file(tf.strings.join([f"{root}/", paths[index]])), labels[index]
+
     return RandomAccess(
         name=f"{root}, split {split}",
         num_examples=len(chosen),
         class_names=classes,
-        describe=lambda i: str(chosen[i][0]),
-        read=lambda i: (tf.io.read_file(paths[i]), labels[i]),
+        describe=lambda index: str(root / os.fsdecode(paths[index].numpy())),
+        fetch=fetch,
     )
 
 
-def list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Class name -> its image files. UserError for no classes at all, or a class without images."""
+def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Class name -> paths of its images below `folder`, as bytes; a million take 100 MB or so.
+
+    Raises:
+        UserError: no classes at all, or a class without images.
+    """
     found, ignored = {}, []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path for path in class_folder.rglob("*") if path.is_file()]
-        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        ignored += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        images = []
+        for parent, _, files in os.walk(folder / name):
+            parent = os.path.relpath(parent, folder)
+            for file in files:
+                is_image = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+                (images if is_image else ignored).append(f"{parent}/{file}")
         if not images:
-            raise UserError(f"{class_folder} holds no image: expected *.jpg, *.jpeg or *.png")
-        found[class_folder.name] = images
+            raise UserError(f"{folder / name} holds no image: expected *.jpg, *.jpeg or *.png")
+        found[name] = np.array([os.fsencode(path) for path in images])
     if not found:
         raise UserError(
             f"{folder} holds no class folders: expected {folder}/<class>/*.jpg|png, "
             f"found {len(list(folder.iterdir()))} files"
         )
     if ignored:
-        logger.warning(f"{folder}: ignoring {len(ignored)} files that are no images: {ignored[0]}")
+        logger.warning(
+            f"{folder}: ignoring {len(ignored)} files that are no images: {folder / ignored[0]}"
+        )
     return found
 
 
@@ -260,18 +296,19 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     if not isinstance(info.features["label"], tfds.features.ClassLabel):
         kind = type(info.features["label"]).__name__
         raise UserError(f"The label of dataset {info.full_name} is a {kind}, not a ClassLabel")
-    try:
-        instructions = info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        raise UserError(unknown_split(split, info.full_name, error)) from None
-    num_examples = sum(number_to_take(part) for part in instructions)
-    if not num_examples:
-        raise UserError(f"Split {split!r} of {info.full_name} is empty")
+    files = files_of_split(info, split)
+    ends = np.cumsum([take for _, _, take in files])
+    num_examples = int(ends[-1])
+
+    def describe(index):
+        path, _, _ = files[np.searchsorted(ends, index, side="right")]
+        return f"example {index} of {info.full_name}, split {split}, in {path}"
+
     common = dict(
         name=f"{info.full_name}, split {split}",
         num_examples=num_examples,
         class_names=tuple(info.features["label"].names),
-        describe=lambda i: f"example {i} of {info.full_name}, split {split}",
+        describe=describe,
     )
     decoders = {"image": tfds.decode.SkipDecoding()}
 
@@ -283,13 +320,26 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split, deserialize_method=raw)
 
-        def read(index):
+        def fetch(index):
             record = tf.numpy_function(records.__getitem__, [index], tf.string, stateful=False)
             return parse(tf.ensure_shape(record, ()))
 
-        return RandomAccess(**common, read=read)
+        return RandomAccess(**common, fetch=fetch)
+    mean_bytes = info.dataset_size / sum(part.num_examples for part in info.splits.values())
+    num_bytes = round(mean_bytes * num_examples)
+    return RecordFiles(**common, fetch=parse, files=files, num_bytes=num_bytes)
+
+
+def files_of_split(info, split: str) -> tuple[tuple[str, int, int], ...]:
+    """(path, records to skip, to take) of the files that hold a split. UserError if none do."""
+    try:
+        instructions = info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(unknown_split(split, info.full_name, error)) from None
     files = tuple((part.filename, part.skip, number_to_take(part)) for part in instructions)
-    return RecordFiles(**common, files=files, parse=parse)
+    if not sum(take for _, _, take in files):
+        raise UserError(f"Split {split!r} of {info.full_name} is empty")
+    return files
 
 
 def number_to_take(part) -> int:
@@ -297,15 +347,15 @@ def number_to_take(part) -> int:
     return part.take if part.take >= 0 else part.examples_in_shard - part.skip
 
 
-def select(split: str, parts: dict[str, Sequence], what: str) -> list:
+def select(split: str, parts: dict[str, np.ndarray], what: str) -> np.ndarray:
     """The items of `parts` that a split in TFDS's notation names: "train[:99%]", "train+test"."""
     sizes = {name: types.SimpleNamespace(num_examples=len(p)) for name, p in parts.items()}
     try:
         ranges = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
     except ValueError as error:
         raise UserError(unknown_split(split, what, error)) from None
-    chosen = [item for part in ranges for item in parts[part.splitname][part.from_ : part.to]]
-    if not chosen:
+    chosen = np.concatenate([parts[part.splitname][part.from_ : part.to] for part in ranges])
+    if not len(chosen):
         raise UserError(f"Split {split!r} of {what} is empty")
     return chosen
 

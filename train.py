@@ -69,7 +69,9 @@ def train(config, workdir) -> dict[str, float]:
         contextlib.closing(run_log.RunLog(workdir, first_step, config)) as log,
     ):
         state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
-    return log.last_evaluation or evaluate(state.eval_params)
+    result = log.last_evaluation or evaluate(state.eval_params)
+    input_pipeline.report_damaged(train_set, eval_set)
+    return result
 
 
 def loop(config, state, batches, train_step, evaluate, checkpoints, log):

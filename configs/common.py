@@ -30,12 +30,15 @@ def get_config() -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.eval_split = "validation"
     config.dataset.channels = 3
-    config.dataset.shuffle_buffer = 20_000  # records, for TFRecord datasets only
+    config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this are held encoded in memory
+    config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
+    config.dataset.on_error = "stop"  # or "skip": examples that can't be read or decoded
 
     config.augment = ConfigDict()
-    config.augment.crop = "inception"  # "pad", "none"
-    config.augment.crop_area = (0.05, 1.0)
-    config.augment.pad = 4
+    config.augment.crop = "inception"  # "resize", "pad", "none"
+    config.augment.crop_area = (0.05, 1.0)  # inception
+    config.augment.crop_keep = 0.875  # resize: part of the resized short side that is kept
+    config.augment.pad = 4  # pad: pixels
     config.augment.flip = True
     config.augment.color_jitter = (0.0, 0.0, 0.0)  # strengths: brightness, contrast, colour
     config.augment.randaugment_layers = 0  # 0: no RandAugment

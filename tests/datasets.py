@@ -52,9 +52,10 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
 
 def make_tfds_folders(root):
     """Folders of `Pictures` prepared as TFRecord and as ArrayRecord, in five shards."""
-    folders = {}
-    for file_format in ("tfrecord", "array_record"):
-        builder = Pictures(data_dir=root / file_format, file_format=file_format)
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
-        folders[file_format] = str(builder.data_dir)
-    return folders
+    return {kind: make_tfds_folder(root / kind, kind) for kind in ("tfrecord", "array_record")}
+
+
+def make_tfds_folder(data_dir, file_format: str) -> str:
+    builder = Pictures(data_dir=data_dir, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
+    return str(builder.data_dir)

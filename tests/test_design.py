@@ -28,6 +28,8 @@ def imported(path):
         ("configs/*.py", ("vit_jax", "jax", "tensorflow", "absl", "input_pipeline")),
         ("input_pipeline.py", ("jax", "vit_jax.models", "configs", "absl")),
         ("sources.py", ("jax", "vit_jax.models", "configs", "absl")),
+        ("shuffle.py", ("jax", "vit_jax", "configs", "absl")),
+        ("damage.py", ("jax", "vit_jax.models", "configs", "absl")),
         ("preprocess.py", ("jax", "vit_jax.models", "configs", "absl")),
     ],
 )

@@ -1,24 +1,34 @@
 """Order, sharding, resuming and completeness of batches, for every kind of source."""
 
 import collections
+import dataclasses
 import itertools
+import pathlib
+import subprocess
+import sys
+import time
 
+import datasets
 import numpy as np
 import pytest
+import tensorflow as tf
 from datasets import picture
 from PIL import Image
 
 import input_pipeline
 import preprocess
+import shuffle
 from input_pipeline import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
 
-SOURCES = ("digits", "folder", "tfrecord", "array_record")
+SOURCES = ("digits", "folder", "in_memory", "tfrecord", "array_record")
 
 
 @pytest.fixture(params=SOURCES)
 def source(request, image_folder, tfds_folders):
     names = {"digits": "digits", "folder": str(image_folder), **tfds_folders}
+    if request.param == "in_memory":
+        return open_source(tfds_folders["tfrecord"], None, "train").in_memory()
     split = "train[:53]" if request.param == "digits" else "train"
     return open_source(names[request.param], None, split)
 
@@ -27,7 +37,7 @@ def source(request, image_folder, tfds_folders):
 def config(tiny_config):
     tiny_config.batch_size = 8
     tiny_config.image_size = 16
-    tiny_config.dataset.shuffle_buffer = 10
+    tiny_config.dataset.update(shuffle_buffer=10, in_memory_mb=0)
     return tiny_config
 
 
@@ -99,8 +109,8 @@ def views(batches):
 def every_view(source):
     """The view of each example, once."""
     return collections.Counter(
-        preprocess.resize(preprocess.decode(encoded, 3), (16, 16)).numpy().tobytes()
-        for _, encoded, _ in source.in_order(0, source.num_examples)
+        preprocess.resize(preprocess.decode(source.fetch(handle)[0], 3), (16, 16)).numpy().tobytes()
+        for _, handle in source.in_order(0, source.num_examples)
     )
 
 
@@ -127,7 +137,7 @@ def test_processes_share_an_epoch(source, plain, count):
     else:
         seen = collections.Counter()
         for i, part in enumerate(parts):
-            first, last = input_pipeline.process_part(n, i, count)
+            first, last = shuffle.process_part(n, i, count)
             local = views(take(part, (last - first) // (8 // count) + 1))
             seen.update(local[: last - first])
         assert seen == every_view(source)
@@ -176,7 +186,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, config):
         with pytest.raises(UserError, match=r"cat/17\.png can't be decoded"):
             take(batches, 8)
     (tmp_path / "train" / "cat" / "17.png").unlink()
-    with pytest.raises(UserError, match=r"Reading .* failed: .*17\.png"):
+    with pytest.raises(UserError, match=r"cat/17\.png can't be read: .*No such file"):
         take(train_batches(source, config), 8)
 
 
@@ -190,6 +200,190 @@ def test_a_truncated_jpeg_is_named(tmp_path, config):
     source = open_source(str(tmp_path), None, "train")
     with pytest.raises(UserError, match=r"cat/3\.jpg can't be decoded"):
         take(train_batches(source, config), 4)
+
+
+@pytest.fixture(params=["folder", "tfrecord", "in_memory"])
+def damaged(request, tmp_path):
+    """Sources of 53 examples with one that is no image; and which index that is."""
+    if request.param == "folder":
+        for i in range(53):
+            path = tmp_path / "train" / "cat" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(i)).save(path)
+        (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
+        source = open_source(str(tmp_path), None, "train")
+        names = [source.describe(i) for i in range(53)]
+        return source, {i for i, name in enumerate(names) if name.endswith("/17.png")}
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
+    spoil_tfrecord(next(folder.glob("*-train.*-00002-of-00005")), record=4)
+    source = open_source(str(folder), None, "train")
+    # 11 + 10 before this file; of its 11 records those from the spoiled one on are lost.
+    lost = set(range(21 + 4, 32))
+    return (source.in_memory(tolerant=True) if request.param == "in_memory" else source), lost
+
+
+def spoil_tfrecord(path, record):
+    """Changes a byte in the middle of a record: its checksum doesn't hold any more."""
+    content, place = bytearray(path.read_bytes()), 0
+    for _ in range(record):
+        place += 16 + int.from_bytes(content[place : place + 8], "little")
+    content[place + 50] ^= 255
+    path.write_bytes(content)
+
+
+def test_damaged_examples_are_skipped_and_told(damaged, plain, caplog):
+    """Others keep their steps; the damaged ones are told by name once, and counted."""
+    source, lost = damaged
+    plain.dataset.on_error = "skip"
+    whole = take(train_batches(source, plain), 20)
+    assert source.damaged == lost
+    named = [r.message for r in caplog.records if r.message.startswith("Skipping")]
+    assert sorted(named) == sorted(
+        f"Skipping {source.describe(i)}: it can't be read or decoded" for i in lost
+    )
+    assert_same(take(train_batches(source, plain, first_step=9), 11), whole[9:])
+    input_pipeline.report_damaged(source)
+    assert f"Skipped {len(lost)} damaged of 53 examples of {source.name}" in caplog.text
+    # Where nothing is damaged, a batch is what it would be without the damage.
+    blank = np.zeros((16, 16, 3), np.uint8).tobytes()
+    assert blank not in views(whole)
+    assert {batch["images"].shape for batch in whole} == {(8, 16, 16, 3)}
+
+
+def test_damaged_examples_do_not_count_in_evaluation(damaged, plain):
+    source, lost = damaged
+    plain.dataset.on_error = "skip"
+    batches = list(eval_batches(source, plain))
+    good = np.concatenate([batch["mask"] for batch in batches])
+    assert set(np.flatnonzero(~good[:53])) == lost
+    assert not good[53:].any()
+    assert source.damaged == lost
+
+
+def test_skipping_changes_nothing_where_nothing_is_damaged(source, config):
+    config.augment.randaugment_layers = 1
+    stopping = take(train_batches(source, config), 4)
+    config.dataset.on_error = "skip"
+    assert_same(take(train_batches(source, config), 4), stopping)
+    assert not source.damaged
+
+
+def test_a_batch_of_damaged_examples_stops(tmp_path, config):
+    for i in range(8):
+        path = tmp_path / "train" / "cat" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not an image")
+    config.dataset.on_error = "skip"
+    source = open_source(str(tmp_path), None, "train")
+    with pytest.raises(UserError, match="no example of a whole batch can be read"):
+        next(train_batches(source, config))
+
+
+def test_a_damaged_tfrecord_file_is_named(tmp_path, config):
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
+    path = next(folder.glob("*-train.*-00002-of-00005"))
+    spoil_tfrecord(path, record=4)
+    source = open_source(str(folder), None, "train")
+    for in_memory_mb in (0, 1000):
+        config.dataset.in_memory_mb = in_memory_mb
+        with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
+            take(train_batches(source, config), 8)
+    with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
+        take(eval_batches(source, config), 8)
+
+
+def test_small_tfrecord_splits_are_held_in_memory(tfds_folders, config):
+    """Then their order is the global one, as that of ArrayRecord."""
+    tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
+    config.dataset.in_memory_mb = 1
+    held = take(train_batches(tfrecord, config), 10)
+    assert_same(take(train_batches(tfrecord.in_memory(), config), 10), held)
+    config.dataset.in_memory_mb = 0
+    buffered = take(train_batches(tfrecord, config), 10)
+    assert any(
+        not np.array_equal(a["labels"], b["labels"]) for a, b in zip(held, buffered, strict=True)
+    )
+
+
+def test_a_sub_split_of_any_size_over_any_processes(tfds_folders, image_folder, plain):
+    """Over an epoch every example of the part is read once, and none of the rest."""
+    names = [(name, "train[:93%]", 49) for name in tfds_folders.values()]
+    names += [(name, "train[3:40]", 37) for name in tfds_folders.values()]
+    names += [(str(image_folder), "train[:75%]", 15)]
+    plain.batch_size = 6
+    for name, split, n in names:
+        source = open_source(name, None, split)
+        assert source.num_examples == n
+        for count in (1, 3):
+            parts = [
+                train_batches(source, plain, process_index=i, process_count=count)
+                for i in range(count)
+            ]
+            if isinstance(source, input_pipeline.RandomAccess):
+                together = views(b for step in take(zip(*parts, strict=True), 10) for b in step)
+                seen = collections.Counter(together[:n])
+            else:
+                seen = collections.Counter()
+                for i, part in enumerate(parts):
+                    first, last = shuffle.process_part(n, i, count)
+                    seen.update(views(take(part, 10))[: last - first])
+            assert seen == every_view(source)
+
+
+def test_a_step_far_away_is_there_at_once(source, plain):
+    """The millionth step's examples, and how few the source is asked for until then."""
+    if not isinstance(source, input_pipeline.RandomAccess):
+        pytest.skip("TFRecord reads an epoch from its beginning")
+    fetched = []
+
+    def fetch(index):
+        tf.py_function(lambda i: fetched.append(int(i)), [index], [])
+        return source.fetch(index)
+
+    watched = dataclasses.replace(source, fetch=fetch)
+    one, other = (take(train_batches(s, plain, first_step=10**6), 2) for s in (watched, source))
+    assert_same(one, other)
+    assert len(fetched) < 200
+
+
+def test_the_next_epoch_is_read_while_one_ends(tfds_folders):
+    """Its buffer fills before its first record is asked for, and not before the last one drains."""
+    tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
+    started = set()
+
+    class Watched(type(tfrecord)):
+        def shuffled(self, first, last, seed, epoch, *args):
+            def note(index, record):
+                tf.py_function(lambda e: started.add(int(e)), [epoch], [])
+                return index, record
+
+            return super().shuffled(first, last, seed, epoch, *args).map(note)
+
+    fields = {field.name: getattr(tfrecord, field.name) for field in dataclasses.fields(tfrecord)}
+    records = iter(shuffle.buffer_shuffled(Watched(**fields), 0, 0, 20, 0, 53))
+    for _ in range(30):
+        assert next(records)[0] == 0
+    assert started == {0}
+    for _ in range(53 - 30):
+        assert next(records)[0] == 0
+    deadline = time.monotonic() + 30
+    while started == {0} and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started == {0, 1}
+    assert next(records)[0] == 1
+
+
+def test_a_program_ends_with_its_batches_unread(tfds_folders):
+    """Threads that read in Python don't keep it from ending."""
+    code = (
+        "import input_pipeline; from configs import common\n"
+        "config = common.get_config(); config.update(image_size=16, batch_size=8)\n"
+        f"source = input_pipeline.open_source({tfds_folders['array_record']!r}, None, 'train')\n"
+        "batches = input_pipeline.train_batches(source, config); next(batches)"
+    )
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120, check=False)
+    assert done.returncode == 0
 
 
 def test_batches_that_processes_cannot_share(source, config):
@@ -208,6 +402,10 @@ def test_batches_that_processes_cannot_share(source, config):
             {"augment.mean": (0.1, 0.2)},
             "augment.mean .* takes one number, or one for each of the 3",
         ),
+        ({"dataset.on_error": "ignore"}, "on_error is 'ignore'; it can be 'stop', 'skip'"),
+        ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it is 1 or more"),
+        ({"dataset.in_memory_mb": -1}, "dataset.in_memory_mb is -1; it is 0 or more"),
+        ({"augment.crop_keep": 0.0}, "augment.crop_keep is 0.0; it lies in"),
         ({"augment.pad": -1}, "augment.pad is -1"),
         ({"augment.randaugment_layers": -1}, "augment.randaugment_layers is -1"),
         ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* takes the strengths"),

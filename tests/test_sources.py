@@ -10,17 +10,23 @@ from vit_jax.errors import UserError
 
 
 def labels_in_order(source):
-    return [int(label) for _, _, label in source.in_order(0, source.num_examples)]
+    return [int(label) for _, _, label in examples(source)]
+
+
+def examples(source, first=0, last=None):
+    """(index, encoded image, label) of each."""
+    fetch = lambda index, handle: (index, *source.fetch(handle))  # noqa: E731
+    return source.in_order(first, last or source.num_examples).map(fetch)
 
 
 def test_digits_split():
     train, test = open_source("digits", None, "train"), open_source("digits", None, "test")
     assert (train.num_examples, test.num_examples) == (1442, 355)
     assert train.class_names == tuple("0123456789")
-    seen = {bytes(image.numpy()) for _, image, _ in train.in_order(0, 1442)}
+    seen = {bytes(image.numpy()) for _, image, _ in examples(train)}
     assert np.bincount(labels_in_order(test)).min() >= 34
     # Few of the test digits are drawn exactly alike in the training split.
-    assert sum(bytes(image.numpy()) in seen for _, image, _ in test.in_order(0, 355)) < 5
+    assert sum(bytes(image.numpy()) in seen for _, image, _ in examples(test)) < 5
 
 
 def test_digits_pixels():
@@ -28,7 +34,7 @@ def test_digits_pixels():
 
     original = load_digits()
     images = {np.round(image * 255 / 16).astype(np.uint8).tobytes() for image in original.images}
-    for _, encoded, _ in open_source("digits", None, "test").in_order(0, 20):
+    for _, encoded, _ in examples(open_source("digits", None, "test"), 0, 20):
         assert tf.io.decode_png(encoded).numpy()[..., 0].tobytes() in images
 
 
@@ -37,7 +43,7 @@ def test_folder(image_folder):
     assert source.class_names == ("cat", "dog")
     assert source.num_examples == 20
     assert sorted(labels_in_order(source)) == [0] * 10 + [1] * 10
-    for index, _, label in source.in_order(0, 20):
+    for index, _, label in examples(source):
         assert source.class_names[int(label)] in source.describe(int(index))
 
 
@@ -60,7 +66,7 @@ def test_tfds(tfds_folders, kind):
     part = open_source(tfds_folders[kind], None, "train[10:20]")
     assert part.num_examples == 10
     assert labels_in_order(part) == labels_in_order(source)[10:20]
-    middle = [int(label) for _, _, label in source.in_order(13, 31)]
+    middle = [int(label) for _, _, label in examples(source, 13, 31)]
     assert middle == labels_in_order(source)[13:31]
 
 

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "eval_every_steps",
     "dataset.data_dir",
+    "dataset.on_error",
     "mesh",
 )
 

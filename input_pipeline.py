@@ -3,6 +3,10 @@
 The examples of step N depend on (seed, N) alone and every random choice on an example on
 (seed, epoch, index), so a run can begin at any step. Knows TensorFlow and NumPy but no model;
 which process this is, and of how many, are arguments.
+
+python input_pipeline.py --config=configs/vit_b16.py:recipe=augreg --show=out.png
+
+draws what the model gets to see of it.
 """
 
 import atexit
@@ -227,3 +231,9 @@ def local_batch_size(batch_size: int, process_count: int) -> int:
             f"config.batch_size {batch_size} is not divisible by {process_count} processes"
         )
     return batch_size // process_count
+
+
+if __name__ == "__main__":
+    import contact_sheet
+
+    contact_sheet.main()

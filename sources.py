@@ -206,34 +206,43 @@ def open_folder(root: pathlib.Path, split: str, class_names) -> RandomAccess:
             )
     found = {part: list_classes(root / part) for part in needed}
     classes = tuple(class_names or sorted(set().union(*found.values())))
-    files = {}
     for part, by_class in found.items():
         if strange := sorted(set(by_class) - set(classes)):
             raise UserError(
                 f"{root / part} has classes that the training split lacks: {', '.join(strange)}"
             )
-        labels = np.concatenate([np.full(len(p), classes.index(c)) for c, p in by_class.items()])
-        paths = np.concatenate(list(by_class.values()))
-        paths = np.char.add(os.fsencode(f"{part}/"), paths)
-        order = np.argsort([hashlib.md5(path).digest() for path in paths])
-        files[part] = np.rec.fromarrays([paths[order], labels[order]], names="path,label")
-    chosen = select(split, files, str(root))
-    paths, labels = tf.constant(chosen["path"]), tf.constant(chosen["label"], tf.int64)
+    # Arrays, not objects: there may be millions of files.
+    folders = [(part, name) for part, by_class in found.items() for name in by_class]
+    files = np.concatenate([found[part][name] for part, name in folders])
+    folder_of = np.repeat(np.arange(len(folders)), [len(found[p][name]) for p, name in folders])
+    folder_paths = [os.fsencode(f"{part}/{name}/") for part, name in folders]
+    keys = (hash_key(folder_paths[i] + file) for i, file in zip(folder_of, files, strict=True))
+    order = np.argsort(np.fromiter(keys, np.uint64, len(files)), kind="stable")
+    in_part = np.array([part for part, _ in folders])[folder_of[order]]
+    chosen = select(split, {part: order[in_part == part] for part in needed}, str(root))
 
-    def fetch(index):
-        return tf.io.read_file(tf.strings.join([f"{root}/", paths[index]])), labels[index]
+    files, folder_of = tf.constant(files[chosen]), tf.constant(folder_of[chosen])
+    folder_paths = tf.constant(folder_paths)
+    labels = tf.constant([classes.index(name) for _, name in folders], tf.int64)
+
+    def path(index):
+        return tf.strings.join([f"{root}/", folder_paths[folder_of[index]], files[index]])
 
     return RandomAccess(
         name=f"{root}, split {split}",
         num_examples=len(chosen),
         class_names=classes,
-        describe=lambda index: str(root / os.fsdecode(paths[index].numpy())),
-        fetch=fetch,
+        describe=lambda index: os.fsdecode(path(index).numpy()),
+        fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
     )
 
 
+def hash_key(path: bytes) -> int:
+    return int.from_bytes(hashlib.md5(path).digest()[:8], "big")
+
+
 def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Class name -> paths of its images below `folder`, as bytes; a million take 100 MB or so.
+    """Class name -> paths of its images below the class's folder, as bytes.
 
     Raises:
         UserError: no classes at all, or a class without images.
@@ -242,22 +251,20 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
     for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
         images = []
         for parent, _, files in os.walk(folder / name):
-            parent = os.path.relpath(parent, folder)
-            for file in files:
+            below = os.path.relpath(parent, folder / name)
+            for file in files if below == "." else (f"{below}/{file}" for file in files):
                 is_image = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
-                (images if is_image else ignored).append(f"{parent}/{file}")
+                (images if is_image else ignored).append(file)
         if not images:
             raise UserError(f"{folder / name} holds no image: expected *.jpg, *.jpeg or *.png")
-        found[name] = np.array([os.fsencode(path) for path in images])
+        found[name] = np.array([os.fsencode(file) for file in images])
     if not found:
         raise UserError(
             f"{folder} holds no class folders: expected {folder}/<class>/*.jpg|png, "
             f"found {len(list(folder.iterdir()))} files"
         )
     if ignored:
-        logger.warning(
-            f"{folder}: ignoring {len(ignored)} files that are no images: {folder / ignored[0]}"
-        )
+        logger.warning(f"{folder}: ignoring {len(ignored)} files that are no images: {ignored[0]}")
     return found
 
 

@@ -90,6 +90,32 @@ def test_pad_and_crop_shifts(tiny_config):
     assert len(seen) == 25
 
 
+def test_resize_and_crop_keeps_proportions_and_moves(ramp, tiny_config):
+    """A window of 7/8 of the short side, anywhere along both sides."""
+    tiny_config.augment.update(crop="resize", crop_keep=0.875, flip=False)
+    tops, lefts = [], []
+    for view in train_views(encoded(ramp), 200, tiny_config):
+        view = view.astype(float)
+        # 52.5 of the 60 rows, each of 4 levels of red; 52.5 columns of 2 levels of green.
+        np.testing.assert_allclose(view[-1, 0, 0] - view[0, 0, 0], 4 * 52.5 * 31 / 32, atol=8)
+        np.testing.assert_allclose(view[0, -1, 1] - view[0, 0, 1], 2 * 52.5 * 31 / 32, atol=5)
+        tops.append(view[0, 0, 0] / 4)
+        lefts.append(view[0, 0, 1] / 2)
+    assert min(tops) < 2.5
+    assert max(tops) > 6
+    assert min(lefts) < 4
+    assert max(lefts) > 42
+
+
+def test_shrinking_averages_and_does_not_pass_over_pixels(tiny_config):
+    """A fine chequerboard becomes grey, whatever the crop."""
+    board = np.uint8(255 * (np.indices((128, 128)).sum(0) % 2))[..., None].repeat(3, -1)
+    for crop in ("none", "resize", "pad"):
+        tiny_config.augment.update(crop=crop, pad=0, flip=False)
+        for view in train_views(encoded(board), 2, tiny_config):
+            assert abs(view[2:-2, 2:-2].astype(int) - 127).max() < 24, crop
+
+
 def test_views_depend_on_the_seed_alone(ramp, tiny_config):
     one, other = (train_views(encoded(ramp, "JPEG"), 3, tiny_config) for _ in range(2))
     np.testing.assert_array_equal(one, other)

@@ -19,7 +19,7 @@ from conftest import TINY, randomized
 
 import input_pipeline
 import train
-from configs import common, digits
+from configs import common, digits, recipes
 from vit_jax import checkpoint, metrics, models, sharding, train_state
 from vit_jax.errors import UserError
 from vit_jax.run_log import NonFiniteError
@@ -134,25 +134,37 @@ def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path, moment
     assert_same_run(tmp_path, workdir)
 
 
-@pytest.mark.parametrize("kind", ["folder", "tfrecord", "array_record"])
-def test_resuming_with_everything_on(kind, image_folder, tfds_folders, tmp_path):
-    """The last steps done again give the same bits."""
+KINDS = ("folder", "in_memory", "tfrecord", "array_record")
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [(kind, (5,)) for kind in KINDS]
+    + [pytest.param(kind, (1, 2, 4, 7), marks=slow) for kind in ("digits", *KINDS)],
+)
+def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tmp_path):
+    """Stopped after any step and started again, the bits of a run that wasn't."""
     config = common.get_config()
-    config.update(batch_size=16, accum_steps=2, image_size=32, total_steps=9, ema_decay=0.9)
-    config.update(log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=3, best_metric="")
+    config.update(batch_size=16, accum_steps=2, image_size=32, total_steps=8, ema_decay=0.9)
+    config.update(log_every_steps=1, eval_every_steps=0, best_metric="")
+    config.update(checkpoint_every_steps=1, keep_every_steps=1)
     config.model.update(variant="Ti/16", **TINY, dropout_rate=0.1, attention_dropout_rate=0.1)
     config.model.stochastic_depth_rate = 0.1
     config.augment.update(randaugment_layers=2, erasing_prob=0.5, label_smoothing=0.1)
     config.augment.update(mixup_alpha=0.2, cutmix_alpha=1.0, mix_per_example=True)
     config.schedule.warmup_steps = 1
-    name = {"folder": str(image_folder), **tfds_folders}[kind]
-    config.dataset.update(name=name, shuffle_buffer=20)
+    names = {"digits": "digits", "folder": str(image_folder), **tfds_folders}
+    config.dataset.name = names["tfrecord" if kind == "in_memory" else kind]
+    config.dataset.update(shuffle_buffer=20, in_memory_mb=1 if kind == "in_memory" else 0)
     config.dataset.eval_split = "val" if kind == "folder" else "test"
     result = train.train(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "9")
-    assert train.train(config, tmp_path / "resumed") == result
-    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+    for step in steps:
+        resumed = tmp_path / f"resumed_{step}"
+        shutil.copytree(tmp_path / "whole", resumed)
+        for later in range(step + 1, 9):
+            shutil.rmtree(resumed / "checkpoints" / str(later))
+        assert train.train(config, resumed) == result
+        assert_same_run(resumed, tmp_path / "whole")
 
 
 def assert_same_run(workdir, other):
@@ -216,6 +228,27 @@ def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     before = [untimed(row) for row in rows(tmp_path)]
     assert train.train(config, tmp_path) == result
     assert [untimed(row) for row in rows(tmp_path)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(f"vit_s16.py:recipe={recipe}" for recipe in common.RECIPES if recipe != "base"),
+        *(f"vit_s16.py:recipe=augreg,aug={aug},reg=0.1" for aug in recipes.AUGREG),
+        "vit_s16.py:dataset=imagenet21k",
+        "cifar10.py:model=small",
+        "cifar10.py:schedule=step",
+    ],
+)
+def test_every_recipe_trains_when_quick(config, tmp_path):
+    file, _, arg = config.partition(":")
+    module = importlib.import_module(f"configs.{file.removesuffix('.py')}")
+    config = module.get_config(f"{arg},quick")
+    config.total_steps = 20
+    result = train.train(config, tmp_path)
+    assert np.isfinite(result["loss"])
+    assert 0.0 < result["accuracy"] <= 1.0
 
 
 @pytest.mark.slow

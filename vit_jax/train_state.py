@@ -84,7 +84,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
 
     def train_step(state: TrainState, batch: dict):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = step_key(config.seed, state.step)
         (loss, accuracy), grads = accumulate(
             jax.value_and_grad(loss_and_accuracy, has_aux=True),
             state.params,
@@ -107,6 +107,11 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         return TrainState(state.step + 1, params, opt_state, ema_params), values
 
     return train_step
+
+
+def step_key(seed: int, step):
+    """What every random choice of a training step on the device is drawn from."""
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def accumulate(grad_fn: Callable, params, batch: tuple, key, accum_steps: int):

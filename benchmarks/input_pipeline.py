@@ -1,0 +1,264 @@
+"""How many images a second one host core prepares, and what a shuffle of a million costs in memory.
+
+    python -m benchmarks.input_pipeline
+
+Ours beside three others in the same run, in turns, on one core: decoding alone (the limit),
+decoding and cropping in one operation, and the pipeline one would write first. Prints the tables
+of the README.
+"""
+
+import concurrent.futures
+import datetime
+import io
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import tempfile
+import time
+
+BATCH, ROUNDS, BATCHES_A_ROUND = 128, 9, 5
+SIZES = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")
+PEAK, UTILISATION = 989e12, 0.4  # FLOP/s: bfloat16 on an NVIDIA H100 or H200 (SXM), dense
+
+
+def make_jpegs(count: int) -> list[bytes]:
+    """500x375 JPEGs of 60 to 110 kB, cut from scikit-learn's two sample photographs."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    jpegs = []
+    while len(jpegs) < count:
+        photo = photos[len(jpegs) % 2]  # 640x427
+        width = int(rng.integers(400, 570))
+        height = width * 3 // 4
+        left, top = rng.integers(0, 641 - width), rng.integers(0, 428 - height)
+        photo = photo.crop((left, top, left + width, top + height)).resize((500, 375))
+        target = rng.uniform(60e3, 110e3)
+        for quality in range(80, 101):
+            buffer = io.BytesIO()
+            photo.save(buffer, "JPEG", quality=quality)
+            if buffer.tell() >= target:
+                break
+        if 60e3 <= buffer.tell() <= 110e3:
+            jpegs.append(buffer.getvalue())
+    return jpegs
+
+
+def pipelines(jpegs) -> dict:
+    """Name -> () -> an endless iterator of batches of BATCH images."""
+    import tensorflow as tf
+
+    import input_pipeline
+    from configs import common
+    from sources import RandomAccess
+
+    encoded = tf.constant(jpegs)
+    labels = tf.range(len(jpegs), dtype=tf.int64) % 1000
+    source = RandomAccess(
+        name="generated JPEGs",
+        num_examples=len(jpegs),
+        class_names=tuple(map(str, range(1000))),
+        describe=str,
+        fetch=lambda index: (encoded[index], labels[index]),
+    )
+    config = common.get_config()
+    config.update(batch_size=BATCH, image_size=224)
+
+    def ours(**augment):
+        changed = config.copy_and_resolve_references()
+        changed.augment.update(augment)
+        return input_pipeline.train_batches(source, changed)
+
+    def evaluation():
+        while True:
+            yield from input_pipeline.eval_batches(source, config)
+
+    def window(shape):
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros((0, 0, 4)),
+            min_object_covered=0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.05, 1.0),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin, extent
+
+    def fused(jpeg):
+        begin, extent = window(tf.io.extract_jpeg_shape(jpeg))
+        corners = tf.stack([begin[0], begin[1], extent[0], extent[1]])
+        return tf.io.decode_and_crop_jpeg(jpeg, corners, channels=3)
+
+    def straightforward(jpeg, label):
+        image = tf.io.decode_jpeg(jpeg, channels=3)
+        begin, extent = window(tf.shape(image))
+        image = tf.slice(image, begin, extent)
+        image = tf.image.resize(tf.cast(image, tf.float32), (224, 224))
+        image = tf.image.random_flip_left_right(image)
+        return image / 127.5 - 1.0, tf.one_hot(label, 1000)
+
+    def others(function):
+        return lambda: other(function)
+
+    def other(function):
+        examples = tf.data.Dataset.from_tensor_slices((encoded, labels)).shuffle(1000).repeat()
+        views = examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
+        return views.batch(BATCH, drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+    # Pixels of many shapes don't make a batch; their shapes do, once they are decoded.
+    return {
+        "libjpeg decoding alone": others(lambda j, _: tf.shape(tf.io.decode_jpeg(j, channels=3))),
+        "decoding and cropping in one operation, alone": others(lambda j, _: tf.shape(fused(j))),
+        "the same, resized by tf.image.resize": others(
+            lambda j, _: tf.image.resize(fused(j), (224, 224))[0, 0]
+        ),
+        "straightforward tf.data": others(straightforward),
+        "ours: crop, flip": ours,
+        "ours: crop, flip, RandAugment(2, 10)": lambda: ours(randaugment_layers=2),
+        "ours: evaluation": evaluation,
+    }
+
+
+def measure_speed() -> dict[str, float]:
+    """Images a second of each pipeline: the median of rounds in turns."""
+    jpegs = make_jpegs(512)
+    kilobytes = [len(jpeg) / 1e3 for jpeg in jpegs]
+    print(
+        f"{len(jpegs)} JPEGs of {min(kilobytes):.0f} to {max(kilobytes):.0f} kB, "
+        f"{statistics.mean(kilobytes):.0f} on average; batches of {BATCH}\n"
+    )
+    makers = pipelines(jpegs)
+    seconds = {name: [] for name in makers}
+    for _ in range(ROUNDS):
+        for name, make in makers.items():
+            batches = make()
+            for _ in range(2):
+                next(batches)
+            start = time.perf_counter()
+            for _ in range(BATCHES_A_ROUND):
+                next(batches)
+            seconds[name].append(time.perf_counter() - start)
+            del batches  # and its threads: the next one has the core for itself
+    images = BATCH * BATCHES_A_ROUND
+    return {name: images / statistics.median(times) for name, times in seconds.items()}
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure_memory(kind: str) -> tuple[float, float, int]:
+    """(data's own MB, what the shuffle added at its peak, examples seen once) of a million."""
+    import numpy as np
+    import tensorflow as tf
+
+    import input_pipeline
+    from configs import common
+    from shuffle import globally_shuffled
+    from sources import RandomAccess, open_source
+
+    million, batch_size = 1_000_000, 4096
+    config = common.get_config()
+    config.update(batch_size=batch_size, image_size=8)
+    config.dataset.channels = 1
+    with tempfile.TemporaryDirectory() as folder:
+        before = peak_mb()
+        if kind == "held in memory":
+            image = tf.io.encode_png(tf.zeros((8, 8, 1), tf.uint8))
+            images = tf.repeat(tf.strings.join([image]), million)
+            source = RandomAccess(
+                name=kind,
+                num_examples=million,
+                class_names=("0",),
+                describe=str,
+                fetch=lambda index: (images[index], tf.constant(0, tf.int64)),
+            )
+            own = peak_mb() - before
+        else:
+            make_folder(pathlib.Path(folder), million)
+            before, own = peak_mb(), 0.0  # the files stay on the disk
+            source = open_source(folder, None, "train")
+        batches = input_pipeline.train_batches(source, config, first_step=1_000_000)
+        for _ in range(3):
+            next(batches)
+        order = globally_shuffled(source, 0, batch_size, 0, 0, 1).take(million)
+        seen = np.zeros(million, np.uint8)
+        for _, indices, _ in order.batch(batch_size).as_numpy_iterator():
+            seen[indices] += 1
+        added = peak_mb() - before - own
+    return own, added, int((seen == 1).sum())
+
+
+def make_folder(root: pathlib.Path, count: int) -> None:
+    """A folder of `count` images in 1,000 classes; hard links to a few files."""
+    import tensorflow as tf
+
+    image = tf.io.encode_png(tf.zeros((8, 8, 1), tf.uint8)).numpy()
+    classes = 1000
+    for c in range(classes):
+        folder = root / "train" / f"n{c:08d}"
+        folder.mkdir(parents=True)
+        first = folder / f"n{c:08d}_0.png"
+        first.write_bytes(image)
+        for i in range(1, count // classes):
+            os.link(first, folder / f"n{c:08d}_{i}.png")
+
+
+def print_speed(speed: dict[str, float]) -> None:
+    names = list(speed)
+    print("| on one core | images/s | of decoding and cropping alone | of straightforward |")
+    print("| --- | --- | --- | --- |")
+    for name, value in speed.items():
+        print(f"| {name} | {value:,.0f} | {value / speed[names[1]]:.0%} ", end="")
+        print(f"| {value / speed['straightforward tf.data']:.2f} x |")
+
+
+def print_cores(speed: dict[str, float]) -> None:
+    """Computed from FLOPs, not measured on an accelerator."""
+    from vit_jax import flops, models
+
+    plain, randaugment = (v for name, v in speed.items() if name.startswith("ours: crop"))
+    print(f"\n| size | images/s at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s | cores ", end="")
+    print("| cores with RandAugment(2, 10) |\n| --- | --- | --- | --- |")
+    for size in SIZES:
+        model = models.create(size, num_classes=1000)
+        rate = UTILISATION * PEAK / (3 * flops.forward_flops(model, (224, 224, 3)))
+        print(f"| {size} | {rate:,.0f} | {rate / plain:.1f} | {rate / randaugment:.1f} |")
+
+
+def machine() -> str:
+    import tensorflow as tf
+
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return (
+        f"{name or platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
+        f"Python {platform.python_version()}, {datetime.date.today()}"
+    )
+
+
+def main():
+    spawn = multiprocessing.get_context("spawn")
+    print("| a million examples | their own memory | added by the shuffle | seen once an epoch |")
+    print("| --- | --- | --- | --- |")
+    for kind in ("held in memory", "a folder of files"):
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as process:
+            own, added, seen = process.submit(measure_memory, kind).result()
+        print(f"| {kind} | {own:,.0f} MB | {added:,.0f} MB | {seen:,} |", flush=True)
+    print()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    speed = measure_speed()
+    print_speed(speed)
+    print_cores(speed)
+    print(f"\n{machine()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -303,6 +303,9 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     if not isinstance(info.features["label"], tfds.features.ClassLabel):
         kind = type(info.features["label"]).__name__
         raise UserError(f"The label of dataset {info.full_name} is a {kind}, not a ClassLabel")
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
+    if array_record in info.available_file_formats():  # maybe beside TFRecord files
+        info.set_file_format(array_record, override=True, override_if_initialized=True)
     files = files_of_split(info, split)
     ends = np.cumsum([take for _, _, take in files])
     num_examples = int(ends[-1])
@@ -323,7 +326,7 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         example = info.features.deserialize_example(record, decoders=decoders)
         return example["image"], tf.cast(example["label"], tf.int64)
 
-    if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    if info.file_format == array_record:
         raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split, deserialize_method=raw)
 

@@ -1,5 +1,9 @@
 """Folders, TFDS datasets and the digits as sources of examples."""
 
+import json
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -76,6 +80,21 @@ def test_the_sources_are_what_they_are_named(tfds_folders, image_folder):
     )
     for name in (tfds_folders["array_record"], str(image_folder), "digits"):
         assert isinstance(open_source(name, None, "train"), input_pipeline.RandomAccess)
+
+
+def test_a_dataset_converted_in_place_is_read_as_array_record(tfds_folders, tmp_path):
+    """As TFDS's convert_format leaves it: both kinds of files, and a note in the metadata."""
+    folder = shutil.copytree(tfds_folders["tfrecord"], tmp_path / "pictures" / "1.0.0")
+    for path in pathlib.Path(tfds_folders["array_record"]).glob("*.array_record-*"):
+        shutil.copy(path, folder)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["alternativeFileFormats"] = ["array_record"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    source = open_source(str(tmp_path / "pictures"), None, "train[5:30]")
+    assert isinstance(source, input_pipeline.RandomAccess)
+    assert ".array_record-" in source.describe(0)
+    original = open_source(tfds_folders["array_record"], None, "train[5:30]")
+    assert labels_in_order(source) == labels_in_order(original)
 
 
 def test_missing_datasets(tmp_path, image_folder, tfds_folders):

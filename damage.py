@@ -11,7 +11,9 @@ import preprocess
 from sources import RecordFiles, Source
 from vit_jax.errors import UserError
 
-logger = logging.getLogger("vit_jax")
+# Every process tells of its own part: not muted where "vit_jax" is.
+logger = logging.getLogger("vit_jax.damage")
+logger.setLevel(logging.INFO)
 
 
 def decoded(batches, source: Source, channels: int, examples_after) -> Iterator[dict]:
@@ -66,6 +68,7 @@ def failure(what: str, error: tf.errors.OpError) -> str:
 def reason(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the operations it went through."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.split("\n")[0])
+    text = re.sub(r".*(assertion failed: \[|Summarized data: b')(.*?)['\]].*", r"\2", text)
     return re.sub(r"Error in user-defined function .* transformation.*?: ", "", text).strip()
 
 

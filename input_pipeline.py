@@ -35,6 +35,7 @@ __all__ = [
     "image_shape",
     "open_source",
     "open_splits",
+    "order",
     "report_damaged",
     "train_batches",
 ]
@@ -63,8 +64,8 @@ def check(config) -> None:
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise UserError(f"config.image_size is {size!r}; it takes whole numbers above 0")
     channels = config.dataset.channels
-    if channels not in (1, 3, 4):
-        raise UserError(f"config.dataset.channels is {channels}; it can be 1, 3, 4")
+    if channels not in (1, 3):
+        raise UserError(f"config.dataset.channels is {channels}; it can be 1 or 3")
     if config.dataset.on_error not in ("stop", "skip"):
         raise UserError(
             f"config.dataset.on_error is {config.dataset.on_error!r}; it can be 'stop', 'skip'"
@@ -132,9 +133,15 @@ def train_batches(
     return filled_in(batches, source) if tolerant else batches
 
 
+def order(source: Source, dataset) -> str:
+    """How training examples are shuffled: "global" or "buffer". A run keeps to the one it has."""
+    large = isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
+    return "buffer" if large else "global"
+
+
 def in_memory_if_small(source: Source, dataset) -> Source:
     """TFRecord files up to `dataset.in_memory_mb` are read at once, for random access."""
-    if not isinstance(source, RecordFiles) or source.num_bytes > dataset.in_memory_mb * 1e6:
+    if not isinstance(source, RecordFiles) or order(source, dataset) == "buffer":
         return source
     try:
         return source.in_memory(tolerant=dataset.on_error == "skip")

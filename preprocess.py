@@ -66,20 +66,20 @@ def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) ->
     Resized, its proportions kept, until `keep` of the shorter side (0.875: 224 of 256) fills the
     size; of that the centre.
     """
-    centre = tf.constant([0.5, 0.5])
-    return resize_and_crop(decode(encoded, channels), size, keep, centre)
+    return resize_and_crop(decode(encoded, channels), size, keep)
 
 
-def resize_and_crop(image, size: tuple[int, int], keep: float, place) -> tf.Tensor:
+def resize_and_crop(image, size: tuple[int, int], keep: float, place=None) -> tf.Tensor:
     """A window of the image resized, its proportions kept, until `keep` of it fills the size.
 
-    place: float32 (2,) in [0, 1), where in the room that is left the window lies. Averages over
-    pixels where it shrinks; what lies outside the window is not computed.
+    place: float32 (2,) in [0, 1), where in the room that is left the window lies; None: in its
+    middle. Averages over pixels where it shrinks; what lies outside the window is not computed.
     """
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     scale = tf.reduce_max(tf.constant(size, tf.float32) / keep / sides)
     resized = tf.maximum(tf.round(sides * scale), size)
-    first = tf.floor(place * (resized - size + 1.0))
+    room = resized - size
+    first = tf.floor(room / 2.0 if place is None else place * (room + 1.0))
     pixels = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=size,

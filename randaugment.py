@@ -2,7 +2,8 @@
 
 Images are uint8 (H, W, C) throughout. Operations that Pillow has compute what Pillow computes.
 The magnitudes are those the ViT recipes were published with (big_vision's `randaug(n, m)`, after
-TensorFlow's AutoAugment): 10 is the scale's unit, larger ones go on in proportion.
+TensorFlow's AutoAugment): 10 is the scale's unit, larger ones go on in proportion. Other than
+there, contrast blends with the image's mean grey, as Pillow does, and lengths scale with the image.
 """
 
 import tensorflow as tf
@@ -237,8 +238,9 @@ OPERATIONS = {
     "equalize": lambda image, level, sign, seed: equalize(image),
     "invert": lambda image, level, sign, seed: invert(image),
     "rotate": lambda image, level, sign, seed: rotate(image, 30.0 * level * sign),
-    "posterize": lambda image, level, sign, seed: posterize(image, min(int(4 * level), 8)),
-    "solarize": lambda image, level, sign, seed: solarize(image, int(256 * level)),
+    "posterize": lambda image, level, sign, seed: posterize(image, min(max(int(4 * level), 1), 8)),
+    # The published recipes computed this in uint8: 256 was 0, and inverted the image.
+    "solarize": lambda image, level, sign, seed: solarize(image, int(256 * level) % 256),
     "color": lambda image, level, sign, seed: color(image, enhanced(level)),
     "contrast": lambda image, level, sign, seed: contrast(image, enhanced(level)),
     "brightness": lambda image, level, sign, seed: brightness(image, enhanced(level)),

@@ -22,11 +22,22 @@ def globally_shuffled(
         step, row = local_position // local_batch, local_position % local_batch
         position = step * batch_size + process_index * local_batch + row
         epoch, place = position // n, position % n
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = tf.random.experimental.index_shuffle(place, tf.cast(key, tf.int32), n - 1)
+        index = permuted(place, tf.stack([tf.constant(seed, tf.int64), epoch]), n)
         return epoch, index, index
 
     return tf.data.Dataset.range(first_step * local_batch, FOREVER).map(example)
+
+
+def permuted(place, seed, n: int) -> tf.Tensor:
+    """Where `place` of 0 .. n - 1 goes in a permutation that the seed, int64 (2,), decides.
+
+    `tf.random.experimental.index_shuffle` looks at a few low bits of each of the seed's words, as
+    many as the numbers below n have, halved: the words have to be hashes, and four rounds are few.
+    """
+    words = tf.random.stateless_uniform((3,), seed, None, None, tf.int32)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=place, seed=words, max_index=tf.constant(n - 1, tf.int64), rounds=8
+    )
 
 
 def buffer_shuffled(

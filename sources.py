@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
 from vit_jax.errors import UserError
 
@@ -62,7 +63,8 @@ class RecordFiles(Source):
 
     files: (path, records to skip, to take), in order. num_bytes: of all records, about.
 
-    Where methods are `tolerant`, what can't be read of a file counts as empty records.
+    What a file lacks counts as empty records; where methods are `tolerant`, so does what can't be
+    read of it.
     """
 
     files: tuple[tuple[str, int, int], ...]
@@ -117,12 +119,13 @@ class RecordFiles(Source):
 
 
 def read_file(path, start, skip, take, *, tolerant: bool) -> tf.data.Dataset:
-    """(index, record) of a TFRecord file's records skip .. skip + take - 1."""
-    records = tf.data.TFRecordDataset(path, buffer_size=8 << 20).skip(skip)
-    if tolerant:
-        unreadable = tf.data.Dataset.from_tensors("").repeat(take)
-        records = records.ignore_errors().concatenate(unreadable)
-    return records.take(take).enumerate(start)
+    """(index, record) of a TFRecord file's records skip .. skip + take - 1, empty past its end."""
+    # A file that isn't there would fail again and again.
+    paths = tf.data.Dataset.from_tensor_slices(tf.io.matching_files(path) if tolerant else [path])
+    records = paths.flat_map(lambda path: tf.data.TFRecordDataset(path, buffer_size=8 << 20))
+    records = records.ignore_errors() if tolerant else records
+    missing = tf.data.Dataset.from_tensors("").repeat(take)
+    return records.skip(skip).concatenate(missing).take(take).enumerate(start)
 
 
 def open_source(
@@ -323,6 +326,9 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     decoders = {"image": tfds.decode.SkipDecoding()}
 
     def parse(record):
+        is_there = tf.debugging.Assert(record != "", ["the record is damaged or missing"])
+        with tf.control_dependencies([is_there] if is_there is not None else []):
+            record = tf.identity(record)
         example = info.features.deserialize_example(record, decoders=decoders)
         return example["image"], tf.cast(example["label"], tf.int64)
 
@@ -330,8 +336,14 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split, deserialize_method=raw)
 
+        def read(index):
+            try:
+                return records[index]
+            except (RuntimeError, ValueError, IndexError, OSError):  # what its reader raises
+                return b""
+
         def fetch(index):
-            record = tf.numpy_function(records.__getitem__, [index], tf.string, stateful=False)
+            record = tf.numpy_function(read, [index], tf.string, stateful=False)
             return parse(tf.ensure_shape(record, ()))
 
         return RandomAccess(**common, fetch=fetch)
@@ -349,6 +361,12 @@ def files_of_split(info, split: str) -> tuple[tuple[str, int, int], ...]:
     files = tuple((part.filename, part.skip, number_to_take(part)) for part in instructions)
     if not sum(take for _, _, take in files):
         raise UserError(f"Split {split!r} of {info.full_name} is empty")
+    present = {path.name for path in epath.Path(files[0][0]).parent.iterdir()}
+    if missing := [path for path, _, _ in files if epath.Path(path).name not in present]:
+        raise UserError(
+            f"{info.full_name}, split {split}: {len(missing)} of {len(files)} files are missing, "
+            f"the first {missing[0]}. Prepare the dataset anew"
+        )
     return files
 
 

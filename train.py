@@ -64,14 +64,12 @@ def train(config, workdir) -> dict[str, float]:
 
     log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
     checkpoint.write_config(workdir, config)
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(run_log.RunLog(workdir, first_step, config)) as log,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.callback(input_pipeline.report_damaged, train_set, eval_set)
+        stack.callback(checkpoints.close)
+        log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
         state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
-    result = log.last_evaluation or evaluate(state.eval_params)
-    input_pipeline.report_damaged(train_set, eval_set)
-    return result
+        return log.last_evaluation or evaluate(state.eval_params)
 
 
 def loop(config, state, batches, train_step, evaluate, checkpoints, log):
@@ -106,6 +104,7 @@ def resolved(config, train_set):
             f"{train_set.num_classes} classes: leave it out"
         )
     config.num_classes = train_set.num_classes
+    config.dataset.order = input_pipeline.order(train_set, config.dataset)
     if config.total_steps is None:
         if config.num_epochs is None:
             raise UserError("Neither config.num_epochs nor config.total_steps is set")

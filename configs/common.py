@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.dataset.channels = 3
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this are held encoded in memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
+    config.dataset.order = placeholder(str)  # "global" or "buffer", filled in when the run starts
     config.dataset.on_error = "stop"  # or "skip": examples that can't be read or decoded
 
     config.augment = ConfigDict()
@@ -155,7 +156,7 @@ def imagenet(variant: str, arg: str | None) -> ConfigDict:
     config.image_size = 224
     config.num_epochs = 300.0
     if options.recipe == "augreg":
-        recipes.augreg(config, options.aug, options.reg)
+        recipes.augreg(config, options.aug, options.reg, options.dataset == "imagenet21k")
     elif options.recipe == "plain":
         recipes.plain(config, options.epochs)
     elif options.recipe in ("paper", "deit"):

@@ -20,21 +20,30 @@ AUGREG = {
 AUGREG_BY_SIZE = {"Ti/16": "light1", "S/32": "medium1"}
 REGULARISED = ("B", "L", "H")
 
+# The same for ImageNet-21k, where neither dropout nor stochastic depth helps (vit_i21k.py there).
+AUGREG_BY_SIZE_21K = {
+    "Ti/16": "none",
+    "S/32": "none",
+    "S/16": "light1",
+    "B/32": "light2",
+    "B/16": "light2",
+}
+
 WIDTHS = {"Ti": 192, "S": 384, "B": 768, "L": 1024, "H": 1280}  # of the representation layer
 
 
-def augreg(config, aug: str, reg: float) -> None:
+def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
     """AugReg (arXiv:2106.10270): RandAugment and MixUp by strength; dropout and stochastic depth.
 
     aug: one of AUGREG, "" for the paper's choice; reg: the rate of both, below 0 for the paper's.
     Loss, head bias and representation layer as in big_vision's configs/vit_i1k.py.
     """
     variant = config.model.variant
-    aug = aug or AUGREG_BY_SIZE.get(variant, "medium2")
+    aug = aug or (AUGREG_BY_SIZE_21K if on_21k else AUGREG_BY_SIZE).get(variant, "medium2")
     if aug not in AUGREG:
         raise ValueError(f"key 'aug' is {aug!r}; it can be {', '.join(AUGREG)}")
     if reg < 0:
-        reg = 0.1 if variant.startswith(REGULARISED) else 0.0
+        reg = 0.1 if variant.startswith(REGULARISED) and not on_21k else 0.0
     layers, magnitude, mixup_alpha = AUGREG[aug]
     config.augment.randaugment_layers = layers
     config.augment.randaugment_magnitude = magnitude
@@ -42,11 +51,12 @@ def augreg(config, aug: str, reg: float) -> None:
     config.model.dropout_rate = config.model.stochastic_depth_rate = reg
     config.loss = "sigmoid"
     config.model.head_bias_init = -6.9
-    config.model.representation_size = WIDTHS[variant.split("/")[0]]
+    config.model.representation_size = None if on_21k else WIDTHS[variant.split("/")[0]]
 
 
 def paper(config) -> None:
-    """The original paper's ImageNet from scratch (arXiv:2010.11929, table 3)."""
+    """The original paper's ImageNet from scratch (arXiv:2010.11929, table 3; head: section 3.1)."""
+    config.model.representation_size = WIDTHS[config.model.variant.split("/")[0]]
     config.schedule.base_lr = 3e-3
     config.optimizer.weight_decay = 0.3
     config.model.dropout_rate = 0.1
@@ -65,7 +75,12 @@ def plain(config, epochs: float) -> None:
 
 
 def deit(config) -> None:
-    """DeiT without distillation (arXiv:2012.12877, table 9), without its repeated augmentation."""
+    """DeiT without distillation (arXiv:2012.12877, table 9).
+
+    Other than there: no repeated augmentation; RandAugment's operations are always applied and of
+    one magnitude, on the scale of randaugment.py; images are resized bilinearly.
+    """
+    config.model.gelu = "exact"
     config.batch_size = 1024
     config.schedule.base_lr = 1e-3  # 5e-4 for each 512
     config.schedule.end_lr = 1e-5

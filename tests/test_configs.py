@@ -47,6 +47,14 @@ def test_imagenet21k():
     assert config.dataset.name == "imagenet21k"
 
 
+def test_augreg_on_imagenet21k():
+    config = vit_b16.get_config("recipe=augreg,dataset=imagenet21k")
+    assert (config.augment.randaugment_magnitude, config.augment.mixup_alpha) == (10, 0.2)
+    assert config.model.dropout_rate == config.model.stochastic_depth_rate == 0
+    assert config.model.representation_size is None
+    assert config.model.head_bias_init == -10
+
+
 def test_cifar10():
     assert cifar10.get_config().model.num_heads == 8
     assert cifar10.get_config("model=small").model.width is None

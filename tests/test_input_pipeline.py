@@ -92,6 +92,22 @@ def plain(config):
     return config
 
 
+@pytest.mark.parametrize("n", [1, 10, 1442, 50_000])
+def test_orders_of_many_epochs_and_seeds(n):
+    """Permutations without repeats, as far as n has them, and without a pattern."""
+    seeds = [(seed, epoch) for seed in (0, 1, 256, 65536) for epoch in (0, 1, 2, 256, 300, 4096)]
+    places = tf.range(n, dtype=tf.int64)
+    order = tf.function(lambda seed: tf.map_fn(lambda p: shuffle.permuted(p, seed, n), places))
+    orders = [order(tf.constant(seed, tf.int64)).numpy() for seed in seeds]
+    for one in orders:
+        assert np.array_equal(np.sort(one), np.arange(n))
+    if n > 10:
+        assert len({one.tobytes() for one in orders}) == len(seeds)
+    if n > 10_000:  # neighbours are as seldom as in any permutation: 4 / n of the pairs
+        near = np.mean([(np.abs(np.diff(one)) <= 2).mean() for one in orders])
+        assert near == pytest.approx(4 / n, rel=0.3)
+
+
 def test_every_epoch_of_every_seed_has_an_order_of_its_own(source, plain):
     orders = []
     n = source.num_examples
@@ -202,7 +218,7 @@ def test_a_truncated_jpeg_is_named(tmp_path, config):
         take(train_batches(source, config), 4)
 
 
-@pytest.fixture(params=["folder", "tfrecord", "in_memory"])
+@pytest.fixture(params=["folder", "tfrecord", "in_memory", "array_record"])
 def damaged(request, tmp_path):
     """Sources of 53 examples with one that is no image; and which index that is."""
     if request.param == "folder":
@@ -214,8 +230,15 @@ def damaged(request, tmp_path):
         source = open_source(str(tmp_path), None, "train")
         names = [source.describe(i) for i in range(53)]
         return source, {i for i, name in enumerate(names) if name.endswith("/17.png")}
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
-    spoil_tfrecord(next(folder.glob("*-train.*-00002-of-00005")), record=4)
+    kind = "array_record" if request.param == "array_record" else "tfrecord"
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
+    file = next(folder.glob("*-train.*-00002-of-00005"))
+    if kind == "array_record":
+        content = bytearray(file.read_bytes())
+        content[200:400] = bytes(200)
+        file.write_bytes(content)
+        return open_source(str(folder), None, "train"), {21, 22}  # of its 11
+    spoil_tfrecord(file, record=4)
     source = open_source(str(folder), None, "train")
     # 11 + 10 before this file; of its 11 records those from the spoiled one on are lost.
     lost = set(range(21 + 4, 32))
@@ -290,6 +313,46 @@ def test_a_damaged_tfrecord_file_is_named(tmp_path, config):
             take(train_batches(source, config), 8)
     with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
         take(eval_batches(source, config), 8)
+
+
+def test_a_damaged_array_record_file_is_named(tmp_path, config):
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "array_record"))
+    path = next(folder.glob("*-train.*-00002-of-00005"))
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+    source = open_source(str(folder), None, "train")
+    for batches in (train_batches(source, config), eval_batches(source, config)):
+        with pytest.raises(UserError, match=rf"{path} can't be read: the record is damaged or"):
+            take(batches, 8)
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_a_missing_file_is_named(tmp_path, kind):
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
+    path = next(folder.glob("*-train.*-00002-of-00005"))
+    path.unlink()
+    with pytest.raises(UserError, match=f"1 of 5 files are missing, the first {path}"):
+        open_source(str(folder), None, "train")
+
+
+def test_a_file_cut_off_between_records_is_named(tmp_path, config):
+    """Fewer records than the metadata says: none is taken for another."""
+    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
+    path = next(folder.glob("*-train.*-00002-of-00005"))
+    content, place = path.read_bytes(), 0
+    for _ in range(4):
+        place += 16 + int.from_bytes(content[place : place + 8], "little")
+    path.write_bytes(content[:place])
+    source = open_source(str(folder), None, "train")
+    for in_memory_mb in (0, 1):
+        config.dataset.in_memory_mb = in_memory_mb
+        for batches in (train_batches(source, config), eval_batches(source, config)):
+            with pytest.raises(UserError, match=rf"example \d+ of .*{path} can't be read"):
+                take(batches, 8)
+    config.dataset.on_error = "skip"
+    take(train_batches(source, config), 14)
+    assert source.damaged == set(range(25, 32))
 
 
 def test_small_tfrecord_splits_are_held_in_memory(tfds_folders, config):

@@ -127,23 +127,35 @@ def test_every_operation_is_drawn_in_both_directions(photo):
     seen = dict.fromkeys(randaugment.OPERATIONS, 0)
     signs = set()
     plain = {
-        (name, sign): np.asarray(op(tf.constant(photo), 1.0, sign, tf.constant([0, 0], tf.int64)))
+        (name, sign): np.asarray(op(tf.constant(photo), 0.9, sign, tf.constant([0, 0], tf.int64)))
         for name, op in randaugment.OPERATIONS.items()
         for sign in (-1.0, 1.0)
         if name != "cutout"
     }
-    for out in augmented(photo, 400, 1, 10):
+    for out in augmented(photo, 400, 1, 9):
         matches = [key for key, image in plain.items() if np.array_equal(image, out)]
         if matches:
             seen[matches[0][0]] += 1
             signs.update(matches if len(matches) == 1 else ())
         else:
             seen["cutout"] += 1
-    # At magnitude 10 solarize leaves the image as it is, as published.
     assert min(seen.values()) >= 10
     assert max(seen.values()) <= 45
     for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
         assert {(name, -1.0), (name, 1.0)} <= signs
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "threshold", "bits"),
+    [(0, 0, 1), (2, 51, 1), (9, 230, 3), (10, 0, 4), (15, 128, 6), (20, 0, 8)],
+)
+def test_solarize_and_posterize_at_published_magnitudes(photo, magnitude, threshold, bits):
+    """The published code's threshold is a uint8; at magnitude 0 a bit is left."""
+    image, ops = tf.constant(photo), randaugment.OPERATIONS
+    out = ops["solarize"](image, magnitude / 10, 1.0, None)
+    np.testing.assert_array_equal(out, np.where(photo < threshold, photo, 255 - photo))
+    out = ops["posterize"](image, magnitude / 10, 1.0, None)
+    np.testing.assert_array_equal(out, on_pillow(lambda i: ImageOps.posterize(i, bits), photo))
 
 
 def test_views_depend_on_the_seed_alone(photo):

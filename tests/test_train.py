@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY, randomized
+from PIL import Image
 
 import input_pipeline
 import train
@@ -188,6 +189,40 @@ def last_checkpoint(workdir):
 def restore(workdir, item):
     """An item of the last checkpoint, as it is stored."""
     return ocp.StandardCheckpointer().restore(last_checkpoint(workdir) / item)
+
+
+def test_a_run_keeps_its_order(tfds_folders, tmp_path):
+    """A run shuffled by buffer isn't taken up with another order, whatever it comes from."""
+    config = quick_config()
+    config.update(total_steps=2, checkpoint_every_steps=1)
+    config.schedule.warmup_steps = 0
+    config.dataset.update(name=tfds_folders["tfrecord"], channels=3, in_memory_mb=0)
+    train.train(config, tmp_path)
+    config.dataset.name = tfds_folders["array_record"]
+    with pytest.raises(UserError, match="dataset.order: 'buffer' -> 'global'"):
+        train.train(config, tmp_path)
+
+
+def test_damaged_examples_are_reported_at_the_end(tmp_path, caplog):
+    """A run with some trains, counts them, and evaluates without them."""
+    for split, count in (("train", 40), ("val", 10)):
+        for i in range(count):
+            path = tmp_path / "images" / split / f"class{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 25 * (i % 2), np.uint8)).save(path)
+        path.write_text("not an image")
+    config = quick_config()
+    config.update(total_steps=3, batch_size=16)
+    config.schedule.warmup_steps = 0
+    config.dataset.update(name=str(tmp_path / "images"), eval_split="val", on_error="skip")
+    result = train.train(config, tmp_path / "run")
+    assert np.isfinite(result["loss"])
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"Skipping {path}: it can't be read or decoded" in log
+    for split, count in (("train", 40), ("val", 10)):
+        assert (
+            f"Skipped 1 damaged of {count} examples of {tmp_path / 'images'}, split {split}" in log
+        )
 
 
 def test_a_finished_run_is_left_alone(finished):

@@ -67,8 +67,8 @@ def mix(
     """MixUp (arXiv:1710.09412), CutMix (arXiv:1905.04899), or either by chance.
 
     Each example is mixed with its neighbour in the batch. Its share lambda is drawn from
-    Beta(alpha, alpha), once for the batch or for each example; the targets are mixed by the share
-    that the pixels really have.
+    Beta(alpha, alpha), once for the batch (or the part of it that a step accumulates) or for each
+    example; the targets are mixed by the share that the pixels really have.
 
     Args:
         images, targets: (N, H, W, C) and (N, num_classes).

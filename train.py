@@ -127,7 +127,7 @@ def log_summary(config, model, image_shape, train_set, eval_set, mesh, state, tr
         f"{train_set.num_classes} classes",
         f"Evaluation   {eval_set.name}: {eval_set.num_examples:,} examples",
         f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
-        f"{model.num_heads} heads, patch {model.patch_shape[0]}x{model.patch_shape[1]}, "
+        f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",
         f"Parameters   {flops.num_params(state.params):,}",
         f"FLOPs        {flops.forward_flops(model, image_shape) / 1e9:,.3g} G an image of "

@@ -57,8 +57,9 @@ def get_config() -> ConfigDict:
     config.augment.erasing_fill = "zero"  # "noise"
 
     config.model = ConfigDict()
-    config.model.variant = "B/16"  # sets the five below where they are None
+    config.model.variant = "B/16"  # sets the six below where they are None
     config.model.patch_size = placeholder(object)
+    config.model.resnet = placeholder(object)  # a hybrid's stem: dict(num_layers=, width_factor=)
     config.model.width = placeholder(int)
     config.model.depth = placeholder(int)
     config.model.num_heads = placeholder(int)
@@ -184,6 +185,8 @@ def quick(config: ConfigDict) -> ConfigDict:
     if len(config.augment.mean) > 1:  # of three channels; the digits are grey
         config.augment.update(mean=(0.5,), std=(0.5,))
     config.model.update(patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128)
+    if config.model.variant.startswith("R"):
+        config.model.update(patch_size=1, resnet=dict(num_layers=(1,), width_factor=0.5))
     if config.model.representation_size:
         config.model.representation_size = 64
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, 10)

@@ -18,7 +18,7 @@ AUGREG = {
 # What does best for 300 epochs of ImageNet (figure 4 of the paper, as big_vision's vit_i1k.py reads
 # it): augmentation by size, and dropout with stochastic depth for B and L.
 AUGREG_BY_SIZE = {"Ti/16": "light1", "S/32": "medium1"}
-REGULARISED = ("B", "L", "H")
+REGULARISED = ("B", "L", "H")  # sizes
 
 # The same for ImageNet-21k, where neither dropout nor stochastic depth helps (vit_i21k.py there).
 AUGREG_BY_SIZE_21K = {
@@ -32,6 +32,11 @@ AUGREG_BY_SIZE_21K = {
 WIDTHS = {"Ti": 192, "S": 384, "B": 768, "L": 1024, "H": 1280}  # of the representation layer
 
 
+def size(variant: str) -> str:
+    """The transformer's size: "B" of "B/16" and of "R50+B/16"."""
+    return variant.rpartition("+")[2].partition("/")[0]
+
+
 def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
     """AugReg (arXiv:2106.10270): RandAugment and MixUp by strength; dropout and stochastic depth.
 
@@ -43,7 +48,7 @@ def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
     if aug not in AUGREG:
         raise ValueError(f"key 'aug' is {aug!r}; it can be {', '.join(AUGREG)}")
     if reg < 0:
-        reg = 0.1 if variant.startswith(REGULARISED) and not on_21k else 0.0
+        reg = 0.1 if size(variant) in REGULARISED and not on_21k else 0.0
     layers, magnitude, mixup_alpha = AUGREG[aug]
     config.augment.randaugment_layers = layers
     config.augment.randaugment_magnitude = magnitude
@@ -51,12 +56,12 @@ def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
     config.model.dropout_rate = config.model.stochastic_depth_rate = reg
     config.loss = "sigmoid"
     config.model.head_bias_init = -6.9
-    config.model.representation_size = None if on_21k else WIDTHS[variant.split("/")[0]]
+    config.model.representation_size = None if on_21k else WIDTHS[size(variant)]
 
 
 def paper(config) -> None:
     """The original paper's ImageNet from scratch (arXiv:2010.11929, table 3; head: section 3.1)."""
-    config.model.representation_size = WIDTHS[config.model.variant.split("/")[0]]
+    config.model.representation_size = WIDTHS[size(config.model.variant)]
     config.schedule.base_lr = 3e-3
     config.optimizer.weight_decay = 0.3
     config.model.dropout_rate = 0.1
@@ -68,7 +73,7 @@ def plain(config, epochs: float) -> None:
     config.num_epochs = epochs
     config.model.pool = "gap"
     config.model.posemb = "sincos2d"
-    config.model.representation_size = WIDTHS[config.model.variant.split("/")[0]]
+    config.model.representation_size = WIDTHS[size(config.model.variant)]
     config.augment.randaugment_layers = 2
     config.augment.randaugment_magnitude = 10.0
     config.augment.mixup_alpha = 0.2

@@ -48,4 +48,6 @@ def from_config(config) -> VisionTransformer:
     fields = {name: value for name, value in config.model.items() if value is not None}
     if isinstance(fields.get("patch_size"), list):  # as config.json has it
         fields["patch_size"] = tuple(fields["patch_size"])
+    if stem := fields.get("resnet"):
+        fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}
     return create(**fields, num_classes=config.num_classes, dtype=config.dtype)

@@ -31,6 +31,8 @@ def check_fields(model) -> None:
             raise UserError(
                 f"model.{field} is {getattr(model, field)!r}; it takes whole numbers above 0"
             )
+    if model.resnet is not None:
+        check_resnet(model.resnet)
     for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
         if not 0 <= getattr(model, field) < 1:
             raise UserError(f"model.{field} is {getattr(model, field)}; it lies in [0, 1)")
@@ -48,9 +50,26 @@ def check_fields(model) -> None:
         )
 
 
+def check_resnet(resnet) -> None:
+    """Raises UserError for a stem that can't be."""
+    if set(resnet) != {"num_layers", "width_factor"}:
+        raise UserError(
+            f"model.resnet has {', '.join(sorted(resnet)) or 'nothing'}; it takes num_layers, such "
+            "as (3, 4, 9), and width_factor"
+        )
+    num_layers, channels = resnet["num_layers"], 64 * resnet["width_factor"]
+    if not all(isinstance(n, int) and n > 0 for n in num_layers):
+        raise UserError(f"model.resnet.num_layers is {tuple(num_layers)}; it takes units, above 0")
+    if channels < 32 or channels % 32:
+        raise UserError(
+            f"model.resnet.width_factor is {resnet['width_factor']}; it takes multiples of 0.5: "
+            "group norm has 32 groups"
+        )
+
+
 def check_image(model, image_size: Sequence[int]) -> None:
     """Raises UserError where the patch doesn't divide the (height, width)."""
-    sides = zip(("height", "width"), image_size, model.patch_shape, strict=True)
+    sides = zip(("height", "width"), image_size, model.token_pixels, strict=True)
     for side, pixels, patch in sides:
         if pixels % patch:
             below, above = pixels // patch * patch, (pixels // patch + 1) * patch

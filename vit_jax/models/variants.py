@@ -16,18 +16,34 @@ SIZES = {
     "G": dict(width=1664, depth=48, mlp_dim=8192, num_heads=16),
 }
 
+# Patch (in features of the stem) and units of the stem's stages, as in Google's configs/models.py.
+# The patch of R+Ti/16 spans 32 pixels, there as here: the root alone already strides by four.
+HYBRIDS = {
+    "R+Ti/16": (8, ()),
+    "R26+S/32": (1, (2, 2, 2, 2)),
+    "R26+B/32": (1, (2, 2, 2, 2)),
+    "R50+B/16": (1, (3, 4, 9)),
+    "R50+L/32": (1, (3, 4, 6, 3)),
+}
+
 PUBLISHED = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "B/8", "L/32", "L/16", "H/14", "g/14", "G/14")
 
 
 def fields(variant: str) -> dict:
     """The module fields a name such as "B/16" stands for: a size and a patch edge in pixels.
 
-    Any patch goes with any size ("S/14"). Raises UserError for another name.
+    Any patch goes with any size ("S/14"); hybrids are those of HYBRIDS. Raises UserError for
+    another name.
     """
+    if variant in HYBRIDS:
+        patch_size, num_layers = HYBRIDS[variant]
+        size = variant.partition("+")[2].partition("/")[0]
+        resnet = dict(num_layers=num_layers, width_factor=1)
+        return dict(SIZES[size], patch_size=patch_size, resnet=resnet)
     match = re.fullmatch(r"([A-Za-z]+)/([1-9]\d*)", str(variant))
     if not match or match[1] not in SIZES:
         raise UserError(
             f"Unknown variant {variant!r}: expected SIZE/PATCH with a size of "
-            f"{', '.join(SIZES)}; published are {' '.join(PUBLISHED)}"
+            f"{', '.join(SIZES)}; published are {' '.join((*PUBLISHED, *HYBRIDS))}"
         )
     return dict(SIZES[match[1]], patch_size=int(match[2]))

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import checks
+from vit_jax.models import checks, resnet
 from vit_jax.models.attention import attend
 from vit_jax.models.posemb import sincos_1d, sincos_2d
 
@@ -198,7 +198,9 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         num_classes: units of the head; None: no head, the pooled representation comes out.
-        patch_size: pixels, an int or (height, width).
+        patch_size: pixels, an int or (height, width); in a hybrid, features of the stem.
+        resnet: None, or the stem of a hybrid, dict(num_layers=(3, 4, 9), width_factor=1): see
+            `resnet.stem`.
         width, depth, num_heads, mlp_dim: the encoder's size; mlp_dim None is 4 x width.
         pool: what the head sees: "cls" the class token, "gap" the mean over patches, "map"
             attention pooling, "none" every token (logits become (N, L, num_classes)).
@@ -223,6 +225,7 @@ class VisionTransformer(nn.Module):
 
     num_classes: int | None = 1000
     patch_size: int | Sequence[int] = 16
+    resnet: dict | None = None
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -271,10 +274,12 @@ class VisionTransformer(nn.Module):
         return (logits, captured) if capture else logits
 
     def logits(self, images, train, mask, capture):
-        patch = self.patch_shape
+        x, patch = images, self.patch_shape
+        if self.resnet is not None:
+            x = resnet.stem(x, **self.resnet, dtype=self.dtype)
         x = nn.Conv(
             self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="embedding"
-        )(images)  # (N, h, w, D)
+        )(x)  # (N, h, w, D)
         n, h, w, d = x.shape
         x = x.reshape(n, h * w, d)
         if self.posemb in ("sincos1d", "sincos2d"):
@@ -338,6 +343,12 @@ class VisionTransformer(nn.Module):
     def patch_shape(self) -> tuple[int, int]:
         patch = self.patch_size
         return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
+
+    @property
+    def token_pixels(self) -> tuple[int, int]:
+        """Height and width of the part of the image that a token stands for."""
+        stride = 1 if self.resnet is None else resnet.stride(self.resnet["num_layers"])
+        return tuple(stride * side for side in self.patch_shape)
 
 
 def dropout(x, rate, key):

@@ -14,7 +14,17 @@ from absl import flags
 
 import command_line
 import input_pipeline
-from vit_jax import checkpoint, flops, metrics, models, optim, run_log, sharding, train_state
+from vit_jax import (
+    checkpoint,
+    flops,
+    metrics,
+    models,
+    optim,
+    pretrained,
+    run_log,
+    sharding,
+    train_state,
+)
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -49,7 +59,12 @@ def train(config, workdir) -> dict[str, float]:
     checkpoint.check_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
-    state = checkpoints.restore_latest(shapes) or init()
+    state = checkpoints.restore_latest(shapes)
+    if state is None:
+        state = init()
+        if config.init_from:
+            weights = pretrained.load(config.init_from, model, image_shape)
+            state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)

@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     config.loss = "softmax"  # or "sigmoid"
     config.grad_clip_norm = 1.0  # 0: no clipping
     config.ema_decay = placeholder(float)  # such as 0.9999; evaluates the average
+    # Weights to start from: a published file, or a run's folder. vit_jax/pretrained.py tells which.
+    config.init_from = placeholder(str)
     config.num_classes = placeholder(int)  # of the dataset, filled in when the run starts
 
     config.dataset = ConfigDict()
@@ -65,6 +67,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.pool = "cls"  # "gap", "map"
+    config.model.pool_norm = "before"  # the last norm and pool "gap"; "after"
     config.model.posemb = "learned"  # "sincos2d", "sincos1d", "none"
     config.model.norm = "pre"  # "post"
     config.model.gelu = "tanh"  # "exact"

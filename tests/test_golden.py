@@ -1,75 +1,15 @@
-"""The numbers that published implementations compute (tests/golden, see its README)."""
+"""Training runs of published implementations (tests/golden, see its README), step by step.
 
-import json
-import re
+Their logits are in test_pretrained.py.
+"""
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN, tiny_model
 
-from vit_jax import models, optim, train_state
-
-CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
-LAYERS = {"LayerNorm_2": "LayerNorm_1", "MlpBlock_3": "MlpBlock_0"}
-LAYERS["MultiHeadDotProductAttention_1"] = "MultiHeadDotProductAttention_0"
-
-
-def load(name):
-    """A case's parameters under our names."""
-    with np.load(GOLDEN / f"{name}.weights.npz", allow_pickle=False) as file:
-        flat = {key.removeprefix("params/"): file[key] for key in file.files}
-    if name.startswith("google"):  # the numbering of Flax before Linen
-        flat = {
-            re.sub("|".join(LAYERS), lambda match: LAYERS[match[0]], key): value
-            for key, value in flat.items()
-        }
-        # Group norms come as (1, 1, 1, C).
-        flat = {k: v.reshape(-1) if re.search(r"gn\w+/", k) else v for k, v in flat.items()}
-    if "pos_embedding" in flat:  # big_vision's has no row for the class token
-        posemb = flat.pop("pos_embedding")
-        if "cls" in flat:
-            posemb = np.pad(posemb, ((0, 0), (1, 0), (0, 0)))
-        flat["Transformer/posembed_input/pos_embedding"] = posemb
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "google_token",
-        "google_token_prelogits",
-        "google_gap",
-        "google_hybrid",
-        "google_hybrid_stem_only",
-        "bigvision_tok",
-        "bigvision_gap_sincos",
-        "bigvision_map_scan",
-    ],
-)
-def test_logits_of_published_implementations(name):
-    case = CASES[name]
-    fields = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "num_classes")
-    fields += ("representation_size", "gelu", "layer_norm_eps")
-    stem = case.get("resnet")
-    model = models.create(
-        "Ti/16",
-        **{field: case[field] for field in fields},
-        posemb="sincos2d" if case.get("posemb") == "sincos2d" else "learned",
-        scan=case.get("scan", False),
-        resnet=None if stem is None else dict(num_layers=tuple(stem), width_factor=1),
-    )
-    params = load(name)
-    expected = np.load(GOLDEN / f"{name}.expected.npz", allow_pickle=False)
-    images = jnp.asarray(expected["images"])
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    logits = model.apply({"params": params}, images, train=False)
-    tolerance = 1e-5 if stem is None else 2e-5
-    np.testing.assert_allclose(logits, expected["logits"], atol=tolerance, rtol=tolerance)
-
+from vit_jax import optim, train_state
 
 # The recipes of tests/golden/README.md.
 RECIPES = {

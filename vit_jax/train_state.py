@@ -58,6 +58,15 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
     return jax.jit(init, out_shardings=placement), shapes
 
 
+def with_params(state: TrainState, params: dict) -> TrainState:
+    """The state of a run that begins with these parameters, placed as the state's are."""
+    placement = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    params = jax.device_put(params, placement)
+    # The train step is given both to overwrite.
+    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema_params=ema_params)
+
+
 def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     """(state, batch) -> (state, metrics): one update, a pure function for `jax.jit`.
 

@@ -8,6 +8,7 @@ from vit_jax.errors import UserError
 
 CHOICES = {
     "pool": ("cls", "gap", "map", "none"),
+    "pool_norm": ("before", "after"),
     "posemb": ("learned", "sincos2d", "sincos1d", "none"),
     "norm": ("pre", "post"),
     "gelu": ("tanh", "exact"),
@@ -31,6 +32,11 @@ def check_fields(model) -> None:
             raise UserError(
                 f"model.{field} is {getattr(model, field)!r}; it takes whole numbers above 0"
             )
+    if model.pool_norm == "after" and (model.pool, model.norm) != ("gap", "pre"):
+        raise UserError(
+            f"model.pool_norm 'after' goes with pool 'gap' and norm 'pre', not with "
+            f"{model.pool!r} and {model.norm!r}"
+        )
     if model.resnet is not None:
         check_resnet(model.resnet)
     for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):

@@ -110,12 +110,15 @@ class AddPositionEmbs(nn.Module):
 class Encoder(nn.Module):
     """Position embedding, blocks, and the last LayerNorm of a pre-norm encoder (Eq. 1-4).
 
+    With `pool_first` the tokens are averaged before that norm, and one comes out.
+
     A post-norm encoder ends in its last block's norm and has no `encoder_norm`.
     """
 
     depth: int
     block: dict  # fields of EncoderBlock
     learned_posemb: bool
+    pool_first: bool
     dropout_rate: float
     stochastic_depth_rate: float
     scan: bool
@@ -134,6 +137,8 @@ class Encoder(nn.Module):
         if self.stochastic_depth_rate:  # linear in depth (arXiv:1603.09382, section 3)
             rates = jnp.linspace(0.0, self.stochastic_depth_rate, self.depth)
         x, captured = self.blocks(x, mask, rates, keys, capture)
+        if self.pool_first:
+            x = mean_token(x, mask)[:, None]
         if self.block["norm"] == "pre":
             epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
             x = nn.LayerNorm(epsilon=epsilon, dtype=dtype, name="encoder_norm")(x)
@@ -204,6 +209,8 @@ class VisionTransformer(nn.Module):
         width, depth, num_heads, mlp_dim: the encoder's size; mlp_dim None is 4 x width.
         pool: what the head sees: "cls" the class token, "gap" the mean over patches, "map"
             attention pooling, "none" every token (logits become (N, L, num_classes)).
+        pool_norm: where the last LayerNorm stands when pool is "gap": "before" the mean, or
+            "after" it (timm's fc_norm).
         posemb: "learned" (a row for the class token), "sincos2d", "sincos1d" or "none".
         norm: "pre" (the paper) or "post" (LayerNorm after each residual sum).
         gelu: "tanh" (Google's) or "exact" (PyTorch's).
@@ -231,6 +238,7 @@ class VisionTransformer(nn.Module):
     num_heads: int = 12
     mlp_dim: int | None = None
     pool: str = "cls"
+    pool_norm: str = "before"
     posemb: str = "learned"
     norm: str = "pre"
     gelu: str = "tanh"
@@ -300,6 +308,7 @@ class VisionTransformer(nn.Module):
             block={name: getattr(self, name) for name in shared}
             | {"mlp_dim": self.mlp_dim or 4 * self.width},
             learned_posemb=self.posemb == "learned",
+            pool_first=self.pool_norm == "after",
             dropout_rate=self.dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
             scan=self.scan,
@@ -308,11 +317,10 @@ class VisionTransformer(nn.Module):
         )
 
     def pooled(self, x, mask):  # (N, L, D) -> (N, D), or (N, L, D) for pool "none"
-        if self.pool == "cls":
+        if self.pool == "cls" or self.pool_norm == "after":
             return x[:, 0]
         if self.pool == "gap":
-            where = None if mask is None else mask[:, :, None]
-            return jnp.mean(x, axis=1, where=where)
+            return mean_token(x, mask)
         if self.pool == "map":
             return MAPHead(
                 num_heads=self.num_heads,
@@ -349,6 +357,10 @@ class VisionTransformer(nn.Module):
         """Height and width of the part of the image that a token stands for."""
         stride = 1 if self.resnet is None else resnet.stride(self.resnet["num_layers"])
         return tuple(stride * side for side in self.patch_shape)
+
+
+def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)
+    return jnp.mean(x, axis=1, where=None if mask is None else mask[:, :, None])
 
 
 def dropout(x, rate, key):

@@ -1,0 +1,219 @@
+"""Published files: names, layouts, resolutions, and what can be wrong with them."""
+
+import json
+import shutil
+
+import flax
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+from conftest import GOLDEN, randomized, tiny_model
+from safetensors.numpy import save_file
+
+import train
+from configs import digits
+from vit_jax import checkpoint, models, pretrained
+from vit_jax.errors import UserError
+from vit_jax.models.scan import stack_blocks
+
+CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
+
+
+def golden_model(case, **fields):
+    names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "num_classes")
+    names += ("representation_size", "gelu", "layer_norm_eps", "scan")
+    fields = {name: case[name] for name in names if name in case} | fields
+    if case.get("posemb") == "sincos2d":
+        fields["posemb"] = "sincos2d"
+    if case.get("resnet") is not None:
+        fields["resnet"] = dict(num_layers=tuple(case["resnet"]), width_factor=1)
+    if case["name"] == "timm_avg_fcnorm":
+        fields.setdefault("pool_norm", "after")
+    return models.create("Ti/16", **fields)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_logits(name):
+    case = CASES[name]
+    model = golden_model(case)
+    expected = np.load(GOLDEN / case["expected"], allow_pickle=False)
+    params = pretrained.load(GOLDEN / case["weights"], model, expected["images"].shape[1:3])
+    tolerance = 1e-5 if case.get("resnet") is None else 2e-5
+    logits = model.apply({"params": params}, expected["images"])
+    np.testing.assert_allclose(logits, expected["logits"], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "hires" in case])
+def test_golden_logits_at_another_resolution(name):
+    case = CASES[name]
+    model = golden_model(case)
+    expected = np.load(GOLDEN / case["expected"], allow_pickle=False)
+    images = expected["hires_images"]
+    params = pretrained.load(GOLDEN / case["weights"], model, images.shape[1:3])
+    logits = model.apply({"params": params}, images)
+    np.testing.assert_allclose(logits, expected["hires_logits"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (7, 7), (3, 9), (1, 2), (16, 5)])
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_positions_are_resized_as_by_scipy(grid, has_class_token):
+    positions = np.random.default_rng(0).normal(size=(1, 16 + has_class_token, 6))
+    positions = positions.astype(np.float32)
+    resized = pretrained.resize_positions(positions, grid, has_class_token)
+    table = positions[0, int(has_class_token) :].reshape(4, 4, 6)
+    zoom = (grid[0] / 4, grid[1] / 4, 1)
+    expected = scipy.ndimage.zoom(table, zoom, order=1).reshape(-1, 6)
+    np.testing.assert_allclose(resized[0, int(has_class_token) :], expected, atol=1e-6)
+    np.testing.assert_array_equal(
+        resized[0, : int(has_class_token)], positions[0, :has_class_token]
+    )
+
+
+def flat_params(model, size=32):
+    params = model.init(jax.random.key(0), np.zeros((1, size, size, 3), np.float32))["params"]
+    return flax.traverse_util.flatten_dict(randomized(params), sep="/")
+
+
+def assert_loads(path, model, expected):
+    params = pretrained.load(path, model, (32, 32))
+    jax.tree.map(
+        np.testing.assert_array_equal, params, flax.traverse_util.unflatten_dict(expected, sep="/")
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+@pytest.mark.parametrize("numbering", ["old", "new"])
+def test_flax_files_of_all_ages(prefix, numbering, tmp_path):
+    model = tiny_model(representation_size=16)
+    ours = flat_params(model)
+    theirs = dict(ours)
+    if numbering == "old":
+        old = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3"}
+        old["MultiHeadDotProductAttention_0"] = "MultiHeadDotProductAttention_1"
+        for new, name in old.items():
+            theirs = {key.replace(new, name): value for key, value in theirs.items()}
+    np.savez(tmp_path / "w.npz", **{prefix + name: value for name, value in theirs.items()})
+    assert_loads(tmp_path / "w.npz", model, ours)
+
+
+@pytest.mark.parametrize("inlined", [True, False])
+def test_big_vision_with_map_head_scan_and_positions_at_the_top(inlined, tmp_path):
+    model = tiny_model(pool="map", scan=True)
+    ours = flat_params(model)
+    theirs = dict(ours)
+    theirs["pos_embedding"] = theirs.pop(pretrained.POSEMB)
+    if inlined:
+        theirs = {name.replace("MAPHead_0/", "", 1): v for name, v in theirs.items()}
+    np.savez(tmp_path / "w.npz", **theirs)
+    assert_loads(tmp_path / "w.npz", model, ours)
+
+
+def test_stacked_and_plain_blocks_go_either_way(tmp_path):
+    plain, scanned = tiny_model(), tiny_model(scan=True)
+    ours = flat_params(plain)
+    tree = flax.traverse_util.unflatten_dict(ours, sep="/")
+    stacked = flax.traverse_util.flatten_dict(stack_blocks(tree), sep="/")
+    for theirs in (ours, stacked):
+        np.savez(tmp_path / "w.npz", **theirs)
+        assert_loads(tmp_path / "w.npz", plain, ours)
+        assert_loads(tmp_path / "w.npz", scanned, stacked)
+
+
+def test_a_head_for_other_classes_starts_anew(tmp_path, caplog):
+    caplog.set_level("INFO", "vit_jax")
+    ours = flat_params(tiny_model(representation_size=16))
+    np.savez(tmp_path / "w.npz", **ours)
+    for fields in (dict(num_classes=7, representation_size=16), dict(num_classes=10)):
+        model = tiny_model(**fields, head_bias_init=-3.0)
+        params = pretrained.load(tmp_path / "w.npz", model)
+        assert not params["head"]["kernel"].any()
+        assert (params["head"]["bias"] == -3.0).all()
+        assert ("pre_logits" in params) == ("representation_size" in fields)
+        assert f"no head for {fields['num_classes']} classes" in caplog.text
+    assert "head" not in pretrained.load(tmp_path / "w.npz", tiny_model(num_classes=None))
+
+
+def test_the_size_of_the_images_is_that_of_the_file(tmp_path):
+    ours = flat_params(tiny_model(), size=48)
+    np.savez(tmp_path / "w.npz", **ours)
+    params = pretrained.load(tmp_path / "w.npz", tiny_model())
+    assert params["Transformer"]["posembed_input"]["pos_embedding"].shape == (1, 37, 32)
+
+
+def test_what_can_be_wrong_with_a_file(tmp_path):
+    model = tiny_model()
+    ours = flat_params(model)
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, **ours)
+
+    def message(path, model=model):
+        with pytest.raises(UserError) as raised:
+            pretrained.load(path, model, (32, 32))
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    def file(name, content):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    content = whole.read_bytes()
+    assert "There is no" in message(tmp_path / "nothing.npz")
+    assert "is damaged" in message(file("cut.npz", content[: len(content) // 2]))
+    assert "is neither an .npz nor a .safetensors file" in message(file("empty.npz", b""))
+    assert "is neither" in message(file("text.npz", b"hello, this is a text"))
+    np.savez(tmp_path / "pickled.npz", **ours, extra=np.array([{"a": 1}], object))
+    assert "isn't unpickled" in message(tmp_path / "pickled.npz")
+    save_file({"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "resnet.safetensors")
+    assert "holds no Vision Transformer" in message(tmp_path / "resnet.safetensors")
+    content = (tmp_path / "resnet.safetensors").read_bytes()
+    assert "is damaged" in message(file("cut.safetensors", content[:-4]))
+    assert "holds no config.json" in message(tmp_path)
+
+    text = message(whole, tiny_model(depth=3, mlp_dim=128))
+    assert "encoderblock_2/LayerNorm_0/bias missing there, (32,) here" in text
+    assert "encoderblock_0/MlpBlock_0/Dense_0/bias (64,) there, (128,) here" in text
+    np.savez(whole, **ours, surplus=np.zeros(2, np.float32))
+    assert "surplus (2,) there, missing here" in message(whole)
+    with pytest.raises(UserError, match=r"embedding/kernel \(8, 8, 3, 32\) there, \(8, 8, 1, 32\)"):
+        pretrained.load(whole, model, (32, 32, 1))
+
+
+def test_a_run_starts_from_a_run_at_another_resolution(tmp_path):
+    """Digits of 8x8, then of 16x16: better than from scratch in the same few steps."""
+    config = digits.get_config()
+    config.update(total_steps=300, eval_every_steps=0, checkpoint_every_steps=0, best_metric="")
+    config.mesh.data = 8
+    config.model.update(width=32, depth=2, mlp_dim=64)
+    config.schedule.warmup_steps = 20
+    train.train(config, tmp_path / "small")
+    config.update(total_steps=40, image_size=16)
+    scratch = train.train(config, tmp_path / "scratch")
+    config.init_from = str(tmp_path / "small")
+    result = train.train(config, tmp_path / "larger")
+    assert result["accuracy"] > scratch["accuracy"] + 0.05
+    # Of a step; and what the run's own model says of its parameters.
+    config.init_from = str(tmp_path / "small" / "checkpoints" / "300")
+    model = models.from_config(checkpoint.read_config(tmp_path / "small"))
+    params = pretrained.load(config.init_from, model, (8, 8))
+    _, restored = checkpoint.restore_params(tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, params, restored)
+    config.model.pool = "cls"
+    with pytest.raises(UserError, match="--config.model.pool=gap"):
+        train.train(config, tmp_path / "refused")
+    assert not (tmp_path / "refused" / "config.json").exists()
+
+
+def test_fields_that_a_file_implies(tmp_path):
+    """A model with other ones is refused, with the override that would mend it."""
+    case = CASES["hf_vit"]
+    shutil.copytree(GOLDEN / case["weights"], tmp_path / "hf")
+    for fields, override in (
+        (dict(gelu="tanh"), "--config.model.gelu=exact"),
+        (dict(layer_norm_eps=1e-6), "--config.model.layer_norm_eps=1e-12"),
+    ):
+        with pytest.raises(UserError, match=override):
+            pretrained.load(tmp_path / "hf", golden_model(case, **fields))
+    case = CASES["timm_avg_fcnorm"]
+    with pytest.raises(UserError, match="--config.model.pool_norm=after"):
+        pretrained.load(GOLDEN / case["weights"], golden_model(case, pool_norm="before"))

@@ -108,7 +108,6 @@ def train_batches(
     """
     *size, channels = image_shape(config)
     local_batch = local_batch_size(config.batch_size, process_count)
-    tolerant = config.dataset.on_error == "skip"
     source = in_memory_if_small(source, config.dataset)
 
     def examples_from(step):
@@ -126,11 +125,20 @@ def train_batches(
     def examples_after(done):
         return examples_from(first_step + done).take(local_batch).map(lambda _, *rest: rest)
 
-    view = marked(view, image_shape(config)) if tolerant else view
-    views = examples_from(first_step).map(view, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = views.batch(local_batch, drop_remainder=True).prefetch(2)
-    batches = closed_at_exit(decoded(batches, source, channels, examples_after))
-    return filled_in(batches, source) if tolerant else batches
+    batches = batched(examples_from(first_step), view, source, config, local_batch, examples_after)
+    return filled_in(batches, source) if config.dataset.on_error == "skip" else batches
+
+
+def batched(examples, view, source, config, local_batch, examples_after) -> Iterator[dict]:
+    """The batches of the views of a dataset of examples; the last one may be smaller.
+
+    examples_after: see `damage.decoded`.
+    """
+    if config.dataset.on_error == "skip":
+        view = marked(view, image_shape(config))
+    views = examples.map(view, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = views.batch(local_batch).prefetch(2)
+    return closed_at_exit(decoded(batches, source, config.dataset.channels, examples_after))
 
 
 def order(source: Source, dataset) -> str:
@@ -192,10 +200,8 @@ def eval_batches(
     def examples_after(done):
         return source.in_order(first + done * local_batch, last).take(local_batch)
 
-    view = marked(view, image_shape(config)) if tolerant else view
-    views = source.in_order(first, last, tolerant).map(view, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = views.batch(local_batch).prefetch(2)
-    batches = closed_at_exit(decoded(batches, source, channels, examples_after))
+    examples = source.in_order(first, last, tolerant)
+    batches = batched(examples, view, source, config, local_batch, examples_after)
     batches = noted(batches, source) if tolerant else batches
     empty = {
         "images": np.zeros((0, *size, channels), np.uint8),

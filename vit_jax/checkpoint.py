@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import metrics
 from vit_jax.errors import UserError
-from vit_jax.paths import path_name
+from vit_jax.paths import differing_shapes, path_name
 from vit_jax.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
@@ -203,13 +203,10 @@ def check_shapes(path: epath.Path, stored, shapes) -> None:
     def named(tree):
         return {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree.leaves_with_path(tree)}
 
-    found, expected = named(stored), named(shapes)
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"Checkpoint {path} is of another model: {name} is {found.get(name, 'missing')} "
-                f"there and {expected.get(name, 'missing')} here"
-            )
+    for name, there, here in differing_shapes(named(stored), named(shapes)):
+        raise UserError(
+            f"Checkpoint {path} is of another model: {name} is {there} there and {here} here"
+        )
 
 
 def restore_params(workdir, step: int | None = None):

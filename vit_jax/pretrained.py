@@ -21,11 +21,12 @@ from etils import epath
 
 from vit_jax import checkpoint, formats
 from vit_jax.errors import UserError
+from vit_jax.formats import POSEMB
 from vit_jax.models.scan import stack_blocks
+from vit_jax.paths import differing_shapes
 
 logger = logging.getLogger("vit_jax")
 
-POSEMB = "Transformer/posembed_input/pos_embedding"
 HEAD = ("head/kernel", "head/bias")
 
 
@@ -94,7 +95,6 @@ def read(path: epath.Path, num_heads: int) -> tuple[dict[str, np.ndarray], dict]
         flat = safetensors.numpy.load(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     if any("patch_embeddings" in name for name in flat):
         epsilon = config.get("layer_norm_eps", 1e-12)
         return formats.from_hf(flat, num_heads), {"gelu": "exact", "layer_norm_eps": epsilon}
@@ -192,14 +192,10 @@ def fit_head(path, flat, expected, model) -> None:
 
 def check_shapes(path, flat, expected) -> None:
     """Raises UserError listing each parameter that is missing, extra or of another shape."""
+    found = {name: value.shape for name, value in flat.items()}
     differing = [
-        f"{name} {found(flat.get(name))} there, {expected.get(name, 'missing')} here"
-        for name in sorted(flat.keys() | expected.keys())
-        if name not in flat or flat[name].shape != expected.get(name)
+        f"{name} {there} there, {here} here"
+        for name, there, here in differing_shapes(found, expected)
     ]
     if differing:
         raise UserError(f"{path} is of another model: {'; '.join(differing)}")
-
-
-def found(array) -> str:
-    return "missing" if array is None else str(array.shape)

@@ -40,6 +40,8 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
+    if config.init_from_needed and not config.init_from:
+        raise UserError(config.init_from_needed)
     input_pipeline.check(config)
     mesh = sharding.create_mesh(**config.mesh)
     train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)
@@ -63,7 +65,7 @@ def train(config, workdir) -> dict[str, float]:
     if state is None:
         state = init()
         if config.init_from:
-            weights = pretrained.load(config.init_from, model, image_shape)
+            weights = pretrained.from_config(config, model, image_shape)
             state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
@@ -79,6 +81,7 @@ def train(config, workdir) -> dict[str, float]:
 
     log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
     checkpoint.write_config(workdir, config)
+    checkpoint.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
         stack.callback(input_pipeline.report_damaged, train_set, eval_set)
         stack.callback(checkpoints.close)

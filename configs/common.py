@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
     config.ema_decay = placeholder(float)  # such as 0.9999; evaluates the average
     # Weights to start from: a published file, or a run's folder. vit_jax/pretrained.py tells which.
     config.init_from = placeholder(str)
+    config.init_from_depth = placeholder(str)  # fills a deeper model: "stack", "append"
+    config.init_from_patch = placeholder(str)  # "resize": for patches of another size
+    config.init_from_grid = placeholder(object)  # (rows, columns) of its positions, if not square
+    config.init_from_needed = ""  # what a run without init_from is told; "": it starts at random
     config.num_classes = placeholder(int)  # of the dataset, filled in when the run starts
 
     config.dataset = ConfigDict()

@@ -7,7 +7,6 @@ import flax
 import jax
 import numpy as np
 import pytest
-import scipy.ndimage
 from conftest import GOLDEN, randomized, tiny_model
 from safetensors.numpy import save_file
 
@@ -53,21 +52,6 @@ def test_golden_logits_at_another_resolution(name):
     params = pretrained.load(GOLDEN / case["weights"], model, images.shape[1:3])
     logits = model.apply({"params": params}, images)
     np.testing.assert_allclose(logits, expected["hires_logits"], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("grid", [(4, 4), (7, 7), (3, 9), (1, 2), (16, 5)])
-@pytest.mark.parametrize("has_class_token", [True, False])
-def test_positions_are_resized_as_by_scipy(grid, has_class_token):
-    positions = np.random.default_rng(0).normal(size=(1, 16 + has_class_token, 6))
-    positions = positions.astype(np.float32)
-    resized = pretrained.resize_positions(positions, grid, has_class_token)
-    table = positions[0, int(has_class_token) :].reshape(4, 4, 6)
-    zoom = (grid[0] / 4, grid[1] / 4, 1)
-    expected = scipy.ndimage.zoom(table, zoom, order=1).reshape(-1, 6)
-    np.testing.assert_allclose(resized[0, int(has_class_token) :], expected, atol=1e-6)
-    np.testing.assert_array_equal(
-        resized[0, : int(has_class_token)], positions[0, :has_class_token]
-    )
 
 
 def flat_params(model, size=32):

@@ -1,6 +1,7 @@
 """Checkpoints of a run, through Orbax: save, resume, restore for other uses.
 
 <workdir>/config.json             the run's configuration, every field resolved
+<workdir>/class_names.json        the names of its classes, in the order of the labels
 <workdir>/checkpoints/<step>/     one folder a checkpoint, with the items `params`,
                                   `opt_state`, `ema_params` (where on) and `metrics`
 """
@@ -11,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ MAY_CHANGE = (
     "best_metric",
     "log_every_steps",
     "eval_every_steps",
+    "init_from_needed",
     "dataset.data_dir",
     "dataset.on_error",
     "mesh",
@@ -209,7 +212,7 @@ def check_shapes(path: epath.Path, stored, shapes) -> None:
         )
 
 
-def restore_params(workdir, step: int | None = None):
+def restore_params(workdir, step: int | None = None, item: str | None = None):
     """A run's configuration and parameters (the average, where the run keeps one).
 
     Needs neither the dataset nor the devices the run had: arrays come to the first device here.
@@ -217,6 +220,8 @@ def restore_params(workdir, step: int | None = None):
     Args:
         workdir: the run's folder.
         step: of the checkpoint; None: the latest that can be read.
+        item: "params" for those that were trained, "ema_params" for their average; None: what the
+            run evaluates.
 
     Returns:
         (config as a ConfigDict, the tree of parameters).
@@ -232,7 +237,9 @@ def restore_params(workdir, step: int | None = None):
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
-    item = "ema_params" if config.ema_decay else "params"
+    if item == "ema_params" and not config.ema_decay:
+        raise UserError(f"{workdir} keeps no average of its parameters: leave ema_params out")
+    item = item or ("ema_params" if config.ema_decay else "params")
     for candidate in [step] if step is not None else reversed(steps):
         try:
             return config, read_item(folder / str(candidate) / item)
@@ -305,6 +312,17 @@ def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(config.to_json_best_effort(indent=2) + "\n")
     unfinished.replace(path)
+
+
+def write_class_names(workdir, class_names: Sequence[str]) -> None:
+    """Records the names of a run's classes, in the order of its labels."""
+    (epath.Path(workdir) / "class_names.json").write_text(json.dumps(class_names, indent=0) + "\n")
+
+
+def read_class_names(workdir) -> tuple[str, ...] | None:
+    """The names of a run's classes; None where it has none recorded."""
+    path = epath.Path(workdir) / "class_names.json"
+    return tuple(json.loads(path.read_text())) if path.exists() else None
 
 
 def may_change(field: str) -> bool:

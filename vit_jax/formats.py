@@ -1,16 +1,23 @@
-"""The names and layouts of other codebases' parameters, and ours for them.
+"""The names and layouts of other codebases' parameters, to ours and back.
 
 "Ours" are flat: "Transformer/encoderblock_0/LayerNorm_0/scale" -> array, blocks one by one.
 D: width, H: heads, d: D / H.
 """
 
+import dataclasses
+import math
 import re
 
 import numpy as np
 
-POSEMB = "Transformer/posembed_input/pos_embedding"
+Flat = dict[str, np.ndarray]
 
-# Flax before Linen numbered all the submodules of a block in one row.
+POSEMB = "Transformer/posembed_input/pos_embedding"
+ATTENTION = "MultiHeadDotProductAttention_0"
+QUERY, KEY, VALUE = (f"{ATTENTION}/{part}" for part in ("query", "key", "value"))
+
+# Flax before Linen numbered all the submodules of a block in one row; the published files have
+# these names.
 OLD_NUMBERING = {
     "LayerNorm_2": "LayerNorm_1",
     "MlpBlock_3": "MlpBlock_0",
@@ -20,8 +27,10 @@ OLD_NUMBERING = {
 # The oldest of big_vision's pool by attention without a module around it.
 MAP_HEAD = ("probe", "LayerNorm_0", "MlpBlock_0", "MultiHeadDotProductAttention_0")
 
+GROUP_NORM = re.compile(r"(^|/)gn\w*/")
 
-def from_flax(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+
+def from_flax(flat: Flat) -> Flat:
     """Google's and big_vision's files, of all ages.
 
     Differences of age: a prefix; the numbering in a block; group norms of shape (1, 1, 1, C);
@@ -30,11 +39,10 @@ def from_flax(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     flat = {re.sub("^(opt/target|params)/", "", name): value for name, value in flat.items()}
     if any("/LayerNorm_2/" in name for name in flat):
-        pattern = "|".join(OLD_NUMBERING)
-        flat = {re.sub(pattern, lambda m: OLD_NUMBERING[m[0]], n): v for n, v in flat.items()}
+        flat = {renamed(name, OLD_NUMBERING): value for name, value in flat.items()}
     ours = {}
     for name, value in flat.items():
-        if re.search(r"(^|/)gn\w*/", name):
+        if GROUP_NORM.search(name):
             value = value.reshape(-1)
         if name == "pos_embedding":
             name = POSEMB
@@ -50,87 +58,210 @@ def from_flax(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return ours
 
 
-# Modules outside the blocks: theirs -> ours. Norms have a scale, others a kernel.
-TIMM = {
-    "patch_embed.proj": "embedding",
-    "norm": "Transformer/encoder_norm",
-    "fc_norm": "Transformer/encoder_norm",
-    "head": "head",
-}
-HF = {
-    "embeddings.patch_embeddings.projection": "embedding",
-    "layernorm": "Transformer/encoder_norm",
-    "classifier": "head",
-}
-
-# Modules of a block.
-TIMM_BLOCK = {
-    "norm1": "LayerNorm_0",
-    "norm2": "LayerNorm_1",
-    "attn.proj": "MultiHeadDotProductAttention_0/out",
-    "mlp.fc1": "MlpBlock_0/Dense_0",
-    "mlp.fc2": "MlpBlock_0/Dense_1",
-}
-HF_BLOCK = {
-    "layernorm_before": "LayerNorm_0",
-    "layernorm_after": "LayerNorm_1",
-    "attention.attention.query": "MultiHeadDotProductAttention_0/query",
-    "attention.attention.key": "MultiHeadDotProductAttention_0/key",
-    "attention.attention.value": "MultiHeadDotProductAttention_0/value",
-    "attention.output.dense": "MultiHeadDotProductAttention_0/out",
-    "intermediate.dense": "MlpBlock_0/Dense_0",
-    "output.dense": "MlpBlock_0/Dense_1",
-}
-
-
-def from_timm(flat: dict[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
-    """timm's `VisionTransformer`: query, key and value are one matrix."""
-    ours = {}
+def to_google(flat: Flat) -> Flat:
+    """As the files under gs://vit_models have it: the old numbering and shapes of group norms."""
+    theirs = {}
     for name, value in flat.items():
-        if match := re.fullmatch(r"(blocks\.\d+)\.attn\.qkv\.(\w+)", name):
-            for part, third in zip(("query", "key", "value"), np.split(value, 3), strict=True):
-                ours[f"{match[1]}.attn.{part}.{match[2]}"] = third
-        else:
-            ours[name] = value
-    blocks = TIMM_BLOCK | {
-        f"attn.{part}": f"MultiHeadDotProductAttention_0/{part}"
-        for part in ("query", "key", "value")
-    }
-    tokens = {"cls_token": "cls", "pos_embed": POSEMB}
-    return from_torch(ours, TIMM, r"blocks\.(\d+)", blocks, tokens, num_heads)
+        if "/encoderblock_" in name:
+            name = renamed(name, {new: old for old, new in OLD_NUMBERING.items()})
+        theirs[name] = value.reshape(1, 1, 1, -1) if GROUP_NORM.search(name) else value
+    return theirs
 
 
-def from_hf(flat: dict[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
-    """transformers' `ViTForImageClassification`."""
-    flat = {name.removeprefix("vit."): value for name, value in flat.items()}
-    tokens = {"embeddings.cls_token": "cls", "embeddings.position_embeddings": POSEMB}
-    return from_torch(flat, HF, r"encoder\.layer\.(\d+)", HF_BLOCK, tokens, num_heads)
+def renamed(name: str, parts: dict[str, str]) -> str:
+    return re.sub("|".join(parts), lambda match: parts[match[0]], name)
 
 
-def from_torch(flat, modules, block, block_modules, tokens, num_heads) -> dict[str, np.ndarray]:
-    """PyTorch's state dict -> ours; what has no counterpart keeps its name."""
-    ours = {}
-    for name, value in flat.items():
-        module, _, kind = name.rpartition(".")
-        if name in tokens:
-            ours[tokens[name]] = value
-        elif match := re.match(rf"{block}\.", module):
-            inside = block_modules.get(module[match.end() :])
-            target = f"Transformer/encoderblock_{match[1]}/{inside}" if inside else module
-            ours.update(leaf(target, kind, value, num_heads))
-        else:
-            ours.update(leaf(modules.get(module, module), kind, value, num_heads))
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """The names of a PyTorch codebase, theirs -> ours.
+
+    tensors: parameters by themselves. modules: what has a weight and a bias; those of a block
+    stand in `block_modules`, under `block`. A module that stands for several of ours has them in
+    rows, one below the other.
+    """
+
+    tensors: dict[str, str]
+    modules: dict[str, str | tuple[str, ...]]
+    block: str
+    block_modules: dict[str, str | tuple[str, ...]]
+
+    def all_modules(self, depth: int) -> dict[str, tuple[str, ...]]:
+        """Their module -> ours, of a model with so many blocks."""
+        modules = {theirs: as_tuple(ours) for theirs, ours in self.modules.items()}
+        for i in range(depth):
+            for theirs, ours in self.block_modules.items():
+                ours = tuple(f"Transformer/encoderblock_{i}/{name}" for name in as_tuple(ours))
+                modules[f"{self.block.format(i)}.{theirs}"] = ours
+        return modules
+
+
+TIMM = StateDict(
+    tensors={"cls_token": "cls", "pos_embed": POSEMB, "attn_pool.latent": "MAPHead_0/probe"},
+    modules={
+        "patch_embed.proj": "embedding",
+        "norm": "Transformer/encoder_norm",
+        "fc_norm": "Transformer/encoder_norm",
+        "attn_pool.q": f"MAPHead_0/{QUERY}",
+        "attn_pool.kv": (f"MAPHead_0/{KEY}", f"MAPHead_0/{VALUE}"),
+        "attn_pool.proj": f"MAPHead_0/{ATTENTION}/out",
+        "attn_pool.norm": "MAPHead_0/LayerNorm_0",
+        "attn_pool.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
+        "attn_pool.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+        "head": "head",
+    },
+    block="blocks.{}",
+    block_modules={
+        "norm1": "LayerNorm_0",
+        "norm2": "LayerNorm_1",
+        "attn.qkv": (QUERY, KEY, VALUE),
+        "attn.proj": f"{ATTENTION}/out",
+        "mlp.fc1": "MlpBlock_0/Dense_0",
+        "mlp.fc2": "MlpBlock_0/Dense_1",
+    },
+)
+TIMM_SEPARATE = dataclasses.replace(
+    TIMM,
+    block_modules={k: v for k, v in TIMM.block_modules.items() if k != "attn.qkv"}
+    | {"attn.q_proj": QUERY, "attn.k_proj": KEY, "attn.v_proj": VALUE},
+)
+
+HF = StateDict(
+    tensors={"embeddings.cls_token": "cls", "embeddings.position_embeddings": POSEMB},
+    modules={
+        "embeddings.patch_embeddings.projection": "embedding",
+        "layernorm": "Transformer/encoder_norm",
+        "pooler.dense": "pre_logits",
+        "classifier": "head",
+    },
+    block="encoder.layer.{}",
+    block_modules={
+        "layernorm_before": "LayerNorm_0",
+        "layernorm_after": "LayerNorm_1",
+        "attention.attention.query": QUERY,
+        "attention.attention.key": KEY,
+        "attention.attention.value": VALUE,
+        "attention.output.dense": f"{ATTENTION}/out",
+        "intermediate.dense": "MlpBlock_0/Dense_0",
+        "output.dense": "MlpBlock_0/Dense_1",
+    },
+)
+# In memory since transformers 5, which still writes the older names.
+HF_NEW = dataclasses.replace(
+    HF,
+    block="layers.{}",
+    block_modules={
+        "layernorm_before": "LayerNorm_0",
+        "layernorm_after": "LayerNorm_1",
+        "attention.q_proj": QUERY,
+        "attention.k_proj": KEY,
+        "attention.v_proj": VALUE,
+        "attention.o_proj": f"{ATTENTION}/out",
+        "mlp.fc1": "MlpBlock_0/Dense_0",
+        "mlp.fc2": "MlpBlock_0/Dense_1",
+    },
+)
+
+
+def from_timm(flat: Flat, num_heads: int, no_embed_class: bool | None = None) -> Flat:
+    """timm's `VisionTransformer`.
+
+    no_embed_class: positions lack a row for the class token, to which nothing is added; None: where
+    they are a square number.
+    """
+    separate = "blocks.0.attn.q_proj.weight" in flat
+    ours = from_state_dict(flat, TIMM_SEPARATE if separate else TIMM, num_heads)
+    if "cls" in ours and POSEMB in ours:
+        num_positions = ours[POSEMB].shape[1]
+        if no_embed_class is None:
+            no_embed_class = math.isqrt(num_positions) ** 2 == num_positions
+        if no_embed_class:
+            ours[POSEMB] = np.pad(ours[POSEMB], ((0, 0), (1, 0), (0, 0)))
     return ours
 
 
-def leaf(module: str, kind: str, value, num_heads: int) -> dict[str, np.ndarray]:
+def from_hf(flat: Flat, num_heads: int) -> Flat:
+    """transformers' `ViTForImageClassification` and `ViTModel`; a mask token is left out."""
+    flat = {name.removeprefix("vit."): value for name, value in flat.items()}
+    flat.pop("embeddings.mask_token", None)
+    new = any(name.startswith("layers.") for name in flat)
+    return from_state_dict(flat, HF_NEW if new else HF, num_heads)
+
+
+def to_timm(flat: Flat, norm_after_pool: bool) -> Flat:
+    """timm's `VisionTransformer`; the last norm is `fc_norm` where it stands after the pooling."""
+    theirs = to_state_dict(flat, TIMM)
+    unused = "norm." if norm_after_pool else "fc_norm."
+    return {name: value for name, value in theirs.items() if not name.startswith(unused)}
+
+
+def to_hf(flat: Flat, prefix: str) -> Flat:
+    """transformers' `ViTModel` (no prefix), or `ViTForImageClassification` (prefix "vit.")."""
+    return {
+        name if name.startswith("classifier.") else prefix + name: value
+        for name, value in to_state_dict(flat, HF).items()
+    }
+
+
+def from_state_dict(flat: Flat, names: StateDict, num_heads: int) -> Flat:
+    """PyTorch's state dict -> ours; what has no counterpart keeps its name."""
+    block = re.compile(re.escape(names.block).replace(r"\{\}", r"(\d+)") + r"\.")
+    depth = 1 + max((int(m[1]) for m in map(block.match, flat) if m), default=-1)
+    modules = names.all_modules(depth)
+    ours = {}
+    for name, value in flat.items():
+        module, _, kind = name.rpartition(".")
+        if name in names.tensors:
+            ours[names.tensors[name]] = value
+            continue
+        targets = modules.get(module, (module,))
+        for target, part in zip(targets, np.split(value, len(targets)), strict=True):
+            ours.update(from_torch(target, kind, part, num_heads))
+    return ours
+
+
+def to_state_dict(flat: Flat, names: StateDict) -> Flat:
+    """The inverse; contiguous arrays."""
+    theirs = {name: flat[ours] for name, ours in names.tensors.items() if ours in flat}
+    blocks = (re.search(r"/encoderblock_(\d+)/", name) for name in flat)
+    depth = len({match[1] for match in blocks if match})
+    for module, targets in names.all_modules(depth).items():
+        for kind in ("weight", "bias"):
+            parts = [to_torch(flat, target, kind) for target in targets]
+            if parts[0] is not None:
+                theirs[f"{module}.{kind}"] = np.concatenate(parts)
+    return theirs
+
+
+def from_torch(module: str, kind: str, value, num_heads: int) -> Flat:
     """One of PyTorch's weights or biases under our name, in our layout."""
     if kind == "weight" and value.ndim == 1:
         return {f"{module}/scale": value}
     if kind == "weight":
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    if module.endswith(("/query", "/key", "/value")):  # (D, D) -> (D, H, d)
+    if module.endswith((QUERY, KEY, VALUE)):  # (D, D) -> (D, H, d)
         value = value.reshape(*value.shape[:-1], num_heads, -1)
-    elif module.endswith("MultiHeadDotProductAttention_0/out") and kind == "weight":
+    elif module.endswith(f"{ATTENTION}/out") and kind == "weight":
         value = value.reshape(num_heads, -1, value.shape[-1])  # (D, D) -> (H, d, D)
     return {f"{module}/{'kernel' if kind == 'weight' else kind}": value}
+
+
+def to_torch(flat: Flat, module: str, kind: str) -> np.ndarray | None:
+    """The weight or bias of one of our modules in PyTorch's layout; None where it has none."""
+    if kind == "bias":
+        value = flat.get(f"{module}/bias")
+        return None if value is None else value.reshape(-1)
+    if f"{module}/scale" in flat:
+        return flat[f"{module}/scale"]
+    value = flat.get(f"{module}/kernel")
+    if value is None:
+        return None
+    if value.ndim == 4:  # a convolution
+        return value.transpose(3, 2, 0, 1)
+    if module.endswith(f"{ATTENTION}/out"):  # (H, d, D) -> (D, D)
+        return value.reshape(-1, value.shape[-1]).T
+    return value.reshape(value.shape[0], -1).T
+
+
+def as_tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,36 +1,50 @@
-"""Published weights as the parameters of a model at hand.
+"""Published weights in, as the parameters of a model at hand, and out for other codebases.
 
-Read are Google's `.npz` files, big_vision's, timm's `.safetensors`, folders of transformers'
-`ViTForImageClassification`, and runs of this code; which one it is, the contents tell. `formats.py`
-has their names.
+python -m vit_jax.pretrained SRC DST --format=hf
+
+turns one format into another. `weights.py` reads, `export.py` writes.
 """
 
-import json
+import argparse
 import logging
 import math
-import zipfile
+import sys
 from collections.abc import Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
-from etils import epath
 
-from vit_jax import checkpoint, formats
+from vit_jax import architecture, export, models, resize
 from vit_jax.errors import UserError
 from vit_jax.formats import POSEMB
+from vit_jax.models import posemb
 from vit_jax.models.scan import stack_blocks
 from vit_jax.paths import differing_shapes
+from vit_jax.weights import Weights, read
 
 logger = logging.getLogger("vit_jax")
 
 HEAD = ("head/kernel", "head/bias")
+DEPTHS = ("stack", "append")
+
+save = export.save
 
 
-def load(path, model, image_size: Sequence[int] | None = None) -> dict:
+def load(
+    path,
+    model,
+    image_size: Sequence[int] | None = None,
+    *,
+    grid: Sequence[int] | None = None,
+    resize_patch: bool = False,
+    depth: str | None = None,
+    seed: int = 0,
+    new_head: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict:
     """The parameters of a published file for this model.
 
     The position grid is resized to that of the images; a head for another number of classes is
@@ -38,10 +52,19 @@ def load(path, model, image_size: Sequence[int] | None = None) -> dict:
 
     Args:
         path: a `.npz` or `.safetensors` file, a folder with `config.json` and `model.safetensors`,
-            a run's folder or `<run>/checkpoints/<step>`; local or gs://.
+            `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>`, or of that the raw
+            `.../params` or their average `.../ema_params`; local or gs://.
         model: the VisionTransformer they are for.
         image_size: (height, width) of its images, and their channels, where they are to be those;
             None: those of the file.
+        grid: (rows, columns) of the file's positions, where they are no square and the file
+            doesn't tell.
+        resize_patch: whether patches of another size are resized (arXiv:2212.08013).
+        depth: how a deeper model is filled: "stack" repeats the blocks there are in their order
+            (progressive stacking, proceedings.mlr.press/v97/gong19a), "append" leaves those after
+            them at their initial values, which `seed` decides; None: it isn't.
+        new_head: whether a head that doesn't fit starts anew; False: it is refused.
+        mean, std: of the normalisation of the images, to be checked against the file's.
 
     Returns:
         float32 arrays in the tree that `model.init` makes.
@@ -50,90 +73,163 @@ def load(path, model, image_size: Sequence[int] | None = None) -> dict:
         UserError: no such file, one that is damaged or of another kind, or parameters of another
             model; all that differ are listed.
     """
-    flat, settings = read(epath.Path(path), model.num_heads)
-    for name, value in settings.items():
-        if getattr(model, name) != value:
-            raise UserError(
-                f"{path} was trained with {name} {value!r}, and the model here has "
-                f"{getattr(model, name)!r}: set --config.model.{name}={value}"
-            )
-    height, width, *channels = image_size or size_of_images(path, flat, model)
-    first_kernel = flat.get("conv_root/kernel", flat.get("embedding/kernel"))
-    if not channels and first_kernel is not None:
-        channels = first_kernel.shape[-2:-1]
-    expected = expected_parameters(model, (height, width, *channels))
-    if POSEMB in flat and POSEMB in expected:
-        grid = tuple(s // t for s, t in zip((height, width), model.token_pixels, strict=True))
-        flat[POSEMB] = resize_positions(flat[POSEMB], grid, model.pool == "cls")
-    fit_head(path, flat, expected, model)
-    check_shapes(path, flat, expected)
+    weights = read(path, model.num_heads)
+    return fitted(
+        weights,
+        model,
+        image_size,
+        grid=grid,
+        resize_patch=resize_patch,
+        depth=depth,
+        seed=seed,
+        new_head=new_head,
+        mean=mean,
+        std=std,
+    )
+
+
+def fitted(
+    weights: Weights,
+    model,
+    image_size=None,
+    *,
+    grid=None,
+    resize_patch=False,
+    depth=None,
+    seed=0,
+    new_head=True,
+    mean=None,
+    std=None,
+) -> dict:
+    """`load`, of weights that were read."""
+    check_fields(weights, model)
+    check_normalization(weights, mean, std)
+    flat = dict(weights.params)
+    if resize_patch:
+        kernel = flat["embedding/kernel"]
+        if kernel.shape[:2] != model.patch_shape:
+            flat["embedding/kernel"] = resize.resize_patches(kernel, model.patch_shape)
+    old_grid = grid_of(weights, model, image_size, grid)
+    image_shape = shape_of_images(weights, model, image_size, old_grid)
+    expected = expected_parameters(model, image_shape)
+    fit_positions(flat, old_grid, grid_in(model, image_shape), model)
+    if depth:
+        fit_depth(flat, depth, model, image_shape, seed)
+    fit_head(weights.path, flat, expected, model, new_head)
+    check_shapes(weights, flat, expected, model)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     return jax.tree.map(np.asarray, stack_blocks(params)) if model.scan else params
 
 
-def read(path: epath.Path, num_heads: int) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays under the names of a model without scan, and fields of the model they imply."""
-    if not path.exists():
-        raise UserError(f"There is no {path}")
-    config = {}
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return read_run(path.parent.parent, int(path.name))
-    if (path / "checkpoints").exists():
-        return read_run(path)
-    if path.is_dir():
-        if not (path / "model.safetensors").exists() or not (path / "config.json").exists():
-            raise UserError(f"{path} holds no config.json beside a model.safetensors")
-        config, path = json.loads((path / "config.json").read_text()), path / "model.safetensors"
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"PK"):
-        return formats.from_flax(read_npz(path)), {}
-    if start[8:] != b"{":
-        raise UserError(f"{path} is neither an .npz nor a .safetensors file")
-    try:
-        flat = safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if any("patch_embeddings" in name for name in flat):
-        epsilon = config.get("layer_norm_eps", 1e-12)
-        return formats.from_hf(flat, num_heads), {"gelu": "exact", "layer_norm_eps": epsilon}
-    if "patch_embed.proj.weight" in flat:
-        pool = "cls" if "cls_token" in flat else "gap"
-        norm = "after" if "fc_norm.weight" in flat else "before"
-        settings = {"gelu": "exact", "layer_norm_eps": 1e-6, "pool": pool, "pool_norm": norm}
-        return formats.from_timm(flat, num_heads), settings
-    raise UserError(
-        f"{path} holds no Vision Transformer of timm's or transformers'; it begins with "
-        f"{', '.join(sorted(flat)[:3])}"
+def from_config(config, model, image_shape: Sequence[int], new_head: bool = True) -> dict:
+    """The weights that `config.init_from` names, as the fields beside it say."""
+    grid = config.init_from_grid
+    if grid is not None and not (isinstance(grid, (tuple, list)) and len(grid) == 2):
+        raise UserError(f"config.init_from_grid is {grid!r}; it takes (rows, columns)")
+    if config.init_from_patch not in (None, "resize"):
+        raise UserError(f"config.init_from_patch is {config.init_from_patch!r}; it can be 'resize'")
+    return load(
+        config.init_from,
+        model,
+        image_shape,
+        grid=grid,
+        resize_patch=config.init_from_patch == "resize",
+        depth=config.init_from_depth,
+        seed=config.seed,
+        new_head=new_head,
+        mean=config.augment.mean,
+        std=config.augment.std,
     )
 
 
-def read_run(workdir: epath.Path, step: int | None = None) -> tuple[dict[str, np.ndarray], dict]:
-    config, params = checkpoint.restore_params(workdir, step)
-    flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    fields = ("gelu", "layer_norm_eps", "norm", "pool", "pool_norm", "posemb")
-    settings = {name: config.model[name] for name in fields if name in config.model}
-    return formats.from_flax(flat), settings
+def check_fields(weights: Weights, model) -> None:
+    """Raises UserError where the file's model computes something else with the same parameters."""
+    differing = {
+        name: value for name, value in weights.fields.items() if getattr(model, name) != value
+    }
+    if differing.get("posemb") and POSEMB in weights.params:
+        del differing["posemb"]  # a table can be learned; `fit_positions` looks at it
+    if differing:
+        there = ", ".join(f"{name} {value!r}" for name, value in differing.items())
+        here = ", ".join(repr(getattr(model, name)) for name in differing)
+        mend = " ".join(f"--config.model.{name}={value}" for name, value in differing.items())
+        raise UserError(
+            f"{weights.path} was trained with {there}, and the model here has {here}: set {mend}"
+        )
 
 
-def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; nothing is unpickled."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} holds objects, not arrays, and isn't unpickled: {error}") from None
+def check_normalization(weights: Weights, mean, std) -> None:
+    """Raises UserError where the file's images were normalised in another way."""
+    for name, there, here in (("mean", weights.mean, mean), ("std", weights.std, std)):
+        if there is None or here is None:
+            continue
+        if not all_equal(there, here):
+            raise UserError(
+                f"{weights.path} was trained on images of {name} {there}, and "
+                f"config.augment.{name} is {tuple(here)}: set "
+                f"--config.augment.{name}='{short(there)}'"
+            )
 
 
-def size_of_images(path, flat, model) -> tuple[int, int]:
-    """(height, width) of the square images the file's positions are for."""
-    if POSEMB not in flat:
-        raise UserError(f"{path} has no positions to tell its images' size from: give image_size")
-    tokens = flat[POSEMB].shape[1] - (model.pool == "cls")
-    return tuple(math.isqrt(tokens) * pixels for pixels in model.token_pixels)
+def all_equal(a, b) -> bool:
+    """Whether two tuples, of one number or one a channel, say the same."""
+    length = max(len(a), len(b))
+    return len(a) in (1, length) and len(b) in (1, length) and np.allclose(a, b, atol=1e-6)
+
+
+def short(values) -> str:
+    values = values[:1] if len(set(values)) == 1 else values
+    return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
+
+
+def grid_in(model, image_shape) -> tuple[int, int]:
+    """(rows, columns) of tokens."""
+    return tuple(s // t for s, t in zip(image_shape[:2], model.token_pixels, strict=True))
+
+
+def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None:
+    """(rows, columns) of the file's positions; None where it has none.
+
+    Told by the caller, by the size of the file's images, or by a square number of positions.
+    """
+    if POSEMB not in weights.params:
+        return None
+    num_positions = weights.params[POSEMB].shape[1] - ("cls" in weights.params)
+    if grid is not None:
+        if math.prod(grid) != num_positions:
+            raise UserError(
+                f"{weights.path} has {num_positions} positions, which are no grid of {tuple(grid)}"
+            )
+        return tuple(grid)
+    if weights.image_size and "embedding/kernel" in weights.params:
+        there = model.clone(patch_size=weights.params["embedding/kernel"].shape[:2])
+        grid = grid_in(there, weights.image_size)
+        if math.prod(grid) == num_positions:
+            return grid
+    square = (math.isqrt(num_positions),) * 2
+    here = grid_in(model, image_size) if image_size else square
+    candidates = {g for g in (square, here) if math.prod(g) == num_positions}
+    if len(candidates) != 1:
+        raise UserError(
+            f"{weights.path} doesn't tell which grid its {num_positions} positions are, and there "
+            f"are {' and '.join(f'{h}x{w}' for h, w in sorted(candidates)) or 'no square ones'}: "
+            "say it with --config.init_from_grid='(rows, columns)' (grid= in Python)"
+        )
+    return candidates.pop()
+
+
+def shape_of_images(weights: Weights, model, image_size, grid) -> tuple[int, ...]:
+    """(height, width, channels) of the model's images: those asked for, or the file's."""
+    if image_size is None and grid is None and weights.image_size is None:
+        raise UserError(
+            f"{weights.path} has no positions to tell its images' size from: give image_size"
+        )
+    if image_size is None and grid:
+        image_size = tuple(n * t for n, t in zip(grid, model.token_pixels, strict=True))
+    height, width, *channels = image_size or weights.image_size
+    first_kernel = weights.params.get("conv_root/kernel", weights.params["embedding/kernel"])
+    return height, width, *(channels or first_kernel.shape[-2:-1])
 
 
 def expected_parameters(model, image_shape) -> dict[str, tuple[int, ...]]:
@@ -145,57 +241,154 @@ def expected_parameters(model, image_shape) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def resize_positions(positions, grid: tuple[int, int], has_class_token: bool) -> np.ndarray:
-    """Position embeddings (1, L, D) of a square grid -> of another grid (h, w), row by row.
-
-    Linear between the old positions with the corners aligned, as Google's code does it. The class
-    token's row is kept.
-    """
-    first, rest = positions[:, : int(has_class_token)], positions[0, int(has_class_token) :]
-    side = math.isqrt(len(rest))
-    if side * side != len(rest):
-        if len(rest) == grid[0] * grid[1]:
-            return positions
-        raise UserError(f"Its {len(rest)} positions are no square grid, and can't be resized")
-    if grid == (side, side):
-        return positions
-    table = np.asarray(rest, np.float32).reshape(side, side, -1)
-    for axis, size in enumerate(grid):
-        table = interpolated(table, size, axis)
-    return np.concatenate([first, table.reshape(1, grid[0] * grid[1], -1)], axis=1)
+def fit_positions(flat, old: tuple[int, int] | None, new: tuple[int, int], model) -> None:
+    """Resizes the positions to the grid; a fixed table that the model computes is left out."""
+    if old is None:
+        return
+    positions = flat[POSEMB]
+    if model.posemb == "learned":
+        flat[POSEMB] = resize.resize_positions(positions, old, new, "cls" in flat)
+    elif model.posemb != "none":
+        table = posemb.table(model.posemb, *old, model.width, "cls" in flat)
+        if table.shape == positions.shape and np.allclose(table, positions, atol=1e-5):
+            del flat[POSEMB]
 
 
-def interpolated(table, size: int, axis: int) -> np.ndarray:
-    """The table at `size` places from its first to its last along an axis, linearly between."""
-    places = np.linspace(0.0, table.shape[axis] - 1, size)
-    low = np.minimum(places.astype(int), max(table.shape[axis] - 2, 0))
-    high = np.minimum(low + 1, table.shape[axis] - 1)
-    shape = [-1 if i == axis else 1 for i in range(table.ndim)]
-    share = (places - low).reshape(shape).astype(np.float32)
-    return table.take(low, axis) * (1 - share) + table.take(high, axis) * share
+def fit_depth(flat, how: str, model, image_shape, seed: int) -> None:
+    """Fills the blocks of a deeper model."""
+    if how not in DEPTHS:
+        raise UserError(f"config.init_from_depth is {how!r}; it can be 'stack', 'append'")
+    there = architecture.num_blocks(flat)
+    if there >= model.depth:
+        return
+    if how == "append":
+        flat.update(initial_blocks(model, there, image_shape, seed))
+    else:
+        names = [name for name in flat if "/encoderblock_" in name]
+        for i in range(there, model.depth):
+            copied = f"/encoderblock_{i % there}/"
+            for name in names:
+                if copied in name:
+                    flat[name.replace(copied, f"/encoderblock_{i}/")] = flat[name]
+    logger.info(f"Blocks {there} to {model.depth - 1} are {how}ed to the {there} blocks there are")
 
 
-def fit_head(path, flat, expected, model) -> None:
+def initial_blocks(model, first: int, image_shape, seed: int) -> dict[str, np.ndarray]:
+    """The parameters of the blocks from `first` on as a run with this seed has them at first."""
+    plain = model.clone(scan=False)
+
+    @jax.jit  # leaves out what isn't asked for
+    def init():
+        params = plain.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
+        blocks = {
+            f"encoderblock_{i}": params["Transformer"][f"encoderblock_{i}"]
+            for i in range(first, model.depth)
+        }
+        return flax.traverse_util.flatten_dict({"Transformer": blocks}, sep="/")
+
+    return jax.device_get(init())
+
+
+def fit_head(path, flat, expected, model, new_head: bool) -> None:
     """Leaves out what the model lacks of the file's head; one for other classes starts anew."""
     dropped = [n for n in flat if n.startswith(("head/", "pre_logits/")) and n not in expected]
+    there = flat["head/bias"].shape[0] if "head/bias" in flat else "no"
     for name in dropped:
         del flat[name]
     fits = not dropped and all(
         name in flat and flat[name].shape == expected.get(name) for name in HEAD
     )
     if HEAD[0] in expected and not fits:
+        if not new_head:
+            raise UserError(
+                f"{path} has no head for this model: it has {there} classes"
+                f"{' after a representation layer' if 'pre_logits/kernel' in dropped else ''}, and "
+                f"the model {model.num_classes}"
+            )
         kernel, bias = HEAD
         flat[kernel] = np.zeros(expected[kernel], np.float32)
         flat[bias] = np.full(expected[bias], model.head_bias_init, np.float32)
         logger.info(f"{path}: it has no head for {model.num_classes} classes; a new one starts")
 
 
-def check_shapes(path, flat, expected) -> None:
+def check_shapes(weights: Weights, flat, expected, model) -> None:
     """Raises UserError listing each parameter that is missing, extra or of another shape."""
     found = {name: value.shape for name, value in flat.items()}
-    differing = [
-        f"{name} {there} there, {here} here"
-        for name, there, here in differing_shapes(found, expected)
-    ]
-    if differing:
-        raise UserError(f"{path} is of another model: {'; '.join(differing)}")
+    differing = list(differing_shapes(found, expected))
+    if not differing:
+        return
+    there, here = architecture.fields(found), architecture.fields(expected)
+    hints = []
+    if other := {n: v for n, v in there.items() if v != here.get(n) and n != "num_classes"}:
+        what = ", ".join(f"{name} {value!r}" for name, value in other.items())
+        names = architecture.describe(there), architecture.describe(here)
+        hints.append(f"it looks like {names[0]}, the model here is {names[1]}; it has {what}")
+        if other.keys() == {"depth"} and other["depth"] < model.depth:
+            hints.append("--config.init_from_depth=stack (or append) fills the blocks it lacks")
+        if other.keys() == {"patch_size"}:
+            hints.append("--config.init_from_patch=resize resizes its patches")
+    hints += [f"{name} {there} there, {here} here" for name, there, here in differing]
+    raise UserError(f"{weights.path} is of another model: {'; '.join(hints)}")
+
+
+def convert(
+    source: str, target: str, format: str, image_size=None, class_names=None, approximate=False
+) -> str:
+    """Writes what is at `source` to `target` in a format of `export.FORMATS`; says what it is.
+
+    image_size: (height, width) of the images, where `source` doesn't tell.
+    """
+    weights = read(source)
+    weights.image_size = image_size or weights.image_size
+    model = models.create("B/16", **weights.model_fields)
+    save(
+        fitted(weights, model, weights.image_size),
+        target,
+        format,
+        model=model,
+        image_size=weights.image_size,
+        mean=weights.mean,
+        std=weights.std,
+        class_names=class_names or weights.class_names,
+        approximate=approximate,
+    )
+    return architecture.describe(weights.model_fields)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.pretrained", description="Turns weights of one format into another."
+    )
+    parser.add_argument("source", help="a file, a folder, a run, or hf:owner/name")
+    parser.add_argument("target", help="a file; a folder for timm (unless .safetensors) and hf")
+    parser.add_argument("--format", required=True, choices=export.FORMATS)
+    parser.add_argument(
+        "--image_size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="where the source doesn't tell: its positions are fixed, or no square",
+    )
+    parser.add_argument("--class_names", help="a text file with a name a line, for config.json")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="write even where the other code computes GELU or LayerNorm in another way",
+    )
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        names = export.read_class_names(given.class_names) if given.class_names else None
+        what = convert(
+            given.source, given.target, given.format, given.image_size, names, given.approximate
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{given.source}, {what} -> {given.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,18 +18,29 @@ HERE = pathlib.Path(__file__).resolve().parent
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder. train.py's default: runs/<config name>."
 )
+CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fields
+    "config", help_string="Preset, such as configs/vit_b16.py, or configs/vit_b16.py:quick."
+)
 
 
-def define_config():
-    """The flag --config=FILE[:ARG], whose fields --config.a.b=value overrides."""
-    return config_flags.DEFINE_config_file(
-        "config", help_string="Preset, such as configs/vit_b16.py, or configs/vit_b16.py:quick."
-    )
+def run(main: Callable, needs_config: bool = True, takes_paths: bool = False) -> None:
+    """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2.
 
+    takes_paths: whether main takes the list of arguments that aren't flags.
+    """
 
-def run(main: Callable) -> None:
-    """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2."""
-    app.run(lambda argv: guarded(main), flags_parser=parse)
+    def parse_checked(argv):
+        rest = parse(argv)
+        if len(rest) > 1 and not takes_paths:
+            stop(f"Unknown argument {rest[1]!r}: flags begin with --")
+        if needs_config or config_name():
+            check_preset()
+        return rest
+
+    def guarded_main(argv):
+        guarded(lambda: main(argv[1:]) if takes_paths else main())
+
+    app.run(guarded_main, flags_parser=parse_checked)
 
 
 def config_name() -> str | None:
@@ -63,13 +74,13 @@ def parse(argv: list[str]) -> list[str]:
         stop(first_and_last(str(error)))
     except OSError:  # the preset can't be read, and a field of it is overridden
         stop(missing_preset())
-    if len(rest) > 1:
-        stop(f"Unknown argument {rest[1]!r}: flags begin with --")
-    if "config" in flags.FLAGS:  # of the script that asked for it
-        path = (config_name() or "").partition(":")[0]
-        if not path.endswith(".py") or not pathlib.Path(path).is_file():
-            stop(missing_preset())
     return rest
+
+
+def check_preset() -> None:
+    path = (config_name() or "").partition(":")[0]
+    if not path.endswith(".py") or not pathlib.Path(path).is_file():
+        stop(missing_preset())
 
 
 def unknown_field(text: str) -> str:

@@ -124,6 +124,6 @@ def show(config, path) -> None:
 
 def main() -> None:
     """The command line of `python input_pipeline.py`."""
-    config = command_line.define_config()
+    flags.adopt_module_key_flags(command_line)
     path = flags.DEFINE_string("show", None, "The PNG to draw a contact sheet to.")
-    command_line.run(lambda: show(config.value, path.value))
+    command_line.run(lambda: show(command_line.CONFIG.value, path.value))

@@ -2,6 +2,9 @@
 
 python evaluate.py --workdir=runs/digits
 python evaluate.py --workdir=runs/vit_b16 --split=validation --step=90000 --json
+python evaluate.py --config=configs/vit_b16.py --config.init_from=B_16.npz --config.image_size=384
+
+The last one evaluates published weights on a preset's dataset.
 """
 
 import json
@@ -11,7 +14,7 @@ from absl import flags
 
 import command_line
 import input_pipeline
-from vit_jax import checkpoint, metrics, models, run_log, sharding, train_state
+from vit_jax import checkpoint, metrics, models, pretrained, run_log, sharding, train_state
 from vit_jax.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
@@ -28,9 +31,30 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
     """
     config, params = checkpoint.restore_params(workdir, step)
     config.dataset.eval_split = split or config.dataset.eval_split
-    mesh = sharding.create_mesh()
     _, eval_set = input_pipeline.open_splits(config.dataset)
-    eval_step = jax.jit(train_state.make_eval_step(models.from_config(config), config))
+    return numbers(config, models.from_config(config), params, eval_set)
+
+
+def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
+    """The same of the weights `config.init_from`, on the preset's dataset.
+
+    Raises:
+        UserError: no such weights, dataset or split; another model; a head for other classes.
+    """
+    config = config.copy_and_resolve_references()
+    config.dataset.eval_split = split or config.dataset.eval_split
+    input_pipeline.check(config)
+    _, eval_set = input_pipeline.open_splits(config.dataset)
+    config.num_classes = eval_set.num_classes
+    model, shape = models.from_config(config), input_pipeline.image_shape(config)
+    params = pretrained.from_config(config, model, shape, new_head=False)
+    return numbers(config, model, params, eval_set)
+
+
+def numbers(config, model, params, eval_set) -> dict[str, float]:
+    """Of these parameters on a split, as `config` says."""
+    mesh = sharding.create_mesh()
+    eval_step = jax.jit(train_state.make_eval_step(model, config))
     batches = input_pipeline.eval_batches(
         eval_set,
         config,
@@ -46,10 +70,16 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
 
 def main():
     run_log.start_logging()
-    workdir = command_line.WORKDIR.value
-    if workdir is None:
-        raise UserError("--workdir=FOLDER is missing: the run to evaluate")
-    values = evaluate(workdir, STEP.value, SPLIT.value)
+    workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
+    if workdir is not None:
+        values = evaluate(workdir, STEP.value, SPLIT.value)
+    elif config is not None and config.init_from:
+        values = evaluate_weights(config, SPLIT.value)
+    else:
+        raise UserError(
+            "--workdir=FOLDER is missing, the run to evaluate; or --config=FILE with "
+            "--config.init_from=PATH, published weights"
+        )
     if JSON.value:
         print(json.dumps(values))
     else:
@@ -57,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needs_config=False)

@@ -24,7 +24,7 @@ import tensorflow as tf
 import preprocess
 from damage import decoded, filled_in, marked, noted, report_damaged, unreadable
 from shuffle import buffer_shuffled, globally_shuffled, process_part
-from sources import RandomAccess, RecordFiles, Source, open_source
+from sources import RandomAccess, RecordFiles, Source, open_files, open_source
 from vit_jax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "eval_batches",
     "image_shape",
+    "open_files",
     "open_source",
     "open_splits",
     "order",

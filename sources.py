@@ -240,6 +240,30 @@ def open_folder(root: pathlib.Path, split: str, class_names) -> RandomAccess:
     )
 
 
+def open_files(paths: Sequence[str]) -> RandomAccess:
+    """Images without labels: files, and all of a folder's. The label is -1.
+
+    Raises:
+        UserError: a folder without images.
+    """
+    files = []
+    for path in map(pathlib.Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"{path} holds no image: expected *.jpg, *.jpeg or *.png")
+        files += map(str, found)
+    names = tf.constant(files)
+    return RandomAccess(
+        name="the images given",
+        num_examples=len(files),
+        class_names=(),
+        describe=lambda index: files[index],
+        fetch=lambda index: (tf.io.read_file(names[index]), tf.constant(-1, tf.int64)),
+    )
+
+
 def hash_key(path: bytes) -> int:
     return int.from_bytes(hashlib.md5(path).digest()[:8], "big")
 
@@ -326,9 +350,7 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     decoders = {"image": tfds.decode.SkipDecoding()}
 
     def parse(record):
-        is_there = tf.debugging.Assert(record != "", ["the record is damaged or missing"])
-        with tf.control_dependencies([is_there] if is_there is not None else []):
-            record = tf.identity(record)
+        tf.debugging.Assert(record != "", ["the record is damaged or missing"])
         example = info.features.deserialize_example(record, decoders=decoders)
         return example["image"], tf.cast(example["label"], tf.int64)
 

@@ -29,7 +29,6 @@ from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
 
-CONFIG = command_line.define_config()
 flags.adopt_module_key_flags(command_line)
 
 
@@ -183,9 +182,10 @@ def farewell(config, workdir, result) -> None:
 
 def main():
     workdir = command_line.WORKDIR.value or command_line.default_workdir()
-    result = train(CONFIG.value, workdir)
+    config = command_line.CONFIG.value
+    result = train(config, workdir)
     if jax.process_index() == 0:
-        farewell(CONFIG.value, workdir, result)
+        farewell(config, workdir, result)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def load(
     Args:
         path: a `.npz` or `.safetensors` file, a folder with `config.json` and `model.safetensors`,
             `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>`, or of that the raw
-            `.../params` or their average `.../ema_params`; local or gs://.
+            `.../params` or their average `.../ema_params`; local or gs://. Or what `weights.read`
+            gave of one.
         model: the VisionTransformer they are for.
         image_size: (height, width) of its images, and their channels, where they are to be those;
             None: those of the file.
@@ -73,35 +74,7 @@ def load(
         UserError: no such file, one that is damaged or of another kind, or parameters of another
             model; all that differ are listed.
     """
-    weights = read(path, model.num_heads)
-    return fitted(
-        weights,
-        model,
-        image_size,
-        grid=grid,
-        resize_patch=resize_patch,
-        depth=depth,
-        seed=seed,
-        new_head=new_head,
-        mean=mean,
-        std=std,
-    )
-
-
-def fitted(
-    weights: Weights,
-    model,
-    image_size=None,
-    *,
-    grid=None,
-    resize_patch=False,
-    depth=None,
-    seed=0,
-    new_head=True,
-    mean=None,
-    std=None,
-) -> dict:
-    """`load`, of weights that were read."""
+    weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_fields(weights, model)
     check_normalization(weights, mean, std)
     flat = dict(weights.params)
@@ -110,7 +83,8 @@ def fitted(
         if kernel.shape[:2] != model.patch_shape:
             flat["embedding/kernel"] = resize.resize_patches(kernel, model.patch_shape)
     old_grid = grid_of(weights, model, image_size, grid)
-    image_shape = shape_of_images(weights, model, image_size, old_grid)
+    height, width, *channels = image_size or image_size_of(weights, model, old_grid)
+    image_shape = (height, width, *(channels or (channels_of(weights),)))
     expected = expected_parameters(model, image_shape)
     fit_positions(flat, old_grid, grid_in(model, image_shape), model)
     if depth:
@@ -122,15 +96,17 @@ def fitted(
     return jax.tree.map(np.asarray, stack_blocks(params)) if model.scan else params
 
 
-def from_config(config, model, image_shape: Sequence[int], new_head: bool = True) -> dict:
-    """The weights that `config.init_from` names, as the fields beside it say."""
+def from_config(
+    config, model, image_shape: Sequence[int], new_head: bool = True, weights: Weights | None = None
+) -> dict:
+    """The weights that `config.init_from` names, or that were read, as the fields beside it say."""
     grid = config.init_from_grid
     if grid is not None and not (isinstance(grid, (tuple, list)) and len(grid) == 2):
         raise UserError(f"config.init_from_grid is {grid!r}; it takes (rows, columns)")
     if config.init_from_patch not in (None, "resize"):
         raise UserError(f"config.init_from_patch is {config.init_from_patch!r}; it can be 'resize'")
     return load(
-        config.init_from,
+        weights or config.init_from,
         model,
         image_shape,
         grid=grid,
@@ -219,17 +195,21 @@ def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None
     return candidates.pop()
 
 
-def shape_of_images(weights: Weights, model, image_size, grid) -> tuple[int, ...]:
-    """(height, width, channels) of the model's images: those asked for, or the file's."""
-    if image_size is None and grid is None and weights.image_size is None:
+def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:
+    """(height, width) of the images the file is for, with the patches of the model."""
+    grid = grid or grid_of(weights, model, None, None)
+    if grid:
+        return tuple(n * pixels for n, pixels in zip(grid, model.token_pixels, strict=True))
+    if weights.image_size is None:
         raise UserError(
             f"{weights.path} has no positions to tell its images' size from: give image_size"
         )
-    if image_size is None and grid:
-        image_size = tuple(n * t for n, t in zip(grid, model.token_pixels, strict=True))
-    height, width, *channels = image_size or weights.image_size
+    return weights.image_size
+
+
+def channels_of(weights: Weights) -> int:
     first_kernel = weights.params.get("conv_root/kernel", weights.params["embedding/kernel"])
-    return height, width, *(channels or first_kernel.shape[-2:-1])
+    return first_kernel.shape[-2]
 
 
 def expected_parameters(model, image_shape) -> dict[str, tuple[int, ...]]:
@@ -342,7 +322,7 @@ def convert(
     weights.image_size = image_size or weights.image_size
     model = models.create("B/16", **weights.model_fields)
     save(
-        fitted(weights, model, weights.image_size),
+        load(weights, model, weights.image_size),
         target,
         format,
         model=model,

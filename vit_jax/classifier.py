@@ -1,0 +1,146 @@
+"""A trained model as a function from images to classes."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from vit_jax import augment, models, pretrained, visualize, weights
+from vit_jax.errors import UserError
+from vit_jax.images import evaluation_view
+from vit_jax.models import VisionTransformer
+
+BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """`Classifier.load(path)(images)` -> for each image its best classes with probabilities.
+
+    image_size: (height, width) that the model sees. mean, std: of its normalisation of pixels in
+    [0, 1]. keep: part of the resized image's shorter side that is seen. loss: what the model was
+    trained with: "softmax", or "sigmoid" for probabilities of each class by itself.
+    """
+
+    model: VisionTransformer
+    params: dict
+    image_size: tuple[int, int]
+    channels: int = 3
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    keep: float = 0.875
+    loss: str = "softmax"
+
+    @classmethod
+    def load(cls, path, image_size: Sequence[int] | None = None, class_names=None):
+        """From anything that `pretrained.load` takes; the model is the one the file is of.
+
+        Args:
+            path: a run's folder, a published file, `hf:owner/name`, ...
+            image_size: (height, width); None: the file's, or of its positions.
+            class_names: in the order of the classes; None: the file's, where it has them.
+
+        Raises:
+            UserError: as `pretrained.load`, or a model without classes.
+        """
+        found = weights.read(path)
+        model = models.create("B/16", **found.model_fields)
+        return cls.of(found, model, image_size, class_names)
+
+    @classmethod
+    def of(cls, found: weights.Weights, model, image_size=None, class_names=None):
+        """Of weights that were read, for a model."""
+        if not model.num_classes:
+            raise UserError(f"{found.path} has no head: it gives features, not classes")
+        params = pretrained.load(found, model, image_size, new_head=False)
+        about = {"mean": found.mean, "std": found.std}
+        if found.config is not None:
+            about |= {"keep": found.config.augment.eval_crop, "loss": found.config.loss}
+        class_names = class_names or found.class_names
+        if class_names and len(class_names) != model.num_classes:
+            raise UserError(f"{len(class_names)} class names for {model.num_classes} classes")
+        return cls(
+            model,
+            params,
+            tuple(image_size[:2]) if image_size else pretrained.image_size_of(found, model),
+            pretrained.channels_of(found),
+            tuple(class_names) if class_names else None,
+            **{name: value for name, value in about.items() if value is not None},
+        )
+
+    def __call__(self, images, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The best classes of each image, best first, as (name, probability).
+
+        images: uint8 (N, H, W, C), or a list of images of any size, as arrays or PIL's.
+        """
+        return [self.best(row, top) for row in self.probabilities(images)]
+
+    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
+        """(C,) -> the `top` largest, as (name, probability)."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.name(i), float(probabilities[i])) for i in order]
+
+    def name(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else f"class {index}"
+
+    def probabilities(self, images) -> np.ndarray:
+        """float32 (N, num_classes)."""
+        return self.batched(self.forward, images, BATCH_SIZE)
+
+    def attention(self, images) -> np.ndarray:
+        """Where the model looks: float32 (N, rows, columns), each summing to 1 over its patches.
+
+        Attention rollout; see `visualize.attention_rollout`.
+        """
+        return self.batched(self.rollout, images, 4)
+
+    def views(self, images) -> np.ndarray:
+        """What the model sees of them: uint8 (N, *image_size, channels)."""
+        size = (*self.image_size, self.channels)
+        if isinstance(images, np.ndarray) and images.shape[1:] == size:
+            return images
+        see = functools.partial(
+            evaluation_view, size=self.image_size, channels=self.channels, keep=self.keep
+        )
+        return np.stack([see(image) for image in images]) if len(images) else np.zeros((0, *size))
+
+    def batched(self, function, images, size: int) -> np.ndarray:
+        """The function of all images' views, computed on `size` of them at a time."""
+        views = self.views(images)
+        size = min(size, max(len(views), 1))
+        results = [np.zeros((0, *jax.eval_shape(function, self.params, views[:0]).shape[1:]))]
+        for start in range(0, len(views), size):
+            part = views[start : start + size]
+            rest = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
+            results.append(function(self.params, np.concatenate([part, rest]))[: len(part)])
+        return np.concatenate(results, dtype=np.float32)
+
+    @functools.cached_property
+    def forward(self):
+        """(params, uint8 (N, H, W, C)) -> probabilities (N, num_classes), compiled."""
+        activation = jax.nn.sigmoid if self.loss == "sigmoid" else jax.nn.softmax
+
+        def forward(params, images):
+            images = augment.normalize(images, self.mean, self.std)
+            return activation(self.model.apply({"params": params}, images))
+
+        return jax.jit(forward)
+
+    @functools.cached_property
+    def rollout(self):
+        """(params, uint8 (N, H, W, C)) -> attention (N, rows, columns), compiled."""
+        sides = zip(self.image_size, self.model.token_pixels, strict=True)
+        grid = tuple(side // pixels for side, pixels in sides)
+
+        def rollout(params, images):
+            images = augment.normalize(images, self.mean, self.std)
+            capture = ("attention",)
+            _, captured = self.model.apply({"params": params}, images, capture=capture)
+            has_class_token = self.model.pool == "cls"
+            maps = visualize.attention_rollout(captured["attention"], has_class_token)
+            return maps.reshape(-1, *grid)
+
+        return jax.jit(rollout)

@@ -2,19 +2,23 @@
 
 import json
 import shutil
+import sys
+import types
 
 import flax
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import GOLDEN, randomized, tiny_model
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import train
 from configs import digits
-from vit_jax import checkpoint, models, pretrained
+from vit_jax import architecture, checkpoint, models, pretrained, resize, train_state
 from vit_jax.errors import UserError
-from vit_jax.models.scan import stack_blocks
+from vit_jax.models import posemb
+from vit_jax.models.scan import stack_blocks, unstack_blocks
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
 
@@ -201,3 +205,279 @@ def test_fields_that_a_file_implies(tmp_path):
     case = CASES["timm_avg_fcnorm"]
     with pytest.raises(UserError, match="--config.model.pool_norm=after"):
         pretrained.load(GOLDEN / case["weights"], golden_model(case, pool_norm="before"))
+
+
+def golden_flat(name):
+    path = GOLDEN / CASES[name]["weights"]
+    return load_file(path / "model.safetensors" if path.is_dir() else path)
+
+
+NEW_NAMES = {
+    "encoder.layer": "layers",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("prefix", ["vit.", ""])
+def test_transformers_naming_schemes_and_the_bare_model(names, prefix, tmp_path):
+    """ViTModel has no head, but a pooler: our representation layer."""
+    model = golden_model(CASES["hf_vit"])
+    expected = pretrained.load(GOLDEN / "hf_vit.hf", model)
+    flat = {name.replace("vit.", prefix, 1): v for name, v in golden_flat("hf_vit").items()}
+    if names == "new":
+        for old, new in NEW_NAMES.items():
+            flat = {name.replace(old, new): value for name, value in flat.items()}
+        assert f"{prefix}layers.1.mlp.fc2.bias" in flat
+        assert f"{prefix}layers.1.attention.o_proj.bias" in flat
+    save_file(flat, tmp_path / "w.safetensors")
+    loaded = pretrained.load(tmp_path / "w.safetensors", model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+    flat = {name: value for name, value in flat.items() if "classifier" not in name}
+    rng = np.random.default_rng(0)
+    pooler = {"weight": rng.normal(size=(32, 32)), "bias": rng.normal(size=32)}
+    flat |= {f"{prefix}pooler.dense.{n}": v.astype(np.float32) for n, v in pooler.items()}
+    flat[f"{prefix}embeddings.mask_token"] = np.zeros((1, 1, 32), np.float32)
+    save_file(flat, tmp_path / "w.safetensors")
+    bare = model.clone(num_classes=None, representation_size=32)
+    images = np.load(GOLDEN / CASES["hf_vit"]["expected"])["images"]
+    params = pretrained.load(tmp_path / "w.safetensors", bare)
+    tokens = model.clone(num_classes=None).apply({"params": expected}, images)
+    np.testing.assert_allclose(
+        bare.apply({"params": params}, images),
+        np.tanh(tokens @ pooler["weight"].T + pooler["bias"]),
+        atol=1e-5,
+    )
+
+
+def test_timm_with_separate_projections_and_half_precision(tmp_path):
+    flat = golden_flat("timm_token")
+    for name in [name for name in flat if ".qkv." in name]:
+        for part, rows in zip("qkv", np.split(flat[name], 3), strict=True):
+            flat[name.replace("qkv", f"{part}_proj")] = rows
+        del flat[name]
+    save_file(flat, tmp_path / "w.safetensors")
+    model = golden_model(CASES["timm_token"])
+    expected = pretrained.load(GOLDEN / CASES["timm_token"]["weights"], model)
+    loaded = pretrained.load(tmp_path / "w.safetensors", model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        save_file({n: v.astype(dtype) for n, v in flat.items()}, tmp_path / "w.safetensors")
+        loaded = pretrained.load(tmp_path / "w.safetensors", model)
+        rounded = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d).astype(np.float32), expected)
+        jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
+
+
+def test_timm_without_a_position_for_the_class_token(tmp_path):
+    flat = golden_flat("timm_token")
+    positions = flat["pos_embed"]
+    flat["pos_embed"] = positions[:, 1:].copy()
+    save_file(flat, tmp_path / "w.safetensors")
+    model = golden_model(CASES["timm_token"])
+    loaded = pretrained.load(tmp_path / "w.safetensors", model)
+    table = loaded["Transformer"]["posembed_input"]["pos_embedding"]
+    np.testing.assert_array_equal(table[:, 1:], positions[:, 1:])
+    assert not table[:, 0].any()
+
+
+def test_what_a_config_beside_the_weights_settles(tmp_path):
+    """timm's and transformers' arguments: heads, GELU, epsilon, normalisation."""
+    case = CASES["timm_token"]
+    (tmp_path / "timm").mkdir()
+    shutil.copy(GOLDEN / case["weights"], tmp_path / "timm" / "model.safetensors")
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"act_layer": "gelu_tanh"}}
+    config["model_args"]["num_heads"] = 8
+    config["pretrained_cfg"] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    model = golden_model(case)
+    with pytest.raises(UserError, match="model.gelu=tanh --config.model.num_heads=8") as raised:
+        pretrained.load(tmp_path / "timm", model)
+    assert "with gelu 'tanh', num_heads 8, and the model here has 'exact', 4" in str(raised.value)
+    model = model.clone(gelu="tanh", num_heads=8)
+    pretrained.load(tmp_path / "timm", model, mean=(0.485, 0.456, 0.406))
+    with pytest.raises(UserError, match=r"augment.mean='\(0.485, 0.456, 0.406\)'"):
+        pretrained.load(tmp_path / "timm", model, mean=(0.5,), std=(0.5,))
+
+    shutil.copytree(GOLDEN / "hf_vit.hf", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for changes, match in (
+        (dict(hidden_act="gelu_new"), "gelu=tanh"),
+        (dict(num_attention_heads=2), "num_heads=2"),
+        (dict(hidden_act="relu"), "the activation 'relu'"),
+    ):
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(UserError, match=match):
+            pretrained.load(tmp_path / "hf", golden_model(CASES["hf_vit"]))
+    (tmp_path / "hf" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        pretrained.load(tmp_path / "hf", golden_model(CASES["hf_vit"]))
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """Writes flat parameters as an .npz."""
+
+    def write(flat):
+        np.savez(tmp_path / "w.npz", **flat)
+        return tmp_path / "w.npz"
+
+    return write
+
+
+def test_patches_of_another_size_on_request(weights_file):
+    path = weights_file(flat_params(tiny_model()))
+    model = tiny_model(patch_size=(16, 4))
+    with pytest.raises(UserError, match="--config.init_from_patch=resize"):
+        pretrained.load(path, model, (64, 16))
+    params = pretrained.load(path, model, (64, 16), resize_patch=True)
+    expected = resize.resize_patches(flat_params(tiny_model())["embedding/kernel"], (16, 4))
+    np.testing.assert_array_equal(params["embedding"]["kernel"], expected)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_deeper_model_is_filled(scan, weights_file):
+    ours = flat_params(tiny_model())
+    path = weights_file(ours)
+    model = tiny_model(depth=5, scan=scan)
+    with pytest.raises(UserError, match="--config.init_from_depth=stack"):
+        pretrained.load(path, model)
+
+    def block(params, i):
+        transformer = (unstack_blocks(params) if scan else params)["Transformer"]
+        return flax.traverse_util.flatten_dict(transformer[f"encoderblock_{i}"], sep="/")
+
+    def theirs(i):
+        prefix = f"Transformer/encoderblock_{i}/"
+        return {n.removeprefix(prefix): v for n, v in ours.items() if n.startswith(prefix)}
+
+    params = pretrained.load(path, model, depth="stack")
+    for i in range(5):
+        jax.tree.map(np.testing.assert_array_equal, block(params, i), theirs(i % 2))
+    params = pretrained.load(path, model, depth="append", seed=3)
+    plain = model.clone(scan=False)
+    initial = train_state.init_params(plain, (32, 32, 3), 3)["Transformer"]
+    for i in range(5):
+        new = flax.traverse_util.flatten_dict(initial[f"encoderblock_{i}"], sep="/")
+        expected = theirs(i) if i < 2 else new  # initialised by another program: not to the bit
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), block(params, i), expected
+        )
+    with pytest.raises(UserError, match="it can be 'stack', 'append'"):
+        pretrained.load(path, model, depth="double")
+    with pytest.raises(UserError, match="encoderblock_1/.* there, missing here"):
+        pretrained.load(path, tiny_model(depth=1), depth="stack")
+
+
+def test_grids_that_are_no_square(weights_file):
+    model = tiny_model()
+    images = np.zeros((1, 16, 48, 3), np.float32)
+    ours = flax.traverse_util.flatten_dict(
+        randomized(model.init(jax.random.key(0), images)["params"]), sep="/"
+    )
+    path = weights_file(ours)
+    with pytest.raises(UserError, match="12 positions are, and there are no square ones"):
+        pretrained.load(path, model, (32, 32))
+    with pytest.raises(UserError, match=r"no grid of \(3, 5\)"):
+        pretrained.load(path, model, (32, 32), grid=(3, 5))
+    kept = pretrained.load(path, model, (16, 48))
+    np.testing.assert_array_equal(position_table(kept), ours[pretrained.POSEMB])
+    resized = pretrained.load(path, model, (32, 32), grid=(2, 6))
+    expected = resize.resize_positions(ours[pretrained.POSEMB], (2, 6), (4, 4), True)
+    np.testing.assert_array_equal(position_table(resized), expected)
+    # 16 positions may be 4 x 4 or 2 x 8.
+    path = weights_file(flat_params(model))
+    with pytest.raises(UserError, match="there are 2x8 and 4x4"):
+        pretrained.load(path, model, (16, 64))
+    pretrained.load(path, model, (16, 64), grid=(4, 4))
+
+
+def position_table(params):
+    return params["Transformer"]["posembed_input"]["pos_embedding"]
+
+
+def test_a_fixed_table_and_a_learned_one(weights_file):
+    """A file may hold the table that the model computes; another one is refused."""
+    fixed, learned = tiny_model(posemb="sincos2d"), tiny_model()
+    ours = flat_params(learned)
+    table = posemb.table("sincos2d", 4, 4, 32, True)
+    path = weights_file(ours | {pretrained.POSEMB: table})
+    params = pretrained.load(path, fixed)
+    assert "posembed_input" not in params["Transformer"]
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
+    np.testing.assert_allclose(
+        fixed.apply({"params": params}, images),
+        learned.apply({"params": pretrained.load(path, learned)}, images),
+        atol=1e-6,
+    )
+    with pytest.raises(UserError, match="posemb 'learned'"):
+        pretrained.load(weights_file(ours), fixed)
+
+
+def test_hf_names_are_fetched(tmp_path, monkeypatch):
+    model = golden_model(CASES["hf_vit"])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "huggingface_hub", None)  # as where it isn't installed
+        with pytest.raises(UserError, match="hf:google/vit is fetched with huggingface_hub: pip"):
+            pretrained.load("hf:google/vit", model)
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, "model.safetensors" in allow_patterns))
+        if name == "nobody/nothing":
+            raise OSError("404\nthe page isn't there")
+        return str(GOLDEN / "hf_vit.hf")
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        pretrained.load("hf:google/vit", model),
+        pretrained.load(GOLDEN / "hf_vit.hf", model),
+    )
+    assert asked == [("google/vit", True)]
+    with pytest.raises(UserError, match="hf:nobody/nothing can't be fetched: 404$"):
+        pretrained.load("hf:nobody/nothing", model)
+
+
+def test_what_another_file_looks_like(tmp_path, weights_file):
+    def message(flat, model=None):
+        path = tmp_path / "w.safetensors"
+        save_file(flat, path) if model is None else weights_file(flat)
+        with pytest.raises(UserError) as raised:
+            pretrained.load(path if model is None else tmp_path / "w.npz", model or tiny_model())
+        return str(raised.value)
+
+    one = np.zeros(1, np.float32)
+    for name, what in (
+        ("layer1.0.conv1.weight", "a convolutional network"),
+        ("layers.0.blocks.0.attn.relative_position_bias_table", "a Swin Transformer"),
+        ("text_model.embeddings", "an image-and-text model"),
+        ("something.else", "its parameters are something.else"),
+    ):
+        assert what in message({name: one})
+    assert "an MLP-Mixer" in message(
+        {"MixerBlock_0/token_mixing/Dense_0/kernel": one}, tiny_model()
+    )
+    text = message(flat_params(tiny_model(pool="map", num_classes=3)), models.create("B/16"))
+    assert "it looks like a ViT of width 32, depth 2" in text
+    assert "the model here is ViT-B/16; it has patch_size 8, width 32, depth 2" in text
+    assert "pool 'map'" in text
+    assert "MAPHead_0/probe (1, 1, 32) there, missing here" in text
+
+
+def test_the_architecture_is_told_from_the_shapes():
+    for variant in (*models.variants.PUBLISHED, *models.variants.HYBRIDS):
+        model = models.create(variant)
+        size = 224 if model.token_pixels[0] != 14 else 112
+        shapes = pretrained.expected_parameters(model, (size, size, 3))
+        found = architecture.fields(shapes)
+        assert architecture.describe(found) == f"ViT-{variant}"
+        rebuilt = models.create("B/16", **found)
+        assert pretrained.expected_parameters(rebuilt, (size, size, 3)) == shapes

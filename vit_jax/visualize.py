@@ -31,7 +31,7 @@ def attention_rollout(attention, has_class_token: bool):
 
 
 def draw_attention(images, maps, captions, path) -> None:
-    """Writes a PNG: each image, and beside it what the model looks at, lighter the more.
+    """Writes a PNG: each image, and beside it what the model looks at, from violet to yellow.
 
     Args:
         images: uint8 (N, H, W, C).
@@ -49,9 +49,9 @@ def draw_attention(images, maps, captions, path) -> None:
         cell.axis("off")
     for i, (image, weights, caption) in enumerate(zip(images, maps, captions, strict=True)):
         image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-        height, width = image.shape[:2]
-        mask = jax.image.resize(weights / weights.max(), (height, width), "bilinear")
+        heat = np.asarray(jax.image.resize(weights, image.shape[:2], "bilinear"))
         cells[2 * i].imshow(image)
         cells[2 * i].set_title(caption, fontsize=9, loc="left")
-        cells[2 * i + 1].imshow(np.uint8(image * np.clip(np.asarray(mask), 0, 1)[..., None]))
+        cells[2 * i + 1].imshow(image)
+        cells[2 * i + 1].imshow(heat, cmap="plasma", alpha=0.6)
     figure.savefig(path, dpi=100)

@@ -6,6 +6,7 @@ Which one a file is, its contents tell; `formats.py` has their names.
 import dataclasses
 import importlib
 import json
+import tempfile
 import zipfile
 
 import flax
@@ -162,11 +163,20 @@ def read_json(path: epath.Path) -> dict:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
+def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file, of any precision."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = path
+        if "://" in str(path):  # the library opens local files alone
+            here = path.copy(epath.Path(folder) / path.name)
+        try:
+            return safetensors.numpy.load_file(here)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+
 def from_safetensors(path, config: dict, processor: dict, num_heads: int | None) -> Weights:
-    try:
-        flat = safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    flat = read_safetensors(path)
     if any("patch_embeddings.projection" in name for name in flat):
         return from_hf(str(path), flat, config, processor, num_heads)
     if "patch_embed.proj.weight" in flat:

@@ -18,6 +18,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder. train.py's default: runs/<config name>."
 )
+JSON = flags.DEFINE_bool("json", False, "Of evaluate.py and predict.py: JSON for programs.")
 CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fields
     "config", help_string="Preset, such as configs/vit_b16.py, or configs/vit_b16.py:quick."
 )

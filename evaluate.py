@@ -20,7 +20,6 @@ from vit_jax.errors import UserError
 flags.adopt_module_key_flags(command_line)
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint. Default: the latest.")
 SPLIT = flags.DEFINE_string("split", None, "Default: the run's dataset.eval_split.")
-JSON = flags.DEFINE_bool("json", False, "Prints a JSON object for programs.")
 
 
 def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict[str, float]:
@@ -80,7 +79,7 @@ def main():
             "--workdir=FOLDER is missing, the run to evaluate; or --config=FILE with "
             "--config.init_from=PATH, published weights"
         )
-    if JSON.value:
+    if command_line.JSON.value:
         print(json.dumps(values))
     else:
         print("  ".join(f"{name} {value:.4f}" for name, value in values.items()))

@@ -27,7 +27,6 @@ from vit_jax.errors import UserError
 flags.adopt_module_key_flags(command_line)
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights by themselves; see pretrained.load.")
 TOP = flags.DEFINE_integer("top", 5, "How many classes to tell, the best first.", lower_bound=1)
-JSON = flags.DEFINE_bool("json", False, "Prints a JSON object a line for programs.")
 ATTENTION = flags.DEFINE_string("attention", None, "The PNG to draw attention rollout to.")
 CLASS_NAMES = flags.DEFINE_string("class_names", None, "A text file with a class's name a line.")
 
@@ -133,7 +132,7 @@ def main(paths: list[str]):
     names = export.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     classifier = load(workdir, config, WEIGHTS.value, names)
-    if bad := predict(classifier, source, TOP.value, JSON.value, ATTENTION.value):
+    if bad := predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value):
         if bad == source.num_examples:
             raise UserError("None of the files given is an image that can be read")
         sys.exit(1)

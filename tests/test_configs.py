@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import cifar10, common, recipes, vit_b16, vit_s16, vit_ti16
+from configs import cifar10, common, finetune, recipes, vit_b16, vit_s16, vit_ti16
 from vit_jax import augment, models, optim
 
 
@@ -94,3 +94,48 @@ def test_representation_layers_have_the_width(size):
 def test_mistakes_are_named(arg, message):
     with pytest.raises(ValueError, match=message):
         vit_b16.get_config(arg)
+
+
+@pytest.mark.parametrize("dataset", finetune.DATASETS)
+def test_finetuning_as_in_the_paper(dataset):
+    config = finetune.get_config(f"model=B/16,dataset={dataset}")
+    steps = {"imagenet": 20_000, "pets": 500, "flowers": 500}.get(dataset, 10_000)
+    assert (config.total_steps, config.batch_size, config.image_size) == (steps, 512, 384)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 0.0)
+    assert (config.grad_clip_norm, config.schedule.name) == (1.0, "cosine")
+    assert config.schedule.warmup_steps == (100 if steps == 500 else 500)
+    assert config.model.head_bias_init == 0
+    sweep = finetune.get_config(f"dataset={dataset},sweep")
+    assert sweep.dataset.eval_split.startswith(config.dataset.train_split + "[")
+    # Every size of the published ones takes the images of its preset.
+    for size in (*finetune.PAPER, *finetune.AUGREG):
+        config = finetune.get_config(f"model={size},dataset={dataset}")
+        config.num_classes = 10
+        model = models.from_config(config)
+        models.checks.check_image(model, (config.image_size,) * 2)
+
+
+def test_variants_of_finetuning():
+    assert finetune.get_config("probe").optimizer.frozen == ("(?!head)",)
+    assert finetune.get_config("layer_decay=0.75").optimizer.layer_decay == 0.75
+    short = finetune.get_config("adamw,steps=1000")
+    assert (short.optimizer.name, short.schedule.base_lr, short.total_steps) == (
+        "adamw",
+        2e-5,
+        1000,
+    )
+    assert short.schedule.warmup_steps == 200
+    folder = finetune.get_config("dataset=/data/birds")
+    assert (folder.dataset.name, folder.dataset.eval_split) == ("/data/birds", "val")
+
+
+def test_finetuning_without_weights_tells_where_they_are():
+    text = finetune.get_config("model=B/16,dataset=pets").init_from_needed
+    assert "gs://vit_models/imagenet21k/ViT-B_16.npz" in text
+    assert "gs://vit_models/augreg/B_16-i21k" in text
+    command = text.splitlines()[-1]
+    assert command.startswith(
+        "python train.py --config=configs/finetune.py:model=B/16,dataset=pets"
+    )
+    assert "none for S/8" in finetune.get_config("model=S/8").init_from_needed

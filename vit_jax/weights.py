@@ -64,10 +64,10 @@ def read(path, num_heads: int | None = None) -> Weights:
         UserError: nothing there, damaged, or of no Vision Transformer.
     """
     path = epath.Path(fetched(str(path)))
-    if not exists(path):
-        raise UserError(f"There is no {path}")
     if run := run_of(path):
         return read_run(str(path), *run)
+    if not exists(path):
+        raise UserError(f"There is no {path}")
     config, processor = {}, {}
     if path.is_dir():
         if not (path / "model.safetensors").exists() or not (path / "config.json").exists():
@@ -115,7 +115,7 @@ def exists(path: epath.Path) -> bool:
 
 def run_of(path: epath.Path) -> tuple | None:
     """(workdir, step, item) that a path into a run's folder names; None: it's no such path."""
-    if (path / "checkpoints").exists():
+    if exists(path / "checkpoints"):
         return path, None, None
     item = None
     if path.name in ("params", "ema_params"):

@@ -1,0 +1,176 @@
+"""Images in, classes out: in Python and on the command line."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDEN, tiny_model
+from PIL import Image
+from test_export import drawn
+from test_pretrained import CASES, golden_model
+from test_train import quick_config, run_script
+
+import evaluate
+import input_pipeline
+import predict
+import train
+import vit_jax
+from vit_jax import export, pretrained, weights
+from vit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """A short run, and its last evaluation."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    return workdir, train.train(quick_config(total_steps=60, ema_decay=0.5), workdir)
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory):
+    """The digits for evaluation as PNGs in a folder, and their labels."""
+    folder = tmp_path_factory.mktemp("digits")
+    source = input_pipeline.open_source("digits", None, "test")
+    labels = []
+    for i in range(40):
+        encoded, label = source.fetch(i)
+        (folder / f"{i:03}.png").write_bytes(encoded.numpy())
+        labels.append(int(label))
+    return folder, labels
+
+
+def test_the_same_classes_as_evaluation_counts(digits_run, digit_files):
+    workdir, _ = digits_run
+    folder, labels = digit_files
+    files = sorted(folder.iterdir())
+    classifier = vit_jax.Classifier.load(workdir)
+    best = [rows[0][0] for rows in classifier([np.asarray(Image.open(f)) for f in files], top=1)]
+    accuracy = evaluate.evaluate(workdir, split="test[:40]")["accuracy"]
+    assert np.mean([name == str(label) for name, label in zip(best, labels, strict=True)]) == (
+        pytest.approx(accuracy)
+    )
+    # As read from the files, whole batches and the rest.
+    source = input_pipeline.open_files([str(folder)])
+    results = list(predict.predictions(classifier, source))
+    assert [index for index, _, _ in results] == list(range(40))
+    assert [classifier.best(row)[0][0] for _, _, row in results] == best
+
+
+def test_probabilities_do_not_depend_on_the_batch(digits_run):
+    classifier = vit_jax.Classifier.load(digits_run[0])
+    images = np.uint8(np.random.default_rng(0).integers(0, 256, (35, *classifier.image_size, 1)))
+    together = classifier.probabilities(images)
+    assert together.shape == (35, 10)
+    np.testing.assert_allclose(together.sum(axis=1), 1.0, atol=1e-5)
+    alone = np.concatenate([classifier.probabilities(images[i : i + 1]) for i in (0, 31, 34)])
+    np.testing.assert_allclose(alone, together[[0, 31, 34]], atol=1e-5)
+    maps = classifier.attention(images)
+    assert maps.shape == (35, 4, 4)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1.0, atol=1e-5)
+    assert classifier([]) == []
+
+
+@pytest.mark.parametrize("name", ["google_token", "hf_vit", "timm_avg_fcnorm", "google_hybrid"])
+def test_published_files_by_themselves(name, tmp_path):
+    """The model is told from the file; the logits are the published ones'."""
+    case = CASES[name]
+    expected = np.load(GOLDEN / case["expected"])
+    classifier = vit_jax.Classifier.load(GOLDEN / case["weights"])
+    if name.startswith("timm"):  # the golden sizes are nobody's: the heads can't be guessed
+        assert classifier.model.num_heads != case["num_heads"]
+        classifier = vit_jax.Classifier.of(
+            weights.read(GOLDEN / case["weights"], case["num_heads"]), golden_model(case)
+        )
+    assert classifier.image_size == expected["images"].shape[1:3]
+    logits = classifier.model.apply({"params": classifier.params}, expected["images"])
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-5, rtol=2e-5)
+    rows = classifier(np.uint8(np.zeros((1, *classifier.image_size, 3))), top=2)
+    assert rows[0][0][0].startswith("class ")
+
+
+def test_what_comes_with_the_weights_is_used(tmp_path):
+    model, params, _ = drawn(dict(gelu="exact", num_classes=3))
+    names = ["cat", "dog", "emu"]
+    export.save(
+        params, tmp_path / "hf", "hf", model=model, class_names=names, mean=(0.4,), std=(0.2,)
+    )
+    classifier = vit_jax.Classifier.load(tmp_path / "hf")
+    assert {name for name, _ in classifier(np.zeros((1, 32, 32, 3), np.uint8))[0]} == set(names)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    logits = np.asarray(model.apply({"params": params}, (images / 255 - 0.4) / 0.2))
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(classifier.probabilities(images), expected, atol=1e-5)
+    with pytest.raises(UserError, match="2 class names for 3 classes"):
+        vit_jax.Classifier.load(tmp_path / "hf", class_names=["a", "b"])
+    export.save(params, tmp_path / "b", "hf", model=model)
+    model, params, _ = drawn(dict(gelu="exact", num_classes=None))
+    export.save(params, tmp_path / "bare", "hf", model=model)
+    with pytest.raises(UserError, match="has no head: it gives features"):
+        vit_jax.Classifier.load(tmp_path / "bare")
+
+
+def test_the_command_line(digits_run, digit_files, tmp_path):
+    workdir, folder = digits_run[0], tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    shutil.copy(digit_files[0] / "000.png", folder / "below" / "a.png")
+    shutil.copy(digit_files[0] / "001.png", folder / "b.png")
+    (folder / "no_image.png").write_text("hello")
+    picture = tmp_path / "attention.png"
+    flags = (f"--workdir={workdir}", "--top=3")
+    done = run_script("predict.py", *flags, f"--attention={picture}", str(folder))
+    assert done.returncode == 1
+    assert "no_image.png: it can't be read or decoded" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(str(folder / "b.png"))
+    assert len([line for line in lines if "%" in line]) == 6
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    done = run_script("predict.py", *flags, "--json", str(folder))
+    rows = {row["image"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert "error" in rows[str(folder / "no_image.png")]
+    best = rows[str(folder / "b.png")]["classes"]
+    assert len(best) == 3
+    assert best[0]["probability"] >= best[1]["probability"]
+
+    for arguments, match in (
+        ((f"--workdir={workdir}",), "No image is named"),
+        ((f"--workdir={workdir}", str(folder / "no_image.png")), "None of the files given"),
+        ((f"--workdir={tmp_path / 'none'}", str(folder)), "There is no"),
+        ((str(folder),), "--workdir=FOLDER is missing"),
+        ((f"--workdir={workdir}", str(folder), "--attention=a.jpg"), "it takes a .png file"),
+    ):
+        done = run_script("predict.py", *arguments)
+        assert done.returncode == 2
+        assert match in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_weights_for_the_model_of_a_preset(digits_run, tmp_path):
+    """In predict.py and evaluate.py alike: `--config=... --config.init_from=...`."""
+    workdir, result = digits_run
+    config = quick_config(total_steps=60, init_from=str(workdir))
+    assert evaluate.evaluate_weights(config) == pytest.approx(result, rel=1e-6)
+    assert predict.load(None, config, None).class_names == tuple("0123456789")
+    raw = quick_config(init_from=str(workdir / "checkpoints" / "60" / "params"))
+    assert evaluate.evaluate_weights(raw)["loss"] != pytest.approx(result["loss"], rel=1e-6)
+    average = quick_config(init_from=str(workdir / "checkpoints" / "60" / "ema_params"))
+    assert evaluate.evaluate_weights(average) == pytest.approx(result, rel=1e-6)
+
+    model = tiny_model(num_classes=7, patch_size=4)
+    images = np.zeros((1, 16, 16, 1), np.float32)
+    params = model.init(jax.random.key(0), images)["params"]
+    export.save(params, tmp_path / "w.npz", "google", model=model)
+    config = quick_config(init_from=str(tmp_path / "w.npz"))
+    config.model.update(pool="cls", posemb="learned", width=32, depth=2, num_heads=4, mlp_dim=64)
+    with pytest.raises(UserError, match="no head for this model: it has 7 classes, and the mo"):
+        evaluate.evaluate_weights(config)
+
+
+def test_a_run_without_an_average_has_none(tmp_path):
+    train.train(quick_config(total_steps=20), tmp_path)
+    with pytest.raises(UserError, match="keeps no average"):
+        weights.read(tmp_path / "checkpoints" / "20" / "ema_params")
+    model = vit_jax.Classifier.load(tmp_path / "checkpoints" / "20" / "params").model
+    assert pretrained.load(tmp_path, model)

@@ -17,7 +17,7 @@ import input_pipeline
 import predict
 import train
 import vit_jax
-from vit_jax import export, pretrained, weights
+from vit_jax import checkpoint, export, models, pretrained, weights
 from vit_jax.errors import UserError
 
 
@@ -134,17 +134,23 @@ def test_the_command_line(digits_run, digit_files, tmp_path):
     assert len(best) == 3
     assert best[0]["probability"] >= best[1]["probability"]
 
-    for arguments, match in (
-        ((f"--workdir={workdir}",), "No image is named"),
-        ((f"--workdir={workdir}", str(folder / "no_image.png")), "None of the files given"),
-        ((f"--workdir={tmp_path / 'none'}", str(folder)), "There is no"),
-        ((str(folder),), "--workdir=FOLDER is missing"),
-        ((f"--workdir={workdir}", str(folder), "--attention=a.jpg"), "it takes a .png file"),
+    done = run_script("predict.py", f"--workdir={workdir}", str(folder / "no_image.png"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "None of the files given is an image that can be read"
+
+
+def test_mistakes(digits_run, tmp_path):
+    for load, match in (
+        (lambda: predict.main([]), "No image is named"),
+        (lambda: predict.load(None, None, None), "--workdir=FOLDER is missing"),
+        (lambda: predict.load(tmp_path / "none", None, None), "There is no"),
+        (lambda: predict.load(None, quick_config(), None), "--config.init_from=PATH"),
+        (lambda: predict.check_png("a.jpg"), "it takes a .png file"),
+        (lambda: predict.check_png("nowhere/a.png"), "in a folder that exists"),
+        (lambda: input_pipeline.open_files([str(tmp_path)]), "holds no image"),
     ):
-        done = run_script("predict.py", *arguments)
-        assert done.returncode == 2
-        assert match in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=match):
+            load()
 
 
 def test_weights_for_the_model_of_a_preset(digits_run, tmp_path):
@@ -168,9 +174,12 @@ def test_weights_for_the_model_of_a_preset(digits_run, tmp_path):
         evaluate.evaluate_weights(config)
 
 
-def test_a_run_without_an_average_has_none(tmp_path):
-    train.train(quick_config(total_steps=20), tmp_path)
+def test_a_run_without_an_average_has_none(digits_run, tmp_path):
+    run = shutil.copytree(digits_run[0], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"ema_decay": None}))
     with pytest.raises(UserError, match="keeps no average"):
-        weights.read(tmp_path / "checkpoints" / "20" / "ema_params")
-    model = vit_jax.Classifier.load(tmp_path / "checkpoints" / "20" / "params").model
-    assert pretrained.load(tmp_path, model)
+        weights.read(run / "checkpoints" / "60" / "ema_params")
+    params = vit_jax.Classifier.load(run / "checkpoints" / "60" / "params").params
+    model = models.from_config(checkpoint.read_config(run))
+    jax.tree.map(np.testing.assert_array_equal, params, pretrained.load(run, model))

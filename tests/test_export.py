@@ -157,6 +157,7 @@ def test_what_comes_with_the_weights(tmp_path):
     """Class names, normalisation and size come back; a mismatch is refused by field."""
     model, params, _ = drawn(dict(gelu="exact", num_classes=3))
     about = dict(class_names=["cat", "dog", "emu"], mean=(0.4, 0.5, 0.6), std=(0.2,))
+    about["keep"] = 0.9
     for format in ("timm", "hf"):
         folder = tmp_path / format
         export.save(params, folder, format, model=model, **about)
@@ -165,6 +166,7 @@ def test_what_comes_with_the_weights(tmp_path):
         assert found.mean == (0.4, 0.5, 0.6)
         assert found.std == (0.2, 0.2, 0.2)
         assert found.image_size == (32, 32)
+        assert found.keep == (0.9 if format == "timm" else 1.0)
         pretrained.load(folder, model, mean=(0.4, 0.5, 0.6), std=(0.2,))
         with pytest.raises(UserError, match=r"--config.augment.mean='\(0.4, 0.5, 0.6\)'"):
             pretrained.load(folder, model, mean=(0.5,), std=(0.2,))

@@ -56,9 +56,7 @@ class Classifier:
         if not model.num_classes:
             raise UserError(f"{found.path} has no head: it gives features, not classes")
         params = pretrained.load(found, model, image_size, new_head=False)
-        about = {"mean": found.mean, "std": found.std}
-        if found.config is not None:
-            about |= {"keep": found.config.augment.eval_crop, "loss": found.config.loss}
+        about = {name: getattr(found, name) for name in ("mean", "std", "keep", "loss")}
         class_names = class_names or found.class_names
         if class_names and len(class_names) != model.num_classes:
             raise UserError(f"{len(class_names)} class names for {model.num_classes} classes")

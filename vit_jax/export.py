@@ -54,6 +54,7 @@ def save(
     image_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    keep: float | None = None,
     class_names: Sequence[str] | None = None,
     approximate: bool = False,
 ) -> None:
@@ -69,6 +70,8 @@ def save(
         path: of the file or the folder; local or gs://.
         image_size: (height, width); None: that of a square grid of positions.
         mean, std: of the normalisation of pixels in [0, 1]; None: 0.5.
+        keep: the part of the resized image's shorter side that evaluation sees; None: 0.875.
+            transformers' processor doesn't crop.
         class_names: for `config.json`.
         approximate: whether to write what the other code computes with another GELU or another
             epsilon in LayerNorm than `model`.
@@ -92,7 +95,7 @@ def save(
     if format == "google":
         write_npz(path, formats.to_google(flat))
     elif format == "timm":
-        config = timm_config(flat, model, size, mean, std, class_names)
+        config = timm_config(flat, model, size, mean, std, keep or 0.875, class_names)
         theirs = formats.to_timm(flat, norm_after_pool=model.pool_norm == "after")
         if path.suffix == ".safetensors":
             write_files(path.parent, {path.name: theirs})
@@ -140,7 +143,7 @@ def with_fixed_positions(flat, model, image_size) -> None:
         flat[POSEMB] = posemb.table(model.posemb, rows, columns, model.width, "cls" in flat)
 
 
-def timm_config(flat, model, image_size, mean, std, class_names) -> dict:
+def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
     """What timm writes beside its weights, with the arguments that make this model of its B/16."""
     channels = flat["embedding/kernel"].shape[2]
     pool = {"cls": "token", "gap": "avg", "map": "map"}[model.pool]
@@ -167,7 +170,7 @@ def timm_config(flat, model, image_size, mean, std, class_names) -> dict:
             "input_size": [channels, *image_size],
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": 0.875,
+            "crop_pct": keep,
             "mean": per_channel(mean, channels),
             "std": per_channel(std, channels),
             "num_classes": model.num_classes or 0,

@@ -329,6 +329,7 @@ def convert(
         image_size=weights.image_size,
         mean=weights.mean,
         std=weights.std,
+        keep=weights.keep,
         class_names=class_names or weights.class_names,
         approximate=approximate,
     )

@@ -31,7 +31,8 @@ class Weights:
 
     params: this code's names, flat, blocks one by one -> array. fields: of the model, as far as the
     file settles them beside the shapes. mean, std: of the pixels in [0, 1] that its images are
-    normalised with; image_size: their (height, width); class_names; None: the file doesn't tell.
+    normalised with; image_size: their (height, width); keep: the part of the resized image's
+    shorter side that is seen; class_names; None: the file doesn't tell.
     """
 
     path: str
@@ -40,8 +41,9 @@ class Weights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] | None = None
+    keep: float | None = None
     class_names: tuple[str, ...] | None = None
-    config: object = None  # of a run
+    loss: str | None = None  # of a run
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -136,9 +138,10 @@ def read_run(path: str, workdir: epath.Path, step: int | None, item: str | None)
         {name: getattr(model, name) for name in UNSEEN},
         tuple(config.augment.mean),
         tuple(config.augment.std),
-        (size, size) if isinstance(size, int) else tuple(size),
+        pair(size),
+        config.augment.eval_crop,
         checkpoint.read_class_names(workdir),
-        config,
+        config.loss,
     )
 
 
@@ -203,6 +206,7 @@ def from_hf(path: str, flat, config: dict, processor: dict, num_heads: int | Non
         numbers(processor.get("image_mean")),
         numbers(processor.get("image_std")),
         pair(config.get("image_size")),
+        1.0 if processor else None,  # it resizes and crops nothing
         names,
     )
 
@@ -230,6 +234,7 @@ def from_timm(path: str, flat, config: dict, num_heads: int | None) -> Weights:
         numbers(pretrained.get("mean")),
         numbers(pretrained.get("std")),
         pair(size),
+        pretrained.get("crop_pct"),
         tuple(names) if isinstance(names, list) else None,
     )
 

@@ -61,11 +61,11 @@ def train(config, workdir) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
     state = checkpoints.restore_latest(shapes)
-    if state is None:
+    if state is None and config.init_from:
+        weights = pretrained.from_config(config, model, image_shape)
+        state = train_state.with_params(init(), weights)
+    elif state is None:
         state = init()
-        if config.init_from:
-            weights = pretrained.from_config(config, model, image_shape)
-            state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)
@@ -175,6 +175,7 @@ def farewell(config, workdir, result) -> None:
         f"\n  another seed      {python} train.py --config={name} --config.seed=1 "
         f"--workdir={workdir}_seed1"
         f"\n  its numbers       {python} evaluate.py --workdir={workdir}"
+        f"\n  its predictions   {python} predict.py --workdir={workdir} IMAGE..."
         f"\n  a published size  {python} train.py --config=configs/vit_b16.py:quick"
         f"\n  your own images, in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg:\n  {folder}"
     )

@@ -14,7 +14,7 @@ from conftest import GOLDEN, randomized, tiny_model
 from safetensors.numpy import load_file, save_file
 
 import train
-from configs import digits
+from configs import digits, vit_r50_b16
 from vit_jax import architecture, checkpoint, models, pretrained, resize, train_state
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
@@ -190,6 +190,19 @@ def test_a_run_starts_from_a_run_at_another_resolution(tmp_path):
     with pytest.raises(UserError, match="--config.model.pool=gap"):
         train.train(config, tmp_path / "refused")
     assert not (tmp_path / "refused" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_hybrid_goes_on_at_another_resolution(tmp_path):
+    """The README's second example, shorter: better than from scratch in the same steps."""
+    config = vit_r50_b16.get_config("quick")
+    config.update(total_steps=300, eval_every_steps=0)
+    train.train(config, tmp_path / "small")
+    config.update(total_steps=60, image_size=32)
+    scratch = train.train(config, tmp_path / "scratch")
+    config.init_from = str(tmp_path / "small")
+    result = train.train(config, tmp_path / "larger")
+    assert result["loss"] < scratch["loss"] - 0.1
 
 
 def test_fields_that_a_file_implies(tmp_path):

@@ -115,7 +115,7 @@ def guarded(main: Callable) -> None:
     except UserError as error:
         stop(str(error))
     except KeyboardInterrupt:
-        stop("Interrupted: start the same command again to go on from the last checkpoint")
+        stop("Interrupted: a run goes on from its last checkpoint with the same command")
 
 
 def stop(message: str) -> None:

@@ -70,6 +70,8 @@ def numbers(config, model, params, eval_set) -> dict[str, float]:
 def main():
     run_log.start_logging()
     workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
+    if config is not None and (workdir is not None or STEP.value is not None):
+        raise UserError("--config goes with neither --workdir nor --step: they are of a run")
     if workdir is not None:
         values = evaluate(workdir, STEP.value, SPLIT.value)
     elif config is not None and config.init_from:

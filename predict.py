@@ -20,7 +20,7 @@ from absl import flags
 import command_line
 import input_pipeline
 from configs import common
-from vit_jax import export, models, pretrained, run_log, visualize, weights
+from vit_jax import models, pretrained, run_log, visualize, weights
 from vit_jax.classifier import BATCH_SIZE, Classifier
 from vit_jax.errors import UserError
 
@@ -39,6 +39,8 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Cla
     Raises:
         UserError: none of the three is given, or it can't be read or has no such classes.
     """
+    if sum(map(bool, (workdir, path, config))) > 1:
+        raise UserError("--workdir, --weights and --config exclude each other: give one")
     if workdir or path:
         return Classifier.load(workdir or path, class_names=class_names)
     if config is None or not config.init_from:
@@ -48,31 +50,32 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Cla
         )
     config = config.copy_and_resolve_references()
     input_pipeline.check(config)
-    found = weights.read(config.init_from, config.model.num_heads)
+    found = weights.read(config.init_from, models.from_config(config).num_heads)
     config.num_classes = config.num_classes or found.model_fields["num_classes"]
     model, shape = models.from_config(config), input_pipeline.image_shape(config)
     params = pretrained.from_config(config, model, shape, new_head=False, weights=found)
     names = class_names or found.class_names or names_of_dataset(config)
-    return Classifier(
+    return Classifier.of(
+        found,
         model,
         params,
         shape[:2],
-        shape[2],
-        tuple(names) if names and len(names) == model.num_classes else None,
-        tuple(config.augment.mean),
-        tuple(config.augment.std),
-        config.augment.eval_crop,
-        config.loss,
+        names,
+        mean=tuple(config.augment.mean),
+        std=tuple(config.augment.std),
+        keep=config.augment.eval_crop,
+        loss=config.loss,
     )
 
 
 def names_of_dataset(config) -> tuple[str, ...] | None:
-    """The classes of the preset's dataset, where it is on this machine."""
+    """The classes of the preset's dataset, where it is on this machine and has as many."""
     try:
         where = (config.dataset.name, config.dataset.data_dir, config.dataset.eval_split)
-        return input_pipeline.open_source(*where).class_names
+        names = input_pipeline.open_source(*where).class_names
     except UserError:
         return None
+    return names if len(names) == config.num_classes else None
 
 
 def predictions(classifier: Classifier, source) -> Iterator[tuple]:
@@ -129,7 +132,7 @@ def main(paths: list[str]):
         raise UserError("No image is named: give files, or folders of *.jpg, *.jpeg or *.png")
     check_png(ATTENTION.value)
     source = input_pipeline.open_files(paths)
-    names = export.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
+    names = weights.names_in_file(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     classifier = load(workdir, config, WEIGHTS.value, names)
     if bad := predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value):

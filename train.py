@@ -14,6 +14,7 @@ from absl import flags
 
 import command_line
 import input_pipeline
+from configs import finetune
 from vit_jax import (
     checkpoint,
     flops,
@@ -39,8 +40,8 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
-    if config.init_from_needed and not config.init_from:
-        raise UserError(config.init_from_needed)
+    if config.init_from_required and not config.init_from:
+        raise UserError(finetune.where_weights_are(config.model.variant, command()))
     input_pipeline.check(config)
     mesh = sharding.create_mesh(**config.mesh)
     train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)
@@ -58,14 +59,14 @@ def train(config, workdir) -> dict[str, float]:
     eval_step = jax.jit(train_state.make_eval_step(model, config))
 
     checkpoint.check_config(workdir, config)
+    weights = None
+    if config.init_from and not checkpoint.has_checkpoints(workdir):
+        weights = pretrained.from_config(config, model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
-    state = checkpoints.restore_latest(shapes)
-    if state is None and config.init_from:
-        weights = pretrained.from_config(config, model, image_shape)
-        state = train_state.with_params(init(), weights)
-    elif state is None:
-        state = init()
+    state = checkpoints.restore_latest(shapes) or init()
+    if weights is not None:
+        state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)
@@ -79,8 +80,9 @@ def train(config, workdir) -> dict[str, float]:
         return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
 
     log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
-    checkpoint.write_config(workdir, config)
-    checkpoint.write_class_names(workdir, train_set.class_names)
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, config)
+        checkpoint.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
         stack.callback(input_pipeline.report_damaged, train_set, eval_set)
         stack.callback(checkpoints.close)
@@ -159,9 +161,15 @@ def log_summary(config, model, image_shape, train_set, eval_set, mesh, state, tr
         logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
 
 
+def command() -> str:
+    """How this run was started, as far as its preset."""
+    preset = command_line.config_name() or "configs/finetune.py"
+    return f"{command_line.python()} train.py --config={preset}"
+
+
 def farewell(config, workdir, result) -> None:
     """The result, where everything is, and what to try next."""
-    python, name = command_line.python(), command_line.config_name()
+    python = command_line.python()
     folder = (
         f"{python} train.py --config=configs/vit_ti16.py --config.dataset.name=FOLDER "
         "--config.dataset.eval_split=val --config.batch_size=64 --config.num_epochs=20 "
@@ -172,8 +180,7 @@ def farewell(config, workdir, result) -> None:
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
         "\n\nWorth trying next:"
-        f"\n  another seed      {python} train.py --config={name} --config.seed=1 "
-        f"--workdir={workdir}_seed1"
+        f"\n  another seed      {command()} --config.seed=1 --workdir={workdir}_seed1"
         f"\n  its numbers       {python} evaluate.py --workdir={workdir}"
         f"\n  its predictions   {python} predict.py --workdir={workdir} IMAGE..."
         f"\n  a published size  {python} train.py --config=configs/vit_b16.py:quick"

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.init_from_depth = placeholder(str)  # fills a deeper model: "stack", "append"
     config.init_from_patch = placeholder(str)  # "resize": for patches of another size
     config.init_from_grid = placeholder(object)  # (rows, columns) of its positions, if not square
-    config.init_from_needed = ""  # what a run without init_from is told; "": it starts at random
+    config.init_from_required = False  # whether a run may not start at random
     config.num_classes = placeholder(int)  # of the dataset, filled in when the run starts
 
     config.dataset = ConfigDict()

@@ -83,7 +83,7 @@ def get_config(arg=None):
     config = common.get_config()
     config.model.variant = options.model
     config.image_size = 378 if options.model.endswith("/14") else 384  # a multiple of the patch
-    config.init_from_needed = where_weights_are(options.model, options.dataset)
+    config.init_from_required = True
 
     config.dataset.update(name=name, train_split=train_split, eval_split=eval_split)
     if options.sweep:
@@ -108,24 +108,22 @@ def get_config(arg=None):
     config.log_every_steps = 50
     config.eval_every_steps = max(config.total_steps // 5, 1)
     if options.quick:
-        config.init_from_needed = ""  # nothing published is of that size
+        config.init_from_required = False  # nothing published is of that size
         common.quick(config)
     return config
 
 
-def where_weights_are(model: str, dataset: str) -> str:
-    """What a run without `init_from` is told."""
+def where_weights_are(model: str, command: str) -> str:
+    """What a run without weights is told. command: how it was started."""
     files = [f"{BUCKET}/imagenet21k/{PAPER[model]}.npz"] if model in PAPER else []
     files += [f"{BUCKET}/augreg/{AUGREG[model]}.npz"] if model in AUGREG else []
     published = " and ".join(files)
     if not files:
         sizes = ", ".join(sorted({*PAPER, *AUGREG}))
         published = f"none for {model} (but for {sizes}, under {BUCKET})"
-    path = files[0] if files else "PATH"
     return (
         "Fine-tuning starts from weights: set --config.init_from=PATH to a published file, a run, "
         f"or hf:owner/name. Published by Google: {published}; gs://vit_models is "
         "https://storage.googleapis.com/vit_models to a browser. So:\n"
-        f"python train.py --config=configs/finetune.py:model={model},dataset={dataset} "
-        f"--config.init_from={path}"
+        f"{command} --config.init_from={files[0] if files else 'PATH'}"
     )

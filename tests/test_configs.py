@@ -131,11 +131,13 @@ def test_variants_of_finetuning():
 
 
 def test_finetuning_without_weights_tells_where_they_are():
-    text = finetune.get_config("model=B/16,dataset=pets").init_from_needed
+    text = finetune.where_weights_are("B/16", "python train.py --config=configs/finetune.py:adamw")
     assert "gs://vit_models/imagenet21k/ViT-B_16.npz" in text
     assert "gs://vit_models/augreg/B_16-i21k" in text
-    command = text.splitlines()[-1]
-    assert command.startswith(
-        "python train.py --config=configs/finetune.py:model=B/16,dataset=pets"
+    command = (
+        "python train.py --config=configs/finetune.py:adamw --config.init_from=gs://vit_models"
     )
-    assert "none for S/8" in finetune.get_config("model=S/8").init_from_needed
+    assert text.splitlines()[-1].startswith(command)
+    assert "none for S/8" in finetune.where_weights_are("S/8", "")
+    assert finetune.get_config().init_from_required
+    assert not finetune.get_config("quick").init_from_required

@@ -28,6 +28,7 @@ MODELS = {
     "timm_gap": ("timm", dict(gelu="exact", pool="gap")),
     "timm_gap_norm_after": ("timm", dict(gelu="exact", pool="gap", pool_norm="after", scan=True)),
     "timm_sincos": ("timm", dict(gelu="exact", pool="gap", posemb="sincos2d")),
+    "timm_sixth": ("timm", dict(gelu="exact"), (32, 48)),  # 4 x 6 + 1 positions: a square number
     "timm_wide": ("timm", dict(gelu="exact", patch_size=(8, 4), mlp_dim=50), (16, 48)),
     "timm_features": ("timm", dict(gelu="exact", num_classes=None)),
     "hf": ("hf", dict(gelu="exact", layer_norm_eps=1e-12)),
@@ -112,6 +113,7 @@ def test_in_and_out_is_the_identity(name, tmp_path):
         dict(pool="gap", scan=True),
         dict(representation_size=16),
         dict(posemb="sincos2d"),
+        dict(posemb="none"),
         dict(num_classes=None),
         dict(patch_size=2, resnet=dict(num_layers=(1, 1), width_factor=0.5)),
     ],
@@ -168,9 +170,9 @@ def test_what_comes_with_the_weights(tmp_path):
         assert found.image_size == (32, 32)
         assert found.keep == (0.9 if format == "timm" else 1.0)
         pretrained.load(folder, model, mean=(0.4, 0.5, 0.6), std=(0.2,))
-        with pytest.raises(UserError, match=r"--config.augment.mean='\(0.4, 0.5, 0.6\)'"):
+        with pytest.raises(UserError, match=r'--config.augment.mean="\(0.4, 0.5, 0.6\)"'):
             pretrained.load(folder, model, mean=(0.5,), std=(0.2,))
-        with pytest.raises(UserError, match=r"--config.augment.std='\(0.2,\)'"):
+        with pytest.raises(UserError, match=r'--config.augment.std="\(0.2,\)"'):
             pretrained.load(folder, model, mean=(0.4, 0.5, 0.6), std=(0.5,))
 
 
@@ -190,6 +192,16 @@ def test_models_that_the_other_codes_do_not_have(tmp_path):
         assert not list(tmp_path.iterdir())
     model, params, _ = drawn(dict(gelu="exact", num_classes=3))
     export.save(params, tmp_path / "w.npz", "google", model=model, approximate=True)
+    with pytest.raises(UserError, match="normalises images with mean and std 0.5"):
+        export.save(params, tmp_path / "v.npz", "google", model=tiny_model(num_classes=3), std=(1,))
+    for strange in (dict(depth=3), dict(num_heads=2), dict(num_classes=4)):
+        other = tiny_model(**{"gelu": "exact", "num_classes": 3, **strange})
+        with pytest.raises(UserError, match="The parameters aren't this model's: .* is .*, not"):
+            export.save(params, tmp_path / "hf", "hf", model=other)
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(UserError, match="a file can't be written"):
+        export.save(params, tmp_path / "a file", "hf", model=model)
+    assert not (tmp_path / "hf").exists()
     with pytest.raises(UserError, match="2 class names for a head of 3 classes"):
         export.save(params, tmp_path / "hf", "hf", model=model, class_names=["a", "b"])
     with pytest.raises(UserError, match="ends in .npz"):

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+import zipfile
 
 import flax
 import jax
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import train
 from configs import digits, vit_r50_b16
-from vit_jax import architecture, checkpoint, models, pretrained, resize, train_state
+from vit_jax import architecture, checkpoint, models, pretrained, resize, train_state, weights
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
 from vit_jax.models.scan import stack_blocks, unstack_blocks
@@ -118,7 +119,7 @@ def test_a_head_for_other_classes_starts_anew(tmp_path, caplog):
         assert not params["head"]["kernel"].any()
         assert (params["head"]["bias"] == -3.0).all()
         assert ("pre_logits" in params) == ("representation_size" in fields)
-        assert f"no head for {fields['num_classes']} classes" in caplog.text
+        assert f"one for {fields['num_classes']} classes starts at zero" in caplog.text
     assert "head" not in pretrained.load(tmp_path / "w.npz", tiny_model(num_classes=None))
 
 
@@ -156,11 +157,11 @@ def test_what_can_be_wrong_with_a_file(tmp_path):
     assert "holds no Vision Transformer" in message(tmp_path / "resnet.safetensors")
     content = (tmp_path / "resnet.safetensors").read_bytes()
     assert "is damaged" in message(file("cut.safetensors", content[:-4]))
-    assert "holds no config.json" in message(tmp_path)
+    assert "holds no weights: expected a model.safetensors, found none" in message(tmp_path)
 
     text = message(whole, tiny_model(depth=3, mlp_dim=128))
     assert "encoderblock_2/LayerNorm_0/bias missing there, (32,) here" in text
-    assert "encoderblock_0/MlpBlock_0/Dense_0/bias (64,) there, (128,) here" in text
+    assert "encoderblock_{0,1}/MlpBlock_0/Dense_0/bias (64,) there, (128,) here" in text
     np.savez(whole, **ours, surplus=np.zeros(2, np.float32))
     assert "surplus (2,) there, missing here" in message(whole)
     with pytest.raises(UserError, match=r"embedding/kernel \(8, 8, 3, 32\) there, \(8, 8, 1, 32\)"):
@@ -312,10 +313,10 @@ def test_what_a_config_beside_the_weights_settles(tmp_path):
     model = golden_model(case)
     with pytest.raises(UserError, match="model.gelu=tanh --config.model.num_heads=8") as raised:
         pretrained.load(tmp_path / "timm", model)
-    assert "with gelu 'tanh', num_heads 8, and the model here has 'exact', 4" in str(raised.value)
+    assert "with model.gelu 'tanh', model.num_heads 8, and here are 'exact', 4" in str(raised.value)
     model = model.clone(gelu="tanh", num_heads=8)
     pretrained.load(tmp_path / "timm", model, mean=(0.485, 0.456, 0.406))
-    with pytest.raises(UserError, match=r"augment.mean='\(0.485, 0.456, 0.406\)'"):
+    with pytest.raises(UserError, match=r'mean="\(0.485, 0.456, 0.406\)" --config.augment.std='):
         pretrained.load(tmp_path / "timm", model, mean=(0.5,), std=(0.5,))
 
     shutil.copytree(GOLDEN / "hf_vit.hf", tmp_path / "hf")
@@ -442,7 +443,7 @@ def test_hf_names_are_fetched(tmp_path, monkeypatch):
     asked = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append((name, "model.safetensors" in allow_patterns))
+        asked.append((name, "model*.safetensors*" in allow_patterns))
         if name == "nobody/nothing":
             raise OSError("404\nthe page isn't there")
         return str(GOLDEN / "hf_vit.hf")
@@ -461,36 +462,142 @@ def test_hf_names_are_fetched(tmp_path, monkeypatch):
 
 def test_what_another_file_looks_like(tmp_path, weights_file):
     def message(flat, model=None):
-        path = tmp_path / "w.safetensors"
-        save_file(flat, path) if model is None else weights_file(flat)
+        path = weights_file(flat) if model else tmp_path / "w.safetensors"
+        if model is None:
+            save_file(flat, path)
         with pytest.raises(UserError) as raised:
-            pretrained.load(path if model is None else tmp_path / "w.npz", model or tiny_model())
+            pretrained.load(path, model or golden_model(CASES["timm_token"]))
         return str(raised.value)
 
+    timm, hf = golden_flat("timm_token"), golden_flat("hf_vit")
     one = np.zeros(1, np.float32)
-    for name, what in (
-        ("layer1.0.conv1.weight", "a convolutional network"),
-        ("layers.0.blocks.0.attn.relative_position_bias_table", "a Swin Transformer"),
-        ("text_model.embeddings", "an image-and-text model"),
-        ("something.else", "its parameters are something.else"),
+    for flat, names, what in (
+        (timm, ["dist_token", "head_dist.weight"], "a distilled DeiT"),
+        (timm, ["blocks.0.ls1.gamma"], "a Vision Transformer with LayerScale"),
+        (timm, ["reg_token"], "a Vision Transformer with register tokens"),
+        (timm, ["norm_pre.weight"], "a Vision Transformer with a norm before its blocks"),
+        (timm, ["blocks.0.gamma_1"], "a BEiT"),
+        (hf, ["vit.encoder.layer.0.layer_scale1.lambda1"], "a Vision Transformer with LayerScale"),
+        (hf, ["decoder.decoder_layers.0.output.dense.weight"], "a masked autoencoder"),
+        ({}, ["layer1.0.conv1.weight", "bn1.running_mean"], "a convolutional network"),
+        ({}, ["layers.0.blocks.0.attn.relative_position_bias_table"], "a Swin Transformer"),
+        ({}, ["text_model.embeddings"], "an image-and-text model"),
+        ({}, ["something.else"], "its parameters are something.else"),
     ):
-        assert what in message({name: one})
-    assert "an MLP-Mixer" in message(
-        {"MixerBlock_0/token_mixing/Dense_0/kernel": one}, tiny_model()
-    )
+        assert what in message(flat | dict.fromkeys(names, one))
+    mixer = {"MixerBlock_0/token_mixing/Dense_0/kernel": one}
+    assert "an MLP-Mixer" in message(mixer, tiny_model())
     text = message(flat_params(tiny_model(pool="map", num_classes=3)), models.create("B/16"))
+    assert "has model.pool" not in text
     assert "it looks like a ViT of width 32, depth 2" in text
     assert "the model here is ViT-B/16; it has patch_size 8, width 32, depth 2" in text
     assert "pool 'map'" in text
     assert "MAPHead_0/probe (1, 1, 32) there, missing here" in text
+    assert "encoderblock_{2,3,4,5,6,7,8,9,10,11}/LayerNorm_0/bias missing there" in text
 
 
-def test_the_architecture_is_told_from_the_shapes():
-    for variant in (*models.variants.PUBLISHED, *models.variants.HYBRIDS):
-        model = models.create(variant)
-        size = 224 if model.token_pixels[0] != 14 else 112
-        shapes = pretrained.expected_parameters(model, (size, size, 3))
-        found = architecture.fields(shapes)
-        assert architecture.describe(found) == f"ViT-{variant}"
-        rebuilt = models.create("B/16", **found)
-        assert pretrained.expected_parameters(rebuilt, (size, size, 3)) == shapes
+def test_models_of_timm_that_there_are_not(tmp_path):
+    flat = golden_flat("timm_avg_fcnorm")
+    model = golden_model(CASES["timm_avg_fcnorm"])
+
+    def load(flat, model=model, **config):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        save_file(flat, tmp_path / "m" / "model.safetensors")
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+        return pretrained.load(tmp_path / "m", model, (32, 32))
+
+    load(flat, global_pool="avg")
+    with pytest.raises(UserError, match="pools by 'max': there's none here"):
+        load(flat, global_pool="avg", model_args={"global_pool": "max"})
+    token = golden_flat("timm_token")
+    with pytest.raises(UserError, match="pools by 'avg' beside a class token"):
+        load(token, global_pool="avg")
+    without = {name: value for name, value in flat.items() if name != "pos_embed"}
+    with pytest.raises(UserError, match="--config.model.posemb=none"):
+        load(without)
+    params = load(without, model.clone(posemb="none"))
+    assert "posembed_input" not in params["Transformer"]
+    siglip = {"architecture": "vit_so400m_patch16_siglip_gap_256"}  # its config tells no GELU
+    with pytest.raises(UserError, match="--config.model.gelu=tanh"):
+        load(flat, **siglip)
+
+
+def test_what_googles_files_always_mean(weights_file):
+    path = weights_file(flat_params(tiny_model()))
+    with pytest.raises(UserError, match="gelu=tanh --config.model.layer_norm_eps=1e-06"):
+        pretrained.load(path, tiny_model(gelu="exact", layer_norm_eps=1e-12))
+    with pytest.raises(UserError, match="augment.mean="):
+        pretrained.load(path, tiny_model(), mean=(0.485, 0.456, 0.406))
+
+
+def test_npz_files_of_other_kinds(tmp_path, weights_file):
+    ours = flat_params(tiny_model())
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in ours.items()}
+    rounded = {name: value.astype(np.float32) for name, value in half.items()}
+    assert_loads(weights_file(half), tiny_model(), rounded)
+    beside = {f"opt/target/{name}": value for name, value in ours.items()}
+    beside |= {f"opt/state/{name}": value for name, value in ours.items()}
+    assert_loads(weights_file(beside | {"extra/step": np.zeros(())}), tiny_model(), ours)
+    combined = dict(ours)
+    combined["pos_embedding"] = combined.pop(pretrained.POSEMB)  # with the class token's row
+    assert_loads(weights_file(combined), tiny_model(), ours)
+
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+    with pytest.raises(UserError, match="a PyTorch pickle isn't read; save it as .safetensors"):
+        pretrained.load(tmp_path / "pytorch_model.bin", tiny_model())
+    np.savez_compressed(tmp_path / "w.npz", **ours)
+    content = bytearray((tmp_path / "w.npz").read_bytes())
+    content[400:500] = bytes(100)
+    (tmp_path / "w.npz").write_bytes(content)
+    with pytest.raises(UserError, match="w.npz is damaged"):
+        pretrained.load(tmp_path / "w.npz", tiny_model())
+
+
+def test_folders_of_other_kinds(tmp_path):
+    model = golden_model(CASES["hf_vit"])
+    folder = shutil.copytree(GOLDEN / "hf_vit.hf", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    for text, match in (
+        ("[1]", "holds a list, not an object"),
+        (json.dumps(config | {"image_size": "224"}), "the image_size beside it is '224'"),
+        (json.dumps(config | {"layer_norm_eps": "1e-12"}), "the layer_norm_eps beside it"),
+        (json.dumps(config | {"id2label": ["a"]}), "the id2label beside it"),
+        (json.dumps(config | {"model_type": "deit", "architectures": ["DeiTModel"]}), "DeiTModel"),
+    ):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=match):
+            pretrained.load(folder, model)
+    gaps = {"id2label": {"0": "a", "2": "c"}}
+    (folder / "config.json").write_text(json.dumps(config | gaps))
+    processor = {"do_center_crop": True, "crop_size": 224, "size": {"shortest_edge": 256}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = weights.read(folder)
+    assert found.class_names == ("a", "class 1", "c")
+    assert found.keep == 0.875
+    expected = pretrained.load(folder, model)
+
+    flat = load_file(folder / "model.safetensors")  # in two shards
+    names, files = sorted(flat), ("model-00001-of-2.safetensors", "model-00002-of-2.safetensors")
+    for file, part in zip(files, (names[:9], names[9:]), strict=True):
+        save_file({name: flat[name] for name in part}, folder / file)
+    index = {"weight_map": {name: files[i >= 9] for i, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(folder, model), expected)
+    (folder / files[0]).unlink()
+    with pytest.raises(UserError, match=f"lacks {files[0]}"):
+        pretrained.load(folder, model)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="found a pytorch_model.bin, a pickle, which isn't read"):
+        pretrained.load(folder, model)
+
+
+@pytest.mark.parametrize("variant", ["Ti/16", "S/32", "R+Ti/16", "R26+S/32", "R50+B/16"])
+def test_the_architecture_is_told_from_the_shapes(variant):
+    model = models.create(variant)
+    shapes = architecture.parameters(model, (224, 224, 3))
+    found = architecture.fields(shapes)
+    assert architecture.describe(found) == f"ViT-{variant}"
+    assert found == {name: value for name, value in model.__dict__.items() if name in found}

@@ -447,6 +447,7 @@ def test_mistakes_stop_before_training(change, message, tmp_path):
             "/nowhere/imagenet",
         ),
         ([], "--config=FILE is missing; configs/ has cifar10.py, digits.py"),
+        (["--config=configs/digits.py:quick", "--config.init_from=w.npz"], "There is no w.npz"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message, tmp_path):
@@ -459,3 +460,4 @@ def test_mistakes_on_the_command_line(args, message, tmp_path):
     assert "Traceback" not in text
     assert re.search(message, text.splitlines()[-1]), text
     assert len(text.splitlines()) == 1
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,6 +1,11 @@
 """Which model a set of parameters is of, told from their names and shapes."""
 
 import re
+from collections.abc import Sequence
+
+import flax
+import jax
+import jax.numpy as jnp
 
 from vit_jax.formats import POSEMB, QUERY
 from vit_jax.models import variants
@@ -9,9 +14,9 @@ from vit_jax.models import variants
 OTHERS = (
     (r"MixerBlock|token_mixing", "an MLP-Mixer"),
     (r"dist_token|distillation_token|head_dist", "a distilled DeiT"),
+    (r"lambda_1|gamma_1$|rel_pos_bias", "a BEiT"),
     (r"relative_position_bias_table|^(swin|layers\.\d+\.blocks)", "a Swin Transformer"),
-    (r"lambda_1|relative_position_bias", "a BEiT"),
-    (r"text_model|^transformer\.resblocks|^(img|txt)/", "an image-and-text model"),
+    (r"text_model|transformer\.resblocks|(^|/)(img|txt)/", "an image-and-text model"),
     (r"register_tokens|reg_token", "a Vision Transformer with register tokens"),
     (r"layer_scale|\.ls1\.", "a Vision Transformer with LayerScale"),
     (r"norm_pre|pre_layrnorm", "a Vision Transformer with a norm before its blocks"),
@@ -28,6 +33,15 @@ def looks_like(names) -> str | None:
     return None
 
 
+def parameters(model, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a model's parameters (flat, blocks one by one), for such images."""
+    plain = model.clone(scan=False)
+    images = jnp.zeros((1, *image_shape))
+    shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), images))["params"]
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
 def fields(shapes: dict[str, tuple[int, ...]]) -> dict:
     """Fields of the `VisionTransformer` with these parameters (ours, flat, blocks one by one).
 
@@ -37,7 +51,7 @@ def fields(shapes: dict[str, tuple[int, ...]]) -> dict:
     """
     kernel = shapes.get("embedding/kernel")
     query = shapes.get(f"Transformer/encoderblock_0/{QUERY}/kernel")
-    if kernel is None or query is None:
+    if kernel is None or len(kernel) != 4 or query is None or len(query) != 3:
         return {}
     found = {
         "patch_size": kernel[0] if kernel[0] == kernel[1] else kernel[:2],
@@ -91,9 +105,8 @@ def describe(fields: dict) -> str:
     return f"{stem} of {', '.join(f'{name} {fields[name]}' for name in names)}"
 
 
-def likely_heads(width: int) -> int:
-    """The heads of the published size of that width; else 64 channels each."""
-    for size in variants.SIZES.values():
-        if size["width"] == width:
-            return size["num_heads"]
-    return max(width // 64, 1)
+def likely_heads(width: int) -> int | None:
+    """The heads of the published size of that width; None where there is none."""
+    heads = {size["width"]: size["num_heads"] for size in variants.SIZES.values()}
+    heads |= {1152: 16, 1536: 16}  # So400m (arXiv:2305.13035), and timm's giantopt
+    return heads.get(width)

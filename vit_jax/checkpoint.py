@@ -36,7 +36,6 @@ MAY_CHANGE = (
     "best_metric",
     "log_every_steps",
     "eval_every_steps",
-    "init_from_needed",
     "dataset.data_dir",
     "dataset.on_error",
     "mesh",
@@ -279,8 +278,13 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         return None
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): start in another --workdir") from None
+
+
+def has_checkpoints(workdir) -> bool:
+    folder = epath.Path(workdir) / "checkpoints"
+    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
 
 
 def check_config(workdir, config: ml_collections.ConfigDict) -> None:
@@ -290,8 +294,7 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
         UserError: they differ in fields that change the run; each is listed, old and new.
     """
     recorded = read_config(workdir)
-    folder = epath.Path(workdir) / "checkpoints"
-    if recorded is None or not folder.exists() or not ocp.utils.checkpoint_steps(folder):
+    if recorded is None or not has_checkpoints(workdir):
         return
     old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
     changes = [
@@ -307,22 +310,33 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
 
 
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
-    """Records a run's configuration, all at once."""
-    path = epath.Path(workdir) / "config.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(config.to_json_best_effort(indent=2) + "\n")
-    unfinished.replace(path)
+    """Records a run's configuration."""
+    write_at_once(epath.Path(workdir) / "config.json", config.to_json_best_effort(indent=2))
 
 
 def write_class_names(workdir, class_names: Sequence[str]) -> None:
     """Records the names of a run's classes, in the order of its labels."""
-    (epath.Path(workdir) / "class_names.json").write_text(json.dumps(class_names, indent=0) + "\n")
+    write_at_once(epath.Path(workdir) / "class_names.json", json.dumps(class_names, indent=0))
+
+
+def write_at_once(path: epath.Path, text: str) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
 
 
 def read_class_names(workdir) -> tuple[str, ...] | None:
     """The names of a run's classes; None where it has none recorded."""
     path = epath.Path(workdir) / "class_names.json"
-    return tuple(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} holds no list of names: remove it")
+    return tuple(names)
 
 
 def may_change(field: str) -> bool:

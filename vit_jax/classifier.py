@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from vit_jax import augment, models, pretrained, visualize, weights
 from vit_jax.errors import UserError
 from vit_jax.images import evaluation_view
 from vit_jax.models import VisionTransformer
+from vit_jax.weights import KEEP, MEAN, STD
 
 BATCH_SIZE = 32
 
@@ -19,9 +19,14 @@ BATCH_SIZE = 32
 class Classifier:
     """`Classifier.load(path)(images)` -> for each image its best classes with probabilities.
 
-    image_size: (height, width) that the model sees. mean, std: of its normalisation of pixels in
-    [0, 1]. keep: part of the resized image's shorter side that is seen. loss: what the model was
-    trained with: "softmax", or "sigmoid" for probabilities of each class by itself.
+    Attributes:
+        model, params: with a head; the parameters on the device.
+        image_size: (height, width) that the model sees.
+        class_names: in the order of the classes, or None.
+        mean, std: of the normalisation of pixels in [0, 1].
+        keep: the part of the resized image's shorter side that is seen.
+        loss: what the model was trained with: "softmax", or "sigmoid" for probabilities of each
+            class by itself.
     """
 
     model: VisionTransformer
@@ -29,50 +34,59 @@ class Classifier:
     image_size: tuple[int, int]
     channels: int = 3
     class_names: tuple[str, ...] | None = None
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    keep: float = 0.875
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    keep: float = KEEP
     loss: str = "softmax"
 
+    def __post_init__(self):
+        classes, names = self.model.num_classes, self.class_names
+        if not classes:
+            raise UserError("The model has no head: it gives features, not classes")
+        if self.model.pool == "none":
+            raise UserError("The model has pool 'none', and gives classes for each patch")
+        if names is not None and len(names) != classes:
+            raise UserError(f"There are {len(names)} class names for a model of {classes} classes")
+
     @classmethod
-    def load(cls, path, image_size: Sequence[int] | None = None, class_names=None):
+    def load(cls, path, image_size=None, class_names=None, *, num_heads=None, grid=None):
         """From anything that `pretrained.load` takes; the model is the one the file is of.
 
         Args:
             path: a run's folder, a published file, `hf:owner/name`, ...
-            image_size: (height, width); None: the file's, or of its positions.
+            image_size: (height, width), or an edge; None: the file's, or of its positions.
             class_names: in the order of the classes; None: the file's, where it has them.
+            num_heads, grid: where the file doesn't tell; see `pretrained.load`.
 
         Raises:
-            UserError: as `pretrained.load`, or a model without classes.
+            UserError: as `pretrained.load`; a model without classes, or with other ones.
         """
-        found = weights.read(path)
+        found = weights.read(path, num_heads)
         model = models.create("B/16", **found.model_fields)
-        return cls.of(found, model, image_size, class_names)
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+        params = pretrained.load(found, model, image_size, grid=grid, new_head=False)
+        return cls.of(found, model, params, image_size, class_names)
 
     @classmethod
-    def of(cls, found: weights.Weights, model, image_size=None, class_names=None):
-        """Of weights that were read, for a model."""
-        if not model.num_classes:
-            raise UserError(f"{found.path} has no head: it gives features, not classes")
-        params = pretrained.load(found, model, image_size, new_head=False)
-        about = {name: getattr(found, name) for name in ("mean", "std", "keep", "loss")}
-        class_names = class_names or found.class_names
-        if class_names and len(class_names) != model.num_classes:
-            raise UserError(f"{len(class_names)} class names for {model.num_classes} classes")
+    def of(cls, found: weights.Weights, model, params, image_size=None, class_names=None, **about):
+        """Of a model whose parameters come from `found`; `about`: fields that differ from its."""
+        told = {name: getattr(found, name) for name in ("mean", "std", "keep", "loss")}
+        told = {name: value for name, value in told.items() if value is not None}
         return cls(
-            model,
-            params,
-            tuple(image_size[:2]) if image_size else pretrained.image_size_of(found, model),
-            pretrained.channels_of(found),
-            tuple(class_names) if class_names else None,
-            **{name: value for name, value in about.items() if value is not None},
+            model=model,
+            params=jax.device_put(params),
+            image_size=tuple(image_size or pretrained.image_size_of(found, model)),
+            channels=found.channels,
+            class_names=tuple(class_names or found.class_names or ()) or None,
+            **told | about,
         )
 
     def __call__(self, images, top: int = 5) -> list[list[tuple[str, float]]]:
         """The best classes of each image, best first, as (name, probability).
 
-        images: uint8 (N, H, W, C), or a list of images of any size, as arrays or PIL's.
+        images: uint8 (N, H, W, C), or a list of images of any size, as arrays or PIL's; one by
+            itself counts as a list of it.
         """
         return [self.best(row, top) for row in self.probabilities(images)]
 
@@ -98,7 +112,11 @@ class Classifier:
     def views(self, images) -> np.ndarray:
         """What the model sees of them: uint8 (N, *image_size, channels)."""
         size = (*self.image_size, self.channels)
-        if isinstance(images, np.ndarray) and images.shape[1:] == size:
+        if hasattr(images, "convert") or (isinstance(images, np.ndarray) and images.ndim == 3):
+            images = (
+                [images] if hasattr(images, "convert") or images.shape[-1] in (3, 4) else images
+            )
+        if isinstance(images, np.ndarray) and images.shape[1:] == size and images.dtype == np.uint8:
             return images
         see = functools.partial(
             evaluation_view, size=self.image_size, channels=self.channels, keep=self.keep
@@ -130,8 +148,6 @@ class Classifier:
     @functools.cached_property
     def rollout(self):
         """(params, uint8 (N, H, W, C)) -> attention (N, rows, columns), compiled."""
-        sides = zip(self.image_size, self.model.token_pixels, strict=True)
-        grid = tuple(side // pixels for side, pixels in sides)
 
         def rollout(params, images):
             images = augment.normalize(images, self.mean, self.std)
@@ -139,6 +155,6 @@ class Classifier:
             _, captured = self.model.apply({"params": params}, images, capture=capture)
             has_class_token = self.model.pool == "cls"
             maps = visualize.attention_rollout(captured["attention"], has_class_token)
-            return maps.reshape(-1, *grid)
+            return maps.reshape(-1, *self.model.grid(self.image_size))
 
         return jax.jit(rollout)

@@ -10,15 +10,17 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from vit_jax import formats
+from vit_jax import architecture, formats
 from vit_jax.errors import UserError
 from vit_jax.formats import POSEMB
 from vit_jax.models import posemb
 from vit_jax.models.scan import unstack_blocks
+from vit_jax.paths import differing_shapes
+from vit_jax.weights import KEEP, MEAN, STD
 
 FORMATS = ("google", "timm", "hf")
 
-# What each of the other codes can compute. The first two can be told in its config.
+# What each of the other codes can compute; a field that isn't there, its config can tell it.
 CAN = {
     "google": dict(
         gelu=("tanh",),
@@ -42,6 +44,7 @@ CAN = {
         resnet=(None,),
     ),
 }
+# What may differ with `approximate`.
 APPROXIMATELY = ("gelu", "layer_norm_eps")
 
 
@@ -77,37 +80,69 @@ def save(
             epsilon in LayerNorm than `model`.
 
     Raises:
-        UserError: an unknown format, or a model that the other code doesn't have, by field.
+        UserError: an unknown format, a model that the other code doesn't have, by field, parameters
+            of another model, or a place that can't be written to.
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; it can be {', '.join(map(repr, FORMATS))}")
+    mean, std = tuple(mean or MEAN), tuple(std or STD)
     check(model, format, approximate)
-    params = jax.tree.map(np.asarray, jax.device_get(params))
-    flat = flax.traverse_util.flatten_dict(
-        unstack_blocks(params) if model.scan else params, sep="/"
-    )
+    if format == "google" and set(mean + std) != {0.5} and not approximate:
+        raise UserError(
+            f"Google's code normalises images with mean and std 0.5, not {mean} and {std}: "
+            "--approximate (approximate=True) writes the parameters all the same"
+        )
     if class_names is not None and len(class_names) != model.num_classes:
         raise UserError(f"{len(class_names)} class names for a head of {model.num_classes} classes")
+    flat = flattened(params, model)
     size = image_size_of(flat, model, image_size)
-    with_fixed_positions(flat, model, size)
-    mean, std = (tuple(mean or (0.5,)), tuple(std or (0.5,)))
+    check_shapes(flat, model, size)
+    if model.posemb != "learned":  # the other codes learn theirs
+        grid = model.grid(size)
+        flat[POSEMB] = posemb.table(model.posemb, *grid, model.width, "cls" in flat)
     path = epath.Path(path)
-    if format == "google":
-        write_npz(path, formats.to_google(flat))
-    elif format == "timm":
-        config = timm_config(flat, model, size, mean, std, keep or 0.875, class_names)
-        theirs = formats.to_timm(flat, norm_after_pool=model.pool_norm == "after")
-        if path.suffix == ".safetensors":
-            write_files(path.parent, {path.name: theirs})
+    try:
+        if format == "google":
+            write_npz(path, formats.to_google(flat))
+        elif format == "timm":
+            write_timm(path, flat, model, size, mean, std, keep or KEEP, class_names)
         else:
-            write_files(path, {"config.json": config, "model.safetensors": theirs})
+            write_hf(path, flat, model, size, mean, std, class_names)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+def flattened(params, model) -> dict[str, np.ndarray]:
+    """float32 arrays on the host by name, blocks one by one."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), jax.device_get(params))
+    params = jax.tree.map(np.asarray, unstack_blocks(params)) if model.scan else params
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def check_shapes(flat, model, image_size) -> None:
+    """Raises UserError where the parameters aren't the model's; the first that differs is named."""
+    expected = architecture.parameters(model, (*image_size, channels_of(flat)))
+    found = {name: value.shape for name, value in flat.items()}
+    for name, there, here in differing_shapes(found, expected):
+        raise UserError(f"The parameters aren't this model's: {name} is {there}, not {here}")
+
+
+def write_timm(path: epath.Path, flat, model, size, mean, std, keep, class_names) -> None:
+    theirs = formats.to_timm(flat, norm_after_pool=model.pool_norm == "after")
+    if path.suffix == ".safetensors":
+        write_files(path.parent, {path.name: theirs})
     else:
-        theirs = formats.to_hf(flat, "vit." if model.num_classes else "")
-        files = {
-            "config.json": hf_config(flat, model, size, class_names),
-            "preprocessor_config.json": hf_processor(flat, size, mean, std),
-        }
-        write_files(path, files | {"model.safetensors": theirs})
+        config = timm_config(flat, model, size, mean, std, keep, class_names)
+        write_files(path, {"config.json": config, "model.safetensors": theirs})
+
+
+def write_hf(path: epath.Path, flat, model, size, mean, std, class_names) -> None:
+    files = {
+        "config.json": hf_config(flat, model, size, class_names),
+        "preprocessor_config.json": hf_processor(flat, size, mean, std),
+        "model.safetensors": formats.to_hf(flat, "vit." if model.num_classes else ""),
+    }
+    write_files(path, files)
 
 
 def check(model, format: str, approximate: bool) -> None:
@@ -136,16 +171,9 @@ def image_size_of(flat, model, image_size) -> tuple[int, int]:
     return tuple(side * pixels for pixels in model.token_pixels)
 
 
-def with_fixed_positions(flat, model, image_size) -> None:
-    """Adds the table of a model whose positions aren't learned: the other codes learn theirs."""
-    if model.posemb != "learned":
-        rows, columns = (s // t for s, t in zip(image_size, model.token_pixels, strict=True))
-        flat[POSEMB] = posemb.table(model.posemb, rows, columns, model.width, "cls" in flat)
-
-
 def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
     """What timm writes beside its weights, with the arguments that make this model of its B/16."""
-    channels = flat["embedding/kernel"].shape[2]
+    channels = channels_of(flat)
     pool = {"cls": "token", "gap": "avg", "map": "map"}[model.pool]
     arguments = {
         "img_size": list(image_size),
@@ -158,6 +186,7 @@ def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
         "global_pool": pool,
         "class_token": model.pool == "cls",
         "fc_norm": model.pool_norm == "after",
+        "no_embed_class": False,
         "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
     }
     config = {
@@ -181,6 +210,10 @@ def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
     return config | ({"label_names": list(class_names)} if class_names else {})
 
 
+def channels_of(flat) -> int:
+    return flat.get("conv_root/kernel", flat["embedding/kernel"]).shape[2]
+
+
 def mlp_ratio(model) -> float:
     """The ratio whose product with the width timm cuts down to mlp_dim."""
     mlp_dim = model.mlp_dim or 4 * model.width
@@ -201,7 +234,7 @@ def hf_config(flat, model, image_size, class_names) -> dict:
         "layer_norm_eps": model.layer_norm_eps,
         "image_size": one_or_pair(image_size),
         "patch_size": one_or_pair(model.patch_shape),
-        "num_channels": flat["embedding/kernel"].shape[2],
+        "num_channels": channels_of(flat),
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -215,7 +248,7 @@ def hf_config(flat, model, image_size, class_names) -> dict:
 
 def hf_processor(flat, image_size, mean, std) -> dict:
     """preprocessor_config.json of transformers."""
-    channels = flat["embedding/kernel"].shape[2]
+    channels = channels_of(flat)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -260,11 +293,3 @@ def write_files(folder: epath.Path, files: dict) -> None:
         unfinished = folder / f"{name}.tmp"
         unfinished.write_bytes(content)
         unfinished.replace(folder / name)
-
-
-def read_class_names(path) -> list[str]:
-    """The lines of a text file."""
-    try:
-        return epath.Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} holds no class names: {error}") from None

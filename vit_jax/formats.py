@@ -33,11 +33,13 @@ GROUP_NORM = re.compile(r"(^|/)gn\w*/")
 def from_flax(flat: Flat) -> Flat:
     """Google's and big_vision's files, of all ages.
 
-    Differences of age: a prefix; the numbering in a block; group norms of shape (1, 1, 1, C);
-    positions without a row for the class token, at the top; blocks stacked by scan; the pooling
-    head inlined.
+    Differences of age: a prefix, with other things beside it; the numbering in a block; group norms
+    of shape (1, 1, 1, C); positions at the top, without a row for the class token or with one;
+    blocks stacked by scan; the pooling head inlined.
     """
-    flat = {re.sub("^(opt/target|params)/", "", name): value for name, value in flat.items()}
+    for prefix in ("opt/target/", "params/"):
+        if any(name.startswith(prefix) for name in flat):
+            flat = {n.removeprefix(prefix): v for n, v in flat.items() if n.startswith(prefix)}
     if any("/LayerNorm_2/" in name for name in flat):
         flat = {renamed(name, OLD_NUMBERING): value for name, value in flat.items()}
     ours = {}
@@ -46,7 +48,7 @@ def from_flax(flat: Flat) -> Flat:
             value = value.reshape(-1)
         if name == "pos_embedding":
             name = POSEMB
-            if "cls" in flat:  # to which nothing was added
+            if "cls" in flat and is_square(value.shape[1]):  # to the token nothing was added
                 value = np.pad(value, ((0, 0), (1, 0), (0, 0)))
         if name.split("/")[0] in MAP_HEAD:
             name = f"MAPHead_0/{name}"
@@ -174,7 +176,7 @@ def from_timm(flat: Flat, num_heads: int, no_embed_class: bool | None = None) ->
     if "cls" in ours and POSEMB in ours:
         num_positions = ours[POSEMB].shape[1]
         if no_embed_class is None:
-            no_embed_class = math.isqrt(num_positions) ** 2 == num_positions
+            no_embed_class = is_square(num_positions)
         if no_embed_class:
             ours[POSEMB] = np.pad(ours[POSEMB], ((0, 0), (1, 0), (0, 0)))
     return ours
@@ -215,7 +217,10 @@ def from_state_dict(flat: Flat, names: StateDict, num_heads: int) -> Flat:
             ours[names.tensors[name]] = value
             continue
         targets = modules.get(module, (module,))
-        for target, part in zip(targets, np.split(value, len(targets)), strict=True):
+        if value.ndim == 0 or len(value) % len(targets):
+            targets = (module,)
+        parts = np.split(value, len(targets)) if len(targets) > 1 else [value]
+        for target, part in zip(targets, parts, strict=True):
             ours.update(from_torch(target, kind, part, num_heads))
     return ours
 
@@ -239,9 +244,10 @@ def from_torch(module: str, kind: str, value, num_heads: int) -> Flat:
         return {f"{module}/scale": value}
     if kind == "weight":
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    if module.endswith((QUERY, KEY, VALUE)):  # (D, D) -> (D, H, d)
-        value = value.reshape(*value.shape[:-1], num_heads, -1)
-    elif module.endswith(f"{ATTENTION}/out") and kind == "weight":
+    # A width that the heads don't divide is another model's, and its shape will tell.
+    if module.endswith((QUERY, KEY, VALUE)) and value.shape[-1] % num_heads == 0:
+        value = value.reshape(*value.shape[:-1], num_heads, -1)  # (D, D) -> (D, H, d)
+    elif module.endswith(f"{ATTENTION}/out") and kind == "weight" and len(value) % num_heads == 0:
         value = value.reshape(num_heads, -1, value.shape[-1])  # (D, D) -> (H, d, D)
     return {f"{module}/{'kernel' if kind == 'weight' else kind}": value}
 
@@ -261,6 +267,10 @@ def to_torch(flat: Flat, module: str, kind: str) -> np.ndarray | None:
     if module.endswith(f"{ATTENTION}/out"):  # (H, d, D) -> (D, D)
         return value.reshape(-1, value.shape[-1]).T
     return value.reshape(value.shape[0], -1).T
+
+
+def is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def as_tuple(value) -> tuple:

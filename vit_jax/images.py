@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from vit_jax.errors import UserError
+
 
 def evaluation_view(image, size: tuple[int, int], channels: int, keep: float) -> np.ndarray:
     """An image of any size -> uint8 (*size, channels), as `preprocess.eval_image` has it.
@@ -10,8 +12,13 @@ def evaluation_view(image, size: tuple[int, int], channels: int, keep: float) ->
     centre. Averages over pixels where it shrinks.
 
     Args:
-        image: uint8 (H, W, C), grey (H, W), or what `numpy.asarray` makes one of, such as PIL's.
+        image: uint8 (H, W, C), grey (H, W), or PIL's, of any mode.
+
+    Raises:
+        UserError: something else.
     """
+    if hasattr(image, "convert"):  # PIL's
+        image = image.convert("L" if channels == 1 else "RGB")
     image = with_channels(np.asarray(image), channels)
     sides = np.array(image.shape[:2])
     scale = np.max(np.array(size) / keep / sides)
@@ -28,8 +35,8 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.ndim == 2:
         image = image[..., None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(
-            f"an image is {image.dtype} {image.shape}: expected uint8 (H, W) or (H, W, 1, 3 or 4)"
+        raise UserError(
+            f"An image is {image.dtype} {image.shape}: expected uint8 (H, W) or (H, W, 1, 3 or 4)"
         )
     image = image[..., :3].astype(np.float32)
     if channels == 1 and image.shape[-1] == 3:

@@ -8,6 +8,7 @@ turns one format into another. `weights.py` reads, `export.py` writes.
 import argparse
 import logging
 import math
+import re
 import sys
 from collections.abc import Sequence
 
@@ -19,10 +20,10 @@ import numpy as np
 from vit_jax import architecture, export, models, resize
 from vit_jax.errors import UserError
 from vit_jax.formats import POSEMB
-from vit_jax.models import posemb
+from vit_jax.models import checks, posemb
 from vit_jax.models.scan import stack_blocks
 from vit_jax.paths import differing_shapes
-from vit_jax.weights import Weights, read
+from vit_jax.weights import Weights, names_in_file, read
 
 logger = logging.getLogger("vit_jax")
 
@@ -35,7 +36,7 @@ save = export.save
 def load(
     path,
     model,
-    image_size: Sequence[int] | None = None,
+    image_size: Sequence[int] | int | None = None,
     *,
     grid: Sequence[int] | None = None,
     resize_patch: bool = False,
@@ -57,7 +58,7 @@ def load(
             gave of one.
         model: the VisionTransformer they are for.
         image_size: (height, width) of its images, and their channels, where they are to be those;
-            None: those of the file.
+            or an edge; None: those of the file.
         grid: (rows, columns) of the file's positions, where they are no square and the file
             doesn't tell.
         resize_patch: whether patches of another size are resized (arXiv:2212.08013).
@@ -75,18 +76,20 @@ def load(
             model; all that differ are listed.
     """
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
-    check_fields(weights, model)
-    check_normalization(weights, mean, std)
+    check_settings(weights, model, mean, std)
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     flat = dict(weights.params)
-    if resize_patch:
-        kernel = flat["embedding/kernel"]
-        if kernel.shape[:2] != model.patch_shape:
-            flat["embedding/kernel"] = resize.resize_patches(kernel, model.patch_shape)
+    kernel = flat["embedding/kernel"]
+    if resize_patch and kernel.shape[:2] != model.patch_shape:
+        logger.info(f"Patches of {kernel.shape[:2]} pixels are resized to {model.patch_shape}")
+        flat["embedding/kernel"] = resize.resize_patches(kernel, model.patch_shape)
     old_grid = grid_of(weights, model, image_size, grid)
     height, width, *channels = image_size or image_size_of(weights, model, old_grid)
-    image_shape = (height, width, *(channels or (channels_of(weights),)))
-    expected = expected_parameters(model, image_shape)
-    fit_positions(flat, old_grid, grid_in(model, image_shape), model)
+    image_shape = (height, width, *(channels or (weights.channels,)))
+    checks.check_image(model, image_shape[:2])
+    expected = architecture.parameters(model, image_shape)
+    fit_positions(flat, old_grid, model.grid(image_shape), model)
     if depth:
         fit_depth(flat, depth, model, image_shape, seed)
     fit_head(weights.path, flat, expected, model, new_head)
@@ -119,33 +122,26 @@ def from_config(
     )
 
 
-def check_fields(weights: Weights, model) -> None:
-    """Raises UserError where the file's model computes something else with the same parameters."""
-    differing = {
-        name: value for name, value in weights.fields.items() if getattr(model, name) != value
-    }
-    if differing.get("posemb") and POSEMB in weights.params:
-        del differing["posemb"]  # a table can be learned; `fit_positions` looks at it
-    if differing:
-        there = ", ".join(f"{name} {value!r}" for name, value in differing.items())
-        here = ", ".join(repr(getattr(model, name)) for name in differing)
-        mend = " ".join(f"--config.model.{name}={value}" for name, value in differing.items())
-        raise UserError(
-            f"{weights.path} was trained with {there}, and the model here has {here}: set {mend}"
-        )
+def check_settings(weights: Weights, model, mean=None, std=None) -> None:
+    """Raises UserError where the file's model computes something else with the same parameters.
 
-
-def check_normalization(weights: Weights, mean, std) -> None:
-    """Raises UserError where the file's images were normalised in another way."""
+    All that differs is in one message, with the overrides that mend it.
+    """
+    settings = [(f"model.{n}", v, getattr(model, n)) for n, v in weights.fields.items()]
+    # A table of positions may have been learned; `fit_positions` looks at it.
+    settings = [s for s in settings if s[0] != "model.posemb" or POSEMB not in weights.params]
+    differing = [(name, there, here) for name, there, here in settings if there != here]
     for name, there, here in (("mean", weights.mean, mean), ("std", weights.std, std)):
-        if there is None or here is None:
-            continue
-        if not all_equal(there, here):
-            raise UserError(
-                f"{weights.path} was trained on images of {name} {there}, and "
-                f"config.augment.{name} is {tuple(here)}: set "
-                f"--config.augment.{name}='{short(there)}'"
-            )
+        if there is not None and here is not None and not all_equal(there, here):
+            differing.append((f"augment.{name}", short(there), short(tuple(here))))
+    if differing:
+        there = ", ".join(f"{name} {value!r}" for name, value, _ in differing)
+        here = ", ".join(repr(value) for _, _, value in differing)
+        mend = " ".join(
+            f'--config.{name}="{value}"' if isinstance(value, tuple) else f"--config.{name}={value}"
+            for name, value, _ in differing
+        )
+        raise UserError(f"{weights.path} was trained with {there}, and here are {here}: set {mend}")
 
 
 def all_equal(a, b) -> bool:
@@ -154,14 +150,9 @@ def all_equal(a, b) -> bool:
     return len(a) in (1, length) and len(b) in (1, length) and np.allclose(a, b, atol=1e-6)
 
 
-def short(values) -> str:
-    values = values[:1] if len(set(values)) == 1 else values
-    return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
-
-
-def grid_in(model, image_shape) -> tuple[int, int]:
-    """(rows, columns) of tokens."""
-    return tuple(s // t for s, t in zip(image_shape[:2], model.token_pixels, strict=True))
+def short(values: tuple) -> tuple:
+    """One number where all channels have the same."""
+    return values[:1] if len(set(values)) == 1 else values
 
 
 def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None:
@@ -180,11 +171,11 @@ def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None
         return tuple(grid)
     if weights.image_size and "embedding/kernel" in weights.params:
         there = model.clone(patch_size=weights.params["embedding/kernel"].shape[:2])
-        grid = grid_in(there, weights.image_size)
+        grid = there.grid(weights.image_size)
         if math.prod(grid) == num_positions:
             return grid
     square = (math.isqrt(num_positions),) * 2
-    here = grid_in(model, image_size) if image_size else square
+    here = model.grid(image_size) if image_size else square
     candidates = {g for g in (square, here) if math.prod(g) == num_positions}
     if len(candidates) != 1:
         raise UserError(
@@ -207,28 +198,16 @@ def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:
     return weights.image_size
 
 
-def channels_of(weights: Weights) -> int:
-    first_kernel = weights.params.get("conv_root/kernel", weights.params["embedding/kernel"])
-    return first_kernel.shape[-2]
-
-
-def expected_parameters(model, image_shape) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, of the model without scan."""
-    plain = model.clone(scan=False)
-    images = jnp.zeros((1, *image_shape))
-    shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), images))["params"]
-    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
-    return {name: leaf.shape for name, leaf in flat.items()}
-
-
 def fit_positions(flat, old: tuple[int, int] | None, new: tuple[int, int], model) -> None:
     """Resizes the positions to the grid; a fixed table that the model computes is left out."""
     if old is None:
         return
     positions = flat[POSEMB]
     if model.posemb == "learned":
+        if old != new:
+            logger.info(f"Positions of a grid of {old} are resized to {new}")
         flat[POSEMB] = resize.resize_positions(positions, old, new, "cls" in flat)
-    elif model.posemb != "none":
+    else:
         table = posemb.table(model.posemb, *old, model.width, "cls" in flat)
         if table.shape == positions.shape and np.allclose(table, positions, atol=1e-5):
             del flat[POSEMB]
@@ -271,8 +250,11 @@ def initial_blocks(model, first: int, image_shape, seed: int) -> dict[str, np.nd
 
 def fit_head(path, flat, expected, model, new_head: bool) -> None:
     """Leaves out what the model lacks of the file's head; one for other classes starts anew."""
+    there = flat["head/bias"].shape[0] if "head/bias" in flat else 0
+    has = f"a head for {there} classes" if there else "no head"
     dropped = [n for n in flat if n.startswith(("head/", "pre_logits/")) and n not in expected]
-    there = flat["head/bias"].shape[0] if "head/bias" in flat else "no"
+    if "pre_logits/kernel" in dropped:
+        has += " after a representation layer"
     for name in dropped:
         del flat[name]
     fits = not dropped and all(
@@ -280,15 +262,11 @@ def fit_head(path, flat, expected, model, new_head: bool) -> None:
     )
     if HEAD[0] in expected and not fits:
         if not new_head:
-            raise UserError(
-                f"{path} has no head for this model: it has {there} classes"
-                f"{' after a representation layer' if 'pre_logits/kernel' in dropped else ''}, and "
-                f"the model {model.num_classes}"
-            )
+            raise UserError(f"{path} has {has}, where this model has {model.num_classes}")
         kernel, bias = HEAD
         flat[kernel] = np.zeros(expected[kernel], np.float32)
         flat[bias] = np.full(expected[bias], model.head_bias_init, np.float32)
-        logger.info(f"{path}: it has no head for {model.num_classes} classes; a new one starts")
+        logger.info(f"{path} has {has}; one for {model.num_classes} classes starts at zero")
 
 
 def check_shapes(weights: Weights, flat, expected, model) -> None:
@@ -300,33 +278,56 @@ def check_shapes(weights: Weights, flat, expected, model) -> None:
     there, here = architecture.fields(found), architecture.fields(expected)
     hints = []
     if other := {n: v for n, v in there.items() if v != here.get(n) and n != "num_classes"}:
-        what = ", ".join(f"{name} {value!r}" for name, value in other.items())
         names = architecture.describe(there), architecture.describe(here)
-        hints.append(f"it looks like {names[0]}, the model here is {names[1]}; it has {what}")
+        what = ", ".join(f"{name} {value!r}" for name, value in other.items())
+        if names[0] != names[1]:
+            hints.append(f"it looks like {names[0]}, the model here is {names[1]}")
+        hints.append(f"it has {what}")
         if other.keys() == {"depth"} and other["depth"] < model.depth:
             hints.append("--config.init_from_depth=stack (or append) fills the blocks it lacks")
         if other.keys() == {"patch_size"}:
             hints.append("--config.init_from_patch=resize resizes its patches")
-    hints += [f"{name} {there} there, {here} here" for name, there, here in differing]
+    hints += by_block(differing)
     raise UserError(f"{weights.path} is of another model: {'; '.join(hints)}")
 
 
+def by_block(differing: list[tuple]) -> list[str]:
+    """What differs, alike parameters of several blocks as one: "encoderblock_{0,1,2}/..."."""
+    blocks = {}
+    for name, there, here in differing:
+        block = re.search(r"encoderblock_(\d+)", name)
+        name = re.sub(r"encoderblock_\d+", "encoderblock_{}", name)
+        blocks.setdefault((name, there, here), []).append(block[1] if block else "")
+    lines = []
+    for (name, there, here), numbers in blocks.items():
+        some = ",".join(sorted(numbers, key=int)) if numbers[0] else ""
+        some = f"{{{some}}}" if len(numbers) > 1 else some
+        lines.append(f"{name.replace('{}', some)} {there} there, {here} here")
+    return lines
+
+
 def convert(
-    source: str, target: str, format: str, image_size=None, class_names=None, approximate=False
+    source: str,
+    target: str,
+    format: str,
+    image_size=None,
+    class_names=None,
+    num_heads: int | None = None,
+    approximate: bool = False,
 ) -> str:
     """Writes what is at `source` to `target` in a format of `export.FORMATS`; says what it is.
 
-    image_size: (height, width) of the images, where `source` doesn't tell.
+    image_size: (height, width) of the images it is to be for; None: those it is of.
     """
-    weights = read(source)
-    weights.image_size = image_size or weights.image_size
+    weights = read(source, num_heads)
     model = models.create("B/16", **weights.model_fields)
+    image_size = image_size or weights.image_size
     save(
-        load(weights, model, weights.image_size),
+        load(weights, model, image_size),
         target,
         format,
         model=model,
-        image_size=weights.image_size,
+        image_size=image_size,
         mean=weights.mean,
         std=weights.std,
         keep=weights.keep,
@@ -348,8 +349,9 @@ def main() -> int:
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        help="where the source doesn't tell: its positions are fixed, or no square",
+        help="of images: to resize positions to, or where the source doesn't tell",
     )
+    parser.add_argument("--num_heads", type=int, help="where the source doesn't tell")
     parser.add_argument("--class_names", help="a text file with a name a line, for config.json")
     parser.add_argument(
         "--approximate",
@@ -360,9 +362,15 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        names = export.read_class_names(given.class_names) if given.class_names else None
+        names = names_in_file(given.class_names) if given.class_names else None
         what = convert(
-            given.source, given.target, given.format, given.image_size, names, given.approximate
+            given.source,
+            given.target,
+            given.format,
+            given.image_size,
+            names,
+            given.num_heads,
+            given.approximate,
         )
     except UserError as error:
         print(error, file=sys.stderr)

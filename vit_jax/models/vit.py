@@ -358,6 +358,11 @@ class VisionTransformer(nn.Module):
         stride = 1 if self.resnet is None else resnet.stride(self.resnet["num_layers"])
         return tuple(stride * side for side in self.patch_shape)
 
+    def grid(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of tokens in an image of (height, width, ...)."""
+        sides = zip(image_size[:2], self.token_pixels, strict=True)
+        return tuple(side // pixels for side, pixels in sides)
+
 
 def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)
     return jnp.mean(x, axis=1, where=None if mask is None else mask[:, :, None])

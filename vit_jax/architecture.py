@@ -12,6 +12,7 @@ from vit_jax.models import variants
 
 # Parts of parameters' names -> what has them.
 OTHERS = (
+    (r"^patch_embed\.backbone", "a hybrid of timm's, of which Google's .npz can be read"),
     (r"MixerBlock|token_mixing", "an MLP-Mixer"),
     (r"dist_token|distillation_token|head_dist", "a distilled DeiT"),
     (r"lambda_1|gamma_1$|rel_pos_bias", "a BEiT"),

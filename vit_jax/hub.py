@@ -257,12 +257,11 @@ def size(config: dict, path, name: str) -> tuple[int, int] | None:
 
 def what_it_is(flat, config: dict) -> str:
     """What else the parameters may be of, for a message."""
-    if what := architecture.looks_like(flat):
-        return f"it looks like {what}"
     named = config.get("architectures") or [config.get("architecture") or config.get("model_type")]
-    if isinstance(named, list) and named[0]:
-        return f"its config.json says {named[0]}"
-    return f"its parameters are {', '.join(sorted(flat)[:3])}, ..."
+    words = [f"its config.json says {named[0]}"] if isinstance(named, list) and named[0] else []
+    if what := architecture.looks_like(flat):
+        words.append(f"it looks like {what}")
+    return ", and ".join(words) or f"its parameters are {', '.join(sorted(flat)[:3])}, ..."
 
 
 def first_line(error: Exception) -> str:

@@ -1,22 +1,36 @@
 """What the scripts share: flags with their configuration file, and users' mistakes in one line."""
 
 import logging
+import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Callable
 
 import absl.logging
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_jax.errors import UserError
+from vit_jax import distributed
+from vit_jax.errors import Preempted, UserError
 
 EXIT_USER_ERROR = 2
+EXIT_LOST = 76
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 HERE = pathlib.Path(__file__).resolve().parent
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder. train.py's default: runs/<config name>."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0; where no cluster manager tells."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the program; goes with the above.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "How long a process may be silent before the others stop."
 )
 JSON = flags.DEFINE_bool("json", False, "Of evaluate.py and predict.py: JSON for programs.")
 CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fields
@@ -111,17 +125,39 @@ def missing_preset() -> str:
 def guarded(main: Callable) -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells of each thing it does
     try:
+        distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, HEARTBEAT.value)
         main()
     except UserError as error:
         stop(str(error))
+    except Preempted as error:
+        stop(str(error), EXIT_PREEMPTED)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        lost(error)
     except KeyboardInterrupt:
         stop("Interrupted: a run goes on from its last checkpoint with the same command")
 
 
-def stop(message: str) -> None:
+def lost(error: Exception) -> None:
+    """Ends a process that can't compute with the others any more.
+
+    A collective fails before it is known who is gone: JAX's runtime says that, and ends the
+    process, when the heartbeat is overdue.
+    """
+    reason = str(error).splitlines()[0]
+    logging.getLogger("vit_jax").error(
+        f"Process {jax.process_index()} lost the others ({reason}); it ends within "
+        f"{HEARTBEAT.value} s. The same command, for all of them, goes on from the last checkpoint"
+    )
+    time.sleep(HEARTBEAT.value + 10)
+    os._exit(EXIT_LOST)  # a shutdown would wait for the others
+
+
+def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
     logger = logging.getLogger("vit_jax")
     if logger.handlers:
         logger.error(message)
     else:  # the run's log isn't open yet
         print(message, file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)

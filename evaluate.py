@@ -61,7 +61,7 @@ def numbers(config, model, params, eval_set) -> dict[str, float]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    params = jax.device_put(params, sharding.replicated(mesh))
+    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
     result = metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
     input_pipeline.report_damaged(eval_set)
     return result
@@ -81,6 +81,8 @@ def main():
             "--workdir=FOLDER is missing, the run to evaluate; or --config=FILE with "
             "--config.init_from=PATH, published weights"
         )
+    if jax.process_index() != 0:
+        return
     if command_line.JSON.value:
         print(json.dumps(values))
     else:

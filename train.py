@@ -26,7 +26,8 @@ from vit_jax import (
     sharding,
     train_state,
 )
-from vit_jax.errors import UserError
+from vit_jax.errors import Preempted, UserError
+from vit_jax.preemption import Preemption
 
 logger = logging.getLogger("vit_jax")
 
@@ -87,12 +88,17 @@ def train(config, workdir) -> dict[str, float]:
         stack.callback(input_pipeline.report_damaged, train_set, eval_set)
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        state = loop(config, state, batches, train_step, evaluate, checkpoints, log)
+        asked = stack.enter_context(Preemption())
+        state = loop(config, state, batches, train_step, evaluate, checkpoints, log, asked)
         return log.last_evaluation or evaluate(state.eval_params)
 
 
-def loop(config, state, batches, train_step, evaluate, checkpoints, log):
-    """The steps from the state's to the last, with their evaluations and checkpoints."""
+def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
+    """The steps from the state's to the last, with their evaluations and checkpoints.
+
+    Raises:
+        Preempted: the run was asked to stop, and is saved.
+    """
 
     def due(step, every):
         return step == config.total_steps or (every and step % every == 0)
@@ -100,9 +106,11 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log):
     for step in range(int(state.step) + 1, config.total_steps + 1):
         state, values = train_step(state, next(batches))
         log.record(step, values)
+        stops = asked.reached(step) and step < config.total_steps
         evaluates = due(step, config.eval_every_steps)
         # The best evaluation is worth nothing without its parameters.
         saves = due(step, config.checkpoint_every_steps) or (evaluates and config.best_metric)
+        saves = saves or stops
         if evaluates or saves:
             log.flush()  # raises where a number isn't finite, before it is saved
             with log.pause():
@@ -111,6 +119,10 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log):
                     log.write_evaluation(step, result)
                 if saves:
                     checkpoints.save(step, state, result)
+        if stops:
+            raise Preempted(
+                f"Stopped after step {step}, saved: the same command goes on from there"
+            )
     return state
 
 

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax import metrics
+from vit_jax import distributed, metrics
 from vit_jax.errors import UserError
 from vit_jax.paths import differing_shapes, path_name
 from vit_jax.train_state import TrainState
@@ -97,10 +97,12 @@ class Checkpoints:
         """
         damaged = []
         for step in sorted(self.manager.all_steps(), reverse=True):
+            restored = None
             try:
                 restored = self.restore(step, state)
             except Damaged as error:
                 logger.warning(str(error))
+            if distributed.anywhere(restored is None):  # each process reads its own part
                 damaged.append(step)
                 continue
             self.set_aside(damaged)
@@ -149,13 +151,15 @@ class Checkpoints:
 
     def set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints out of the way, so that their steps can be saved again."""
-        for step in steps:
+        distributed.barrier("checkpoints were looked at")
+        for step in steps if jax.process_index() == 0 else ():
             target = self.folder.parent / "damaged_checkpoints" / str(step)
             target.parent.mkdir(exist_ok=True)
             if target.exists():
                 target.rmtree()
             (self.folder / str(step)).rename(target)
             logger.warning(f"Moved it to {target}")
+        distributed.barrier("checkpoints were set aside")
 
     def close(self) -> None:
         """Waits until what is being saved is saved."""

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that end a script in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is complete by itself: what was found, what was expected, the way out. The
     scripts print it as it is, without a traceback, and exit with code 2.
     """
+
+
+class Preempted(Exception):
+    """A run was asked to stop, and has saved where it is; the message says so."""

@@ -1,0 +1,77 @@
+"""Runs a script as several processes on this machine, joined over CPU collectives.
+
+    python launch/local.py --num_processes=4 train.py --config=configs/digits.py:quick
+
+What a pod does, to try without one. When a process fails, the others are given --grace seconds.
+The exit code is the first that isn't 0.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_processes", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices of each")
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds, once one has failed")
+    parser.add_argument("script", help="train.py or evaluate.py")
+    given, arguments = parser.parse_known_args()
+    processes = start(given.num_processes, given.devices, given.script, arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: [p.send_signal(number) for p in processes])
+    return wait(processes, given.grace)
+
+
+def start(num_processes: int, devices: int, script: str, arguments: list[str]) -> list:
+    address = f"localhost:{free_port()}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                ROOT / script,
+                f"--coordinator_address={address}",
+                f"--num_processes={num_processes}",
+                f"--process_id={i}",
+                *arguments,
+            ],
+            env=environment,
+            start_new_session=True,  # a Ctrl-C here reaches them once, through this process
+        )
+        for i in range(num_processes)
+    ]
+
+
+def wait(processes: list, grace: float) -> int:
+    """The first exit code that isn't 0; what outlives the others by `grace` seconds is killed."""
+    deadline, code = None, 0
+    while any(process.poll() is None for process in processes):
+        failed = [p.returncode for p in processes if p.returncode not in (None, 0)]
+        if failed and deadline is None:
+            deadline, code = time.monotonic() + grace, failed[0]
+        if deadline and time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.1)
+    failed = [p.returncode for p in processes if p.returncode != 0]
+    return code or (failed[0] if failed else 0)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

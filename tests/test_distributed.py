@@ -1,0 +1,190 @@
+"""Several processes as one program, over CPU collectives, and runs that are asked to stop."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import ONE_DEVICE, ROOT, assert_same_run, command, rows
+
+from vit_jax import checkpoint, distributed
+from vit_jax.errors import UserError
+
+QUICK = ("--config=configs/digits.py:quick", "--config.checkpoint_every_steps=20")
+
+
+def launch(*arguments, processes=2, devices=2):
+    """Starts a script by launch/local.py."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "launch" / "local.py",
+            f"--num_processes={processes}",
+            f"--devices={devices}",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env=ONE_DEVICE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    """(stdout, stderr) of a process that ends with this code."""
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == code, stderr
+    return stdout, stderr
+
+
+def alone(*arguments, script="train.py", devices=4):
+    """The same by one process."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = ONE_DEVICE | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    options = dict(cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command(*arguments, script=script), **options)
+
+
+def wait_for(path: pathlib.Path, text: str, process) -> None:
+    """Until a file has some text."""
+    while not path.exists() or text not in path.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def numbers(workdir):
+    """The rows of metrics.jsonl, without what the clock decides."""
+    return [{n: v for n, v in row.items() if "per_second" not in n} for row in rows(workdir)]
+
+
+def assert_close(workdir, other):
+    """Two runs whose numbers agree to float32 rounding."""
+    for ours, theirs in zip(numbers(workdir), numbers(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    _, params = checkpoint.restore_params(workdir)
+    _, expected = checkpoint.restore_params(other)
+    np.testing.assert_allclose(
+        params["embedding"]["kernel"], expected["embedding"]["kernel"], atol=1e-3
+    )
+
+
+def test_two_processes_are_one_program(tmp_path):
+    """Training and evaluation, against one process with as many devices."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    short = (*QUICK, "--config.total_steps=20", "--config.mesh.fsdp=2")
+    process = launch("train.py", *short, f"--workdir={two}")
+    stdout, _ = finish(process)
+    assert stdout.count("Test accuracy") == 1  # the first process speaks for all
+    finish(alone(*short, f"--workdir={one}"))
+    assert_close(two, one)
+    assert json.loads((two / "config.json").read_text()) == json.loads(
+        (one / "config.json").read_text()
+    )
+    evaluated, _ = finish(launch("evaluate.py", f"--workdir={two}", "--json"))
+    expected, _ = finish(alone(f"--workdir={one}", "--json", script="evaluate.py"))
+    lines = [line for line in evaluated.splitlines() if line.startswith("{")]
+    assert len(lines) == 1
+    assert json.loads(lines[0]) == pytest.approx(json.loads(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(number, tmp_path):
+    """Alone; the finished run has the bits of one that wasn't stopped."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    arguments = (*QUICK, "--config.log_every_steps=5")
+    finish(alone(*arguments, f"--workdir={whole}", devices=1))
+    process = alone(*arguments, f"--workdir={stopped}", devices=1)
+    wait_for(stopped / "train.log", "step 5/60", process)
+    process.send_signal(number)
+    _, stderr = finish(process, code=75)
+    step = int(re.search(r"Stopped after step (\d+), saved", stderr)[1])
+    assert (stopped / "checkpoints" / str(step)).is_dir()
+    stdout, _ = finish(alone(*arguments, f"--workdir={stopped}", devices=1))
+    assert f"Resuming at step {step} of 60" in stdout
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.slow
+def test_stopped_together_and_started_on_other_processes(tmp_path):
+    """SIGTERM to one of two; then on one process and another mesh; then on four."""
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    finish(alone(*QUICK, f"--workdir={whole}"))
+    process = launch("train.py", *QUICK, "--config.mesh.fsdp=4", f"--workdir={workdir}")
+    wait_for(workdir / "train.log", "step 10/60", process)
+    pids = children(process.pid)
+    os.kill(pids[1], signal.SIGTERM)
+    _, stderr = finish(process, code=75)
+    steps = set(re.findall(r"Stopped after step (\d+)", stderr))
+    assert len(steps) == 1  # that all agreed on
+
+    process = alone(*QUICK, "--config.mesh.tensor=2", f"--workdir={workdir}", devices=2)
+    wait_for(workdir / "train.log", f"Resuming at step {min(steps)} of 60", process)
+    wait_for(workdir / "train.log", "step 40/60", process)
+    process.send_signal(signal.SIGINT)
+    finish(process, code=75)
+
+    finish(launch("train.py", *QUICK, f"--workdir={workdir}", processes=4, devices=1))
+    assert_close(workdir, whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path):
+    """kill -9 of one of two: the other ends in bounded time; both again give the same bits."""
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    finish(launch("train.py", *QUICK, f"--workdir={whole}"))
+    arguments = ("train.py", *QUICK, "--heartbeat_seconds=10", f"--workdir={workdir}")
+    process = launch("--grace=120", *arguments)
+    wait_for(workdir / "train.log", "step 30/60", process)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    assert re.search(r"tasks are unhealthy[^\n]*\n1\n", stderr)  # by whom it was left
+    stdout, _ = finish(launch(*arguments))
+    assert "Resuming at step" in stdout
+    assert numbers(workdir) == numbers(whole)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        checkpoint.restore_params(workdir)[1],
+        checkpoint.restore_params(whole)[1],
+    )
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_of_several_processes(tmp_path):
+    """All fall back to the one before, together."""
+    finish(launch("train.py", *QUICK, "--config.mesh.fsdp=4", f"--workdir={tmp_path}"))
+    newest = tmp_path / "checkpoints" / "60" / "params"
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    process = launch("train.py", *QUICK, "--config.mesh.fsdp=4", f"--workdir={tmp_path}")
+    stdout, stderr = finish(process)
+    assert "can't be read" in stderr
+    assert "Resuming at step 40 of 60" in stdout
+    assert (tmp_path / "damaged_checkpoints" / "60").is_dir()
+    assert (tmp_path / "checkpoints" / "60").is_dir()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that launch/local.py started, in their order."""
+    listed = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in listed.split()]
+
+
+def test_mistakes_about_processes():
+    with pytest.raises(UserError, match="go together: --num_processes and --process_id are missi"):
+        distributed.start(coordinator_address="localhost:1")
+    with pytest.raises(UserError, match="--process_id is missing"):
+        distributed.start("localhost:1", 2)
+    with pytest.raises(UserError, match="can't join"):
+        distributed.start("localhost:1", 2, 5)

@@ -1,0 +1,50 @@
+"""A run that is asked to stop: saves, and goes on another time."""
+
+import logging
+import os
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger("vit_jax")
+
+
+class Preemption:
+    """Listens, inside a `with`, for SIGTERM, SIGINT and the cluster's notice.
+
+    A second SIGINT stops at once. Where there are several processes, a notice to one is one to
+    all, and all agree on the step after which they stop: SIGTERM is JAX's to handle then.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals are the main thread's
+        self.previous[signal.SIGINT] = signal.signal(signal.SIGINT, self.on_signal)
+        if jax.process_count() == 1:
+            self.previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self.on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(self, number, _):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.asked:
+            logger.warning("Asked to stop: saving after this step; Ctrl-C again stops at once")
+        self.asked = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def reached(self, step: int) -> bool:
+        """Whether the run is to stop after this step. To be asked after each one, by all."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked

@@ -169,6 +169,8 @@ def log_summary(config, model, image_shape, train_set, eval_set, mesh, state, tr
         f", {config.optimizer.name}, {config.schedule.name} from {config.schedule.base_lr:g}",
     ):
         logger.info(line)
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        logger.info("\n".join(["", *sharding.table(state.params, mesh), ""]))
     if step := int(state.step):
         logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
 

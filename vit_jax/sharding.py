@@ -96,6 +96,38 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*spec)
 
 
+def table(params, mesh: Mesh) -> list[str]:
+    """A line for each group of alike parameters: name, shape, partition, bytes on a device.
+
+    A group that stays whole because the mesh divides none of its axes says so. params: arrays, or
+    shapes with shardings.
+    """
+    groups = collections.Counter()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = re.sub(r"encoderblock_\d+", "encoderblock_*", path_name(path))
+        on_device = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        groups[name, leaf.shape, tuple(leaf.sharding.spec), on_device] += 1
+    rows = [("parameter", "shape", "partition", "bytes a device")]
+    for (name, shape, spec, on_device), count in groups.items():
+        times = f"{count} x " if count > 1 else ""
+        axes = ", ".join(str(axis) for axis in spec if axis) or "whole"
+        if lacking := undivided(name, shape, spec, mesh):
+            axes += f" ({lacking} divides no axis)"
+        rows.append((name, f"{times}{shape}", axes, f"{count * on_device:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def undivided(name: str, shape: tuple[int, ...], spec: tuple, mesh: Mesh) -> str:
+    """The axes of the mesh that the table of rules meant for a parameter and that don't fit it."""
+    ruled = any(re.search(pattern, name) for pattern, _ in TENSOR_RULES)
+    matrix = len(shape) - ("encoderblock/" in name) > 1
+    meant = {"tensor": ruled, "fsdp": matrix}
+    return " and ".join(
+        axis for axis in meant if meant[axis] and mesh.shape[axis] > 1 and axis not in spec
+    )
+
+
 def batch_shapes(batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
     """A training batch's shapes and shardings: what a step is compiled for before data comes."""
     sharding = batch_sharding(mesh)

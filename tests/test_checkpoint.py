@@ -3,6 +3,7 @@ import logging
 import os
 import pathlib
 import re
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -183,3 +184,31 @@ def test_another_configuration_is_refused_by_field(tmp_path, tiny_config, state_
     tiny_config.update(log_every_steps=3, checkpoint_every_steps=4)
     tiny_config.mesh.fsdp = 2
     checkpoint.check_config(tmp_path, tiny_config)  # this doesn't change the numbers
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, state_and_shapes, caplog):
+    """What can't be written is said each time; what is there stays; later ones are saved again."""
+    state, shapes = state_and_shapes
+    caplog.set_level(logging.ERROR, "vit_jax")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, at(state, 1))
+    checkpoints.finish_saving()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # as if the disk were full
+    try:
+        for step in (2, 3, 4):
+            checkpoints.save(step, at(state, step))
+        checkpoints.finish_saving()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for step in (2, 3, 4):
+        assert f"checkpoints/{step} can't be written" in caplog.text
+    assert list(checkpoints.manager.all_steps()) == [1]
+    with pytest.raises(UserError, match="The last checkpoint, of step 4, couldn't be written"):
+        checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(5, at(state, 5))
+    checkpoints.close()
+    assert steps_in(tmp_path) == [1, 5]
+    restored = checkpoint.Checkpoints(tmp_path).restore_latest(shapes)
+    jax.tree.map(np.testing.assert_array_equal, restored, at(state, 5))

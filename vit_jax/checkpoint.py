@@ -54,6 +54,8 @@ class Checkpoints:
             known = ", ".join(metrics.NAMES)
             raise UserError(f"config.best_metric is {best_metric!r}; it can be {known}")
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.saving = None  # the step that was saved last
+        self.failed = None  # the last one that couldn't be
         self.set_aside_unreadable()
         # Two: the newest may turn out to be damaged.
         policies = [checkpoint_managers.LatestN(2)]
@@ -80,11 +82,44 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, values: dict | None = None) -> None:
         """Starts saving; returns once the state is copied off the devices.
 
-        values: an evaluation of this state, for `best_metric`. A step is saved once.
+        values: an evaluation of this state, for `best_metric`. A step is saved once. Where the
+        disk is full, that is logged, and the checkpoints there are stay.
         """
+        self.finish_saving()
         if step not in self.manager.all_steps():
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
-            self.manager.save(step, args=ocp.args.Composite(**items), metrics=values)
+            self.saving = step
+            with self.failures_logged():
+                self.manager.save(step, args=ocp.args.Composite(**items), metrics=values)
+
+    def finish_saving(self) -> None:
+        """Waits until what is being saved is saved."""
+        with self.failures_logged():
+            self.manager.wait_until_finished()
+        if (
+            self.failed is not None
+        ):  # what there is of it takes room; some of it is written still as it fails
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                unfinished.rmtree(missing_ok=True)
+
+    @contextlib.contextmanager
+    def failures_logged(self):
+        """Logs that a checkpoint can't be written.
+
+        Of several processes each would know of its own part alone: there the run ends.
+        """
+        try:
+            yield
+        except Exception as error:  # of Orbax, TensorStore or the system
+            if jax.process_count() > 1:
+                raise
+            reason = (str(error).splitlines() or [repr(error)])[0][:200]
+            logger.error(
+                f"Checkpoint {self.folder / str(self.saving)} can't be written: {reason}. The run "
+                "goes on, and tries again at the next one; those there are stay"
+            )
+            self.failed = self.saving
+            self.manager.reload()  # it counts the one that failed
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, placed as `state` says (shapes with shardings).
@@ -162,9 +197,18 @@ class Checkpoints:
         distributed.barrier("checkpoints were set aside")
 
     def close(self) -> None:
-        """Waits until what is being saved is saved."""
-        self.manager.wait_until_finished()
+        """Waits until what is being saved is saved.
+
+        Raises:
+            UserError: the last one couldn't be.
+        """
+        self.finish_saving()
         self.manager.close()
+        if self.failed is not None and self.failed == self.saving:
+            raise UserError(
+                f"The last checkpoint, of step {self.failed}, couldn't be written to "
+                f"{self.folder}: make room, and start the same command again"
+            )
 
 
 def items_of(state: TrainState) -> dict:

@@ -33,7 +33,8 @@ def at(state, step):
 
 
 def steps_in(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def save(workdir, state, steps, metrics=None, **kwargs):

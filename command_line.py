@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vit_jax import distributed
-from vit_jax.errors import Preempted, UserError
+from vit_jax.errors import Preempted, UserError, first_line
 
 EXIT_USER_ERROR = 2
 EXIT_LOST = 76
@@ -145,7 +145,7 @@ def lost(error: Exception) -> None:
     A collective fails before it is known who is gone: JAX's runtime says that, and ends the
     process, when the heartbeat is overdue.
     """
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     logging.getLogger("vit_jax").error(
         f"Process {jax.process_index()} lost the others ({reason}); it ends within "
         f"{HEARTBEAT.value} s. The same command, for all of them, goes on from the last checkpoint"

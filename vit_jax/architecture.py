@@ -7,7 +7,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from vit_jax.formats import POSEMB, QUERY
+from vit_jax.formats import POSEMB, QUERY, num_blocks
 from vit_jax.models import variants
 
 # Parts of parameters' names -> what has them.
@@ -71,8 +71,9 @@ def fields(shapes: dict[str, tuple[int, ...]]) -> dict:
     return found
 
 
-def num_blocks(names) -> int:
-    return len({m[1] for m in (re.search(r"/encoderblock_(\d+)/", name) for name in names) if m})
+def channels(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Of the images of the model with these parameters."""
+    return shapes.get("conv_root/kernel", shapes["embedding/kernel"])[-2]
 
 
 def pooling(shapes) -> str:

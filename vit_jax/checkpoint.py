@@ -22,7 +22,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import distributed, metrics
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.paths import differing_shapes, path_name
 from vit_jax.train_state import TrainState
 
@@ -100,7 +100,8 @@ class Checkpoints:
             self.failed is not None
         ):  # what there is of it takes room; some of it is written still as it fails
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                unfinished.rmtree(missing_ok=True)
+                with contextlib.suppress(OSError):  # written to meanwhile: the next save removes it
+                    unfinished.rmtree(missing_ok=True)
 
     @contextlib.contextmanager
     def failures_logged(self):
@@ -113,7 +114,7 @@ class Checkpoints:
         except Exception as error:  # of Orbax, TensorStore or the system
             if jax.process_count() > 1:
                 raise
-            reason = (str(error).splitlines() or [repr(error)])[0][:200]
+            reason = first_line(error)[:200]
             logger.error(
                 f"Checkpoint {self.folder / str(self.saving)} can't be written: {reason}. The run "
                 "goes on, and tries again at the next one; those there are stay"
@@ -245,7 +246,7 @@ def read_item(path: epath.Path, shapes=None):
     except UserError:
         raise
     except Exception as error:  # Orbax raises many kinds for damaged files
-        reason = (str(error).splitlines() or [repr(error)])[0][:200]
+        reason = first_line(error)[:200]
         raise Damaged(f"Checkpoint {path} can't be read: {reason}") from error
 
 

@@ -65,18 +65,19 @@ class Classifier:
         model = models.create("B/16", **found.model_fields)
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
+        image_size = image_size or pretrained.image_size_of(found, model, grid)
         params = pretrained.load(found, model, image_size, grid=grid, new_head=False)
         return cls.of(found, model, params, image_size, class_names)
 
     @classmethod
-    def of(cls, found: weights.Weights, model, params, image_size=None, class_names=None, **about):
+    def of(cls, found: weights.Weights, model, params, image_size, class_names=None, **about):
         """Of a model whose parameters come from `found`; `about`: fields that differ from its."""
         told = {name: getattr(found, name) for name in ("mean", "std", "keep", "loss")}
         told = {name: value for name, value in told.items() if value is not None}
         return cls(
             model=model,
             params=jax.device_put(params),
-            image_size=tuple(image_size or pretrained.image_size_of(found, model)),
+            image_size=tuple(image_size),
             channels=found.channels,
             class_names=tuple(class_names or found.class_names or ()) or None,
             **told | about,
@@ -112,10 +113,9 @@ class Classifier:
     def views(self, images) -> np.ndarray:
         """What the model sees of them: uint8 (N, *image_size, channels)."""
         size = (*self.image_size, self.channels)
-        if hasattr(images, "convert") or (isinstance(images, np.ndarray) and images.ndim == 3):
-            images = (
-                [images] if hasattr(images, "convert") or images.shape[-1] in (3, 4) else images
-            )
+        shape = images.shape if isinstance(images, np.ndarray) else ()
+        if hasattr(images, "convert") or (len(shape) == 3 and shape[-1] in (3, 4)):
+            images = [images]  # one by itself
         if isinstance(images, np.ndarray) and images.shape[1:] == size and images.dtype == np.uint8:
             return images
         see = functools.partial(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it recognises none
 
@@ -44,7 +44,7 @@ def start(
             return
         raise UserError(f"The processes can't join: {error}") from None
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"Process {process_id} can't join {coordinator_address}: {reason}"
         ) from None

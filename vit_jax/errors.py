@@ -9,5 +9,10 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
 class Preempted(Exception):
     """A run was asked to stop, and has saved where it is; the message says so."""

@@ -211,7 +211,7 @@ def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
 
 
 def channels_of(flat) -> int:
-    return flat.get("conv_root/kernel", flat["embedding/kernel"]).shape[2]
+    return architecture.channels({name: value.shape for name, value in flat.items()})
 
 
 def mlp_ratio(model) -> float:

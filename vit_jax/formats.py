@@ -228,9 +228,7 @@ def from_state_dict(flat: Flat, names: StateDict, num_heads: int) -> Flat:
 def to_state_dict(flat: Flat, names: StateDict) -> Flat:
     """The inverse; contiguous arrays."""
     theirs = {name: flat[ours] for name, ours in names.tensors.items() if ours in flat}
-    blocks = (re.search(r"/encoderblock_(\d+)/", name) for name in flat)
-    depth = len({match[1] for match in blocks if match})
-    for module, targets in names.all_modules(depth).items():
+    for module, targets in names.all_modules(num_blocks(flat)).items():
         for kind in ("weight", "bias"):
             parts = [to_torch(flat, target, kind) for target in targets]
             if parts[0] is not None:
@@ -267,6 +265,11 @@ def to_torch(flat: Flat, module: str, kind: str) -> np.ndarray | None:
     if module.endswith(f"{ATTENTION}/out"):  # (H, d, D) -> (D, D)
         return value.reshape(-1, value.shape[-1]).T
     return value.reshape(value.shape[0], -1).T
+
+
+def num_blocks(names) -> int:
+    """How many blocks there are parameters of, by our names."""
+    return len({m[1] for m in (re.search(r"/encoderblock_(\d+)/", name) for name in names) if m})
 
 
 def is_square(number: int) -> bool:

@@ -11,7 +11,7 @@ import safetensors.numpy
 from etils import epath
 
 from vit_jax import architecture, formats
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_tanh")
 # Those of timm 1.0.31's SigLIPs that compute the tanh GELU; their config doesn't say so.
@@ -262,7 +262,3 @@ def what_it_is(flat, config: dict) -> str:
     if what := architecture.looks_like(flat):
         words.append(f"it looks like {what}")
     return ", and ".join(words) or f"its parameters are {', '.join(sorted(flat)[:3])}, ..."
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax import architecture, export, models, resize
 from vit_jax.errors import UserError
-from vit_jax.formats import POSEMB
+from vit_jax.formats import POSEMB, num_blocks
 from vit_jax.models import checks, posemb
 from vit_jax.models.scan import stack_blocks
 from vit_jax.paths import differing_shapes
@@ -169,7 +169,7 @@ def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None
                 f"{weights.path} has {num_positions} positions, which are no grid of {tuple(grid)}"
             )
         return tuple(grid)
-    if weights.image_size and "embedding/kernel" in weights.params:
+    if weights.image_size:
         there = model.clone(patch_size=weights.params["embedding/kernel"].shape[:2])
         grid = there.grid(weights.image_size)
         if math.prod(grid) == num_positions:
@@ -217,7 +217,7 @@ def fit_depth(flat, how: str, model, image_shape, seed: int) -> None:
     """Fills the blocks of a deeper model."""
     if how not in DEPTHS:
         raise UserError(f"config.init_from_depth is {how!r}; it can be 'stack', 'append'")
-    there = architecture.num_blocks(flat)
+    there = num_blocks(flat)
     if there >= model.depth:
         return
     if how == "append":

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import architecture, checkpoint, formats, hub, models
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 # Fields of a model that its parameters don't show.
 UNSEEN = ("gelu", "layer_norm_eps", "norm", "pool", "pool_norm", "posemb", "num_heads")
@@ -63,8 +63,7 @@ class Weights:
     @property
     def channels(self) -> int:
         """Of its images."""
-        first_kernel = self.params.get("conv_root/kernel", self.params["embedding/kernel"])
-        return first_kernel.shape[-2]
+        return architecture.channels(self.shapes)
 
 
 def read(path, num_heads: int | None = None) -> Weights:
@@ -86,7 +85,7 @@ def read(path, num_heads: int | None = None) -> Weights:
         if "://" not in name:
             raise
         # Each kind of storage has its own.
-        raise UserError(f"{name} can't be read: {hub.first_line(error)}") from None
+        raise UserError(f"{name} can't be read: {first_line(error)}") from None
     if not architecture.fields(weights.shapes):
         what = hub.what_it_is(weights.params, {})
         raise UserError(f"{name} holds no Vision Transformer: {what}")

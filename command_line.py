@@ -13,10 +13,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_jax import distributed
-from vit_jax.errors import Preempted, UserError, first_line
+from vit_jax import distributed, topology
+from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
 
 EXIT_USER_ERROR = 2
+EXIT_DOES_NOT_FIT = 3
 EXIT_LOST = 76
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 HERE = pathlib.Path(__file__).resolve().parent
@@ -31,6 +32,9 @@ PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the program; goes wi
 PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "How long a process may be silent before the others stop."
+)
+COMPILE_FOR = flags.DEFINE_string(
+    "compile_for", None, "Of train.py: compiles for a TPU slice, such as v5e:16x16, and reports."
 )
 JSON = flags.DEFINE_bool("json", False, "Of evaluate.py and predict.py: JSON for programs.")
 CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fields
@@ -125,10 +129,15 @@ def missing_preset() -> str:
 def guarded(main: Callable) -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells of each thing it does
     try:
-        distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, HEARTBEAT.value)
+        if COMPILE_FOR.value:
+            topology.without_accelerator()
+        else:
+            distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, HEARTBEAT.value)
         main()
     except UserError as error:
         stop(str(error))
+    except DoesNotFit as error:
+        stop(str(error), EXIT_DOES_NOT_FIT)
     except Preempted as error:
         stop(str(error), EXIT_PREEMPTED)
     except jax.errors.JaxRuntimeError as error:

@@ -24,7 +24,7 @@ import tensorflow as tf
 import preprocess
 from damage import decoded, filled_in, marked, noted, report_damaged, unreadable
 from shuffle import buffer_shuffled, globally_shuffled, process_part
-from sources import RandomAccess, RecordFiles, Source, open_files, open_source
+from sources import RandomAccess, RecordFiles, Source, count_classes, open_files, open_source
 from vit_jax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "eval_batches",
     "image_shape",
+    "num_classes",
     "open_files",
     "open_source",
     "open_splits",
@@ -54,6 +55,11 @@ def open_splits(dataset) -> tuple[Source, Source]:
     where = (dataset.name, dataset.data_dir)
     train_set = open_source(*where, dataset.train_split)
     return train_set, open_source(*where, dataset.eval_split, train_set.class_names)
+
+
+def num_classes(dataset) -> int:
+    """Of `config.dataset`, which needn't be here where TFDS knows it by name."""
+    return count_classes(dataset.name, dataset.data_dir, dataset.train_split)
 
 
 def check(config) -> None:

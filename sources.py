@@ -319,6 +319,21 @@ def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     return builder
 
 
+def count_classes(name: str, data_dir: str | None, split: str) -> int:
+    """Of a dataset, which needn't be prepared here where TFDS knows it by name.
+
+    Raises:
+        UserError: it is neither here nor known.
+    """
+    try:
+        return open_source(name, data_dir, split).num_classes
+    except UserError as error:
+        try:
+            return tfds.builder(name).info.features["label"].num_classes
+        except Exception:  # TFDS raises many kinds for what it doesn't know
+            raise UserError(f"{error}. Or set --config.num_classes") from None
+
+
 def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     """A split of a prepared TFDS dataset that has an `image` and a `label`."""
     info = builder.info

@@ -13,14 +13,14 @@ import jax
 from absl import flags
 
 import command_line
+import compile_for
 import input_pipeline
 from configs import finetune
 from vit_jax import (
     checkpoint,
+    distributed,
     flops,
     metrics,
-    models,
-    optim,
     pretrained,
     run_log,
     sharding,
@@ -28,6 +28,7 @@ from vit_jax import (
 )
 from vit_jax.errors import Preempted, UserError
 from vit_jax.preemption import Preemption
+from vit_jax.program import Program, keep_compiled
 
 logger = logging.getLogger("vit_jax")
 
@@ -41,46 +42,39 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
+    keep_compiled(workdir)
     if config.init_from_required and not config.init_from:
         raise UserError(finetune.where_weights_are(config.model.variant, command()))
     input_pipeline.check(config)
     mesh = sharding.create_mesh(**config.mesh)
-    train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)
+    train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)  # before the data
     host = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     config = resolved(config, train_set)
     image_shape = input_pipeline.image_shape(config)
 
-    model = models.from_config(config)
-    models.checks.check_image(model, image_shape[:2])
-    params = jax.eval_shape(lambda: train_state.init_params(model, image_shape, config.seed))
-    tx, learning_rate = optim.create(config, params, config.total_steps)
-    train_step = train_state.make_train_step(model, tx, learning_rate, config)
-    eval_step = jax.jit(train_state.make_eval_step(model, config))
-
+    program = Program(config, image_shape, mesh)
     checkpoint.check_config(workdir, config)
     weights = None
     if config.init_from and not checkpoint.has_checkpoints(workdir):
-        weights = pretrained.from_config(config, model, image_shape)
+        weights = pretrained.from_config(config, program.model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-    init, shapes = train_state.initializer(model, tx, image_shape, config, mesh)
-    state = checkpoints.restore_latest(shapes) or init()
+    state = checkpoints.restore_latest(program.shapes) or program.init()
     if weights is not None:
         state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)
     batches = sharding.to_devices(batches, mesh)
-    batch_shapes = sharding.batch_shapes(config.batch_size, image_shape, mesh)
-    train_step = sharding.compile_step(train_step, shapes, batch_shapes)
 
-    def evaluate(params):
-        batch_size = train_state.eval_batch_size(config, mesh)
-        batches = input_pipeline.eval_batches(eval_set, config, batch_size=batch_size, **host)
-        return metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
+    def evaluate(params, stop=lambda: False):
+        size = program.eval_batch_size
+        batches = input_pipeline.eval_batches(eval_set, config, batch_size=size, **host)
+        batches = sharding.to_devices(batches, mesh)
+        return metrics.evaluate(program.eval_step, params, batches, stop)
 
-    log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step)
+    log_summary(program, train_set, eval_set, state)
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
         checkpoint.write_class_names(workdir, train_set.class_names)
@@ -89,7 +83,7 @@ def train(config, workdir) -> dict[str, float]:
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
         asked = stack.enter_context(Preemption())
-        state = loop(config, state, batches, train_step, evaluate, checkpoints, log, asked)
+        state = loop(config, state, batches, program.train_step, evaluate, checkpoints, log, asked)
         return log.last_evaluation or evaluate(state.eval_params)
 
 
@@ -103,26 +97,32 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
     def due(step, every):
         return step == config.total_steps or (every and step % every == 0)
 
-    for step in range(int(state.step) + 1, config.total_steps + 1):
-        state, values = train_step(state, next(batches))
-        log.record(step, values)
-        stops = asked.reached(step) and step < config.total_steps
-        evaluates = due(step, config.eval_every_steps)
-        # The best evaluation is worth nothing without its parameters.
-        saves = due(step, config.checkpoint_every_steps) or (evaluates and config.best_metric)
-        saves = saves or stops
-        if evaluates or saves:
-            log.flush()  # raises where a number isn't finite, before it is saved
-            with log.pause():
-                result = evaluate(state.eval_params) if evaluates else None
-                if result:
-                    log.write_evaluation(step, result)
-                if saves:
-                    checkpoints.save(step, state, result)
-        if stops:
+    def evaluate_and_save(step, evaluates, saves):
+        """A stop in the middle of the evaluation leaves it to the next start."""
+        log.flush()  # raises where a number isn't finite, before it is saved
+        with log.pause():
+            result = evaluate(state.eval_params, asked.here) if evaluates else None
+            if result:
+                log.write_evaluation(step, result)
+            # The best evaluation is worth nothing without its parameters.
+            if saves or asked.reached or (result and config.best_metric):
+                checkpoints.save(step, state, result)
+        if asked.reached and (step < config.total_steps or not result):
             raise Preempted(
                 f"Stopped after step {step}, saved: the same command goes on from there"
             )
+
+    first = int(state.step)
+    owed = log.writes and not log.evaluated  # the first process has the rows
+    if first and due(first, config.eval_every_steps) and distributed.anywhere(owed):
+        evaluate_and_save(first, evaluates=True, saves=False)
+    for step in range(first + 1, config.total_steps + 1):
+        state, values = train_step(state, next(batches))
+        log.record(step, values)
+        evaluates = due(step, config.eval_every_steps)
+        saves = due(step, config.checkpoint_every_steps)
+        if asked.here() or evaluates or saves:
+            evaluate_and_save(step, evaluates, saves)
     return state
 
 
@@ -145,10 +145,12 @@ def resolved(config, train_set):
     return config
 
 
-def log_summary(config, model, image_shape, train_set, eval_set, mesh, state, train_step) -> None:
+def log_summary(program, train_set, eval_set, state) -> None:
     """One screen on what is about to run."""
+    config, model, mesh = program.config, program.model, program.mesh
+    image_shape = program.image_shape
     mebibytes = 1 / 2**20
-    memory = train_step.memory_analysis()
+    memory = program.train_step.memory_analysis()
     epochs = config.total_steps * config.batch_size / train_set.num_examples
     size = "x".join(map(str, image_shape))
     for line in (
@@ -205,6 +207,9 @@ def farewell(config, workdir, result) -> None:
 def main():
     workdir = command_line.WORKDIR.value or command_line.default_workdir()
     config = command_line.CONFIG.value
+    if slice_name := command_line.COMPILE_FOR.value:
+        compile_for.check(config, slice_name, command_line.WORKDIR.value)
+        return
     result = train(config, workdir)
     if jax.process_index() == 0:
         farewell(config, workdir, result)

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.dtype = "bfloat16"  # of matrix products and activations
     config.loss = "softmax"  # or "sigmoid"
     config.grad_clip_norm = 1.0  # 0: no clipping
+    config.on_nonfinite = "stop"  # or "skip": drops the update of a step with such numbers, counts
     config.ema_decay = placeholder(float)  # such as 0.9999; evaluates the average
     # Weights to start from: a published file, or a run's folder. vit_jax/pretrained.py tells which.
     config.init_from = placeholder(str)

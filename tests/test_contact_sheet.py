@@ -34,7 +34,7 @@ def test_shows_what_a_training_step_sees(config, monkeypatch):
     config.update(batch_size=contact_sheet.IMAGES, accum_steps=1)
     model, tx = tiny_model(num_classes=2), optax.sgd(0.0)
     params = jax.jit(lambda: train_state.init_params(model, (32, 32, 3), 0))()
-    state = train_state.TrainState(np.int32(0), params, tx.init(params), None)
+    state = train_state.TrainState(np.int32(0), params, tx.init(params), None, np.int32(0))
     seen, train_inputs = [], augment.train_inputs
 
     def watched(*args):

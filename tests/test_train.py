@@ -22,7 +22,7 @@ import input_pipeline
 import train
 from configs import common, digits, recipes
 from vit_jax import checkpoint, metrics, models, sharding, train_state
-from vit_jax.errors import UserError
+from vit_jax.errors import Preempted, UserError
 from vit_jax.run_log import NonFiniteError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -133,6 +133,31 @@ def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path, moment
     if moment == "checkpoints/20":
         assert "Resuming at step" in result.stdout
     assert_same_run(tmp_path, workdir)
+
+
+@pytest.mark.parametrize(("moment", "step"), [(25, 25), (30 + 3, 30), (60 + 6 + 3, 60)])
+def test_stopped_in_the_middle_of_an_evaluation(tmp_path, moment, step, monkeypatch):
+    """Or between two: the evaluation is made up for, and its checkpoint can be the best."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    config = quick_config()
+    train.train(config, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Preemption, "here", stop_at(moment))
+        with pytest.raises(Preempted, match=f"Stopped after step {step}, saved"):
+            train.train(config, stopped)
+    train.train(config, stopped)
+    assert_same_run(stopped, whole)
+
+
+def stop_at(moment):
+    """Asks to stop at this point: there is one after each step, and before each batch evaluated."""
+
+    def here(preemption):
+        preemption.points += 1
+        preemption.reached = preemption.points >= moment
+        return preemption.reached
+
+    return here
 
 
 KINDS = ("folder", "in_memory", "tfrecord", "array_record")

@@ -136,6 +136,40 @@ def test_ema_follows_the_parameters(config, batches, one_device):
     assert state.eval_params is state.ema_params
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_that_is_not_finite_is_skipped(config, batches, one_device, optimizer, monkeypatch):
+    """As if its batch hadn't been there, but that the step and the schedule count it."""
+
+    def poisoned(logits, targets):  # where all labels are 9
+        return losses.softmax_cross_entropy(logits, targets) + jnp.log(
+            jnp.where(targets[:, 9].min() > 0.5, -1, 1)
+        )
+
+    monkeypatch.setattr(losses, "by_name", lambda _: poisoned)
+    config.on_nonfinite = "skip"
+    config.optimizer.name = optimizer
+    config.schedule.name = "constant"
+    bad = {"images": batches[1]["images"], "labels": np.full(16, 9, np.int32)}
+    values, state = run(config, [batches[0], bad, batches[2]], one_device)
+    expected, without = run(config, [batches[0], batches[2]], one_device)
+    assert np.isnan(values[1])
+    assert [values[0], values[2]] == expected
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (state.params, state.ema_params, optax.tree.get_all_with_path(state.opt_state, "mu")),
+        (without.params, without.ema_params, optax.tree.get_all_with_path(without.opt_state, "mu")),
+    )
+    assert (state.step, state.skipped, without.skipped) == (3, 1, 0)
+    schedules = [
+        leaf.count
+        for leaf in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)
+        )
+        if isinstance(leaf, optax.ScaleByScheduleState)
+    ]
+    assert schedules == [3]
+
+
 def test_fsdp_and_tensor_split_the_state(config):
     mesh = sharding.create_mesh(data=1, fsdp=2, tensor=4)
     model = tiny_model()

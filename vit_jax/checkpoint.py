@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "best_metric",
     "log_every_steps",
     "eval_every_steps",
+    "on_nonfinite",
     "dataset.data_dir",
     "dataset.on_error",
     "mesh",
@@ -82,15 +83,25 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, values: dict | None = None) -> None:
         """Starts saving; returns once the state is copied off the devices.
 
-        values: an evaluation of this state, for `best_metric`. A step is saved once. Where the
-        disk is full, that is logged, and the checkpoints there are stay.
+        values: an evaluation of this state, for `best_metric`. A step is saved once, and once
+        more where it was without its evaluation. Where the disk is full, that is logged, and the
+        checkpoints there are stay.
         """
         self.finish_saving()
-        if step not in self.manager.all_steps():
+        saved = step in self.manager.all_steps()
+        if saved and values and self.manager.metrics(step) is None:
+            self.manager.delete(step)
+            saved = False
+        if not saved:
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
             self.saving = step
             with self.failures_logged():
-                self.manager.save(step, args=ocp.args.Composite(**items), metrics=values)
+                self.manager.save(
+                    step,
+                    args=ocp.args.Composite(**items),
+                    metrics=values,
+                    custom_metadata={"skipped": int(state.skipped)},
+                )
 
     def finish_saving(self) -> None:
         """Waits until what is being saved is saved."""
@@ -155,8 +166,14 @@ class Checkpoints:
             name: read_item(self.folder / str(step) / name, shapes)
             for name, shapes in items_of(state).items()
         }
-        step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
-        return TrainState(step, items["params"], items["opt_state"], items.get("ema_params"))
+        custom = self.manager.metadata(step).custom_metadata or {}
+        step, skipped = (
+            jax.device_put(jnp.asarray(number, jnp.int32), state.step.sharding)
+            for number in (step, custom.get("skipped", 0))
+        )
+        return TrainState(
+            step, items["params"], items["opt_state"], items.get("ema_params"), skipped
+        )
 
     def set_aside_unreadable(self) -> None:
         """Sets aside checkpoints whose JSON files are damaged: Orbax fails to start on them."""

@@ -14,5 +14,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
+class DoesNotFit(Exception):
+    """A run needs more memory than the machine has that it was compiled for."""
+
+
 class Preempted(Exception):
     """A run was asked to stop, and has saved where it is; the message says so."""

@@ -33,13 +33,18 @@ def batch_sums(logits, labels, losses, mask) -> dict:
     }
 
 
-def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable, params, batches: Iterable[dict], stop: Callable = lambda: False
+) -> dict[str, float] | None:
     """loss, accuracy and accuracy_top5 over all batches, each real example counted once.
 
     eval_step: (params, batch) -> `batch_sums`. batches: on the devices, with a mask.
+    stop: asked before each batch; once it says so, None is returned.
     """
     sums = []
     for batch in batches:
+        if stop():
+            return None
         sums.append(eval_step(params, batch))
         jax.block_until_ready(sums[-3:][0])  # two batches ahead of the device, not more
     return means(sums)

@@ -20,6 +20,8 @@ class Preemption:
 
     def __init__(self):
         self.asked = False
+        self.reached = False
+        self.points = 0
         self.previous = {}
 
     def __enter__(self):
@@ -38,13 +40,16 @@ class Preemption:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.asked:
-            logger.warning("Asked to stop: saving after this step; Ctrl-C again stops at once")
+            logger.warning("Asked to stop: saving where it is; Ctrl-C again stops at once")
         self.asked = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def reached(self, step: int) -> bool:
-        """Whether the run is to stop after this step. To be asked after each one, by all."""
+    def here(self) -> bool:
+        """Whether the run is to stop here; once so, always. To be asked equally often by all."""
+        self.points += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
+            self.reached |= multihost_utils.reached_preemption_sync_point(self.points)
+        else:
+            self.reached |= self.asked
+        return self.reached

@@ -28,15 +28,19 @@ class RunLog:
     two before, never for the one just started.
     """
 
+    MOST_SKIPPED = 100  # steps in a row: a run that drops more won't recover
+
     def __init__(self, workdir, first_step: int, config):
-        """config: of the run; `total_steps`, `batch_size` and `log_every_steps` count here."""
+        """config: of the run; `total_steps`, `batch_size`, `log_every_steps`, `on_nonfinite`."""
         self.workdir = pathlib.Path(workdir)
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
         self.every = config.log_every_steps
+        self.skips, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.last_evaluation = None
         self.writes = jax.process_index() == 0
         self.unchecked = []  # (step, metrics on the device) since the last look
         self.clock = Stopwatch(first_step)
+        self.evaluated = False  # whether the step that the run begins at was, by an earlier start
         if self.writes:
             self.drop_rows_after(first_step)
             self.rows = open(self.workdir / "metrics.jsonl", "a", buffering=1)
@@ -62,6 +66,7 @@ class RunLog:
                 continue
             if row["step"] <= step:
                 kept.append(line + "\n")
+                self.evaluated = row["step"] == step and "val/loss" in row
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(kept))
         unfinished.rename(path)
@@ -82,16 +87,22 @@ class RunLog:
         """Fetches what is still on the device: checks all of it, writes down what is due.
 
         Raises:
-            NonFiniteError: naming the first step whose numbers aren't finite.
+            NonFiniteError: naming the first step whose numbers aren't finite; where such steps
+                are skipped, the last of too many in a row.
         """
         steps, self.unchecked = jax.device_get(self.unchecked), []
         for step, metrics in steps:
-            if not all(np.isfinite(value) for value in metrics.values()):
+            if all(np.isfinite(value) for value in metrics.values()):
+                self.skipped_in_a_row = 0
+                continue
+            self.skipped_in_a_row += 1
+            if not self.skips or self.skipped_in_a_row > self.MOST_SKIPPED:
                 raise NonFiniteError(
                     f"Step {step}: {listed(metrics)}. The run has diverged, and nothing was saved "
                     "since: lower config.schedule.base_lr, lengthen warmup_steps or set "
                     "grad_clip_norm, in another --workdir"
                 )
+            logger.warning(f"Step {step}: {listed(metrics)}. Its update was dropped")
         if steps and self.due(steps[-1][0]):
             self.write_step(*steps[-1])
         if self.writes:

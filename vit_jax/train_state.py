@@ -15,13 +15,15 @@ from vit_jax.errors import UserError
 class TrainState:
     """All that a run carries from step to step.
 
-    step int32 (); params, ema_params: the model's tree (ema_params None where EMA is off).
+    step int32 (); params, ema_params: the model's tree (ema_params None where EMA is off);
+    skipped int32 (): updates that were dropped, see `on_nonfinite`.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
     ema_params: dict | None
+    skipped: jax.Array
 
     @property
     def eval_params(self) -> dict:
@@ -46,7 +48,8 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
         params = init_params(model, image_shape, config.seed)
         # The average starts as a copy: the train step is given both to overwrite.
         ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema_params)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, tx.init(params), ema_params, jnp.copy(zero))
 
     shapes = jax.eval_shape(init)
     placement = sharding.state_sharding(shapes, mesh)
@@ -72,10 +75,14 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 
     batch: images uint8 (N, H, W, C), labels int32 (N,). Every random choice is drawn from a key
     made of (config.seed, state.step). Metrics are float32 scalars on the device: the loss before
-    the update, accuracy, learning_rate, and the norms of gradient and updated parameters.
+    the update, accuracy, learning_rate, and the norms of gradient and updated parameters; with
+    `on_nonfinite` "skip" also `skipped`, how many updates were dropped by then: those of steps
+    where another of these numbers isn't finite.
     """
     loss_fn = losses.by_name(config.loss)
     augment.check(config.augment)
+    if config.on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"config.on_nonfinite is {config.on_nonfinite!r}; it can be 'stop', 'skip'")
     if model.pool == "none":
         raise UserError(
             "config.model.pool 'none' gives logits for each patch, and training needs them for "
@@ -92,10 +99,14 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         hits = jnp.argmax(logits, axis=-1) == labels
         return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
 
+    def grad_fn(*args):
+        values, grads = jax.value_and_grad(loss_and_accuracy, has_aux=True)(*args)
+        return values, sharding.placed(grads)
+
     def train_step(state: TrainState, batch: dict):
         key = step_key(config.seed, state.step)
         (loss, accuracy), grads = accumulate(
-            jax.value_and_grad(loss_and_accuracy, has_aux=True),
+            grad_fn,
             state.params,
             (batch["images"], batch["labels"]),
             key,
@@ -113,9 +124,30 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
         }
-        return TrainState(state.step + 1, params, opt_state, ema_params), values
+        new = TrainState(state.step + 1, params, opt_state, ema_params, state.skipped)
+        if config.on_nonfinite == "skip":
+            finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
+            new = new_or_old(finite, new, state)
+            values["skipped"] = new.skipped
+        return new, values
 
     return train_step
+
+
+def new_or_old(finite, new: TrainState, old: TrainState) -> TrainState:
+    """`new` where `finite`, else `old` with the step counted, and the update as dropped.
+
+    The schedule goes on with the steps, so its count does too.
+    """
+
+    def is_schedule(leaf):
+        return isinstance(leaf, optax.ScaleByScheduleState)
+
+    def choose(new, old):
+        return new if is_schedule(new) else jnp.where(finite, new, old)
+
+    kept = jax.tree.map(choose, new, old, is_leaf=is_schedule)
+    return kept.replace(step=new.step, skipped=old.skipped + jnp.where(finite, 0, 1))
 
 
 def step_key(seed: int, step):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vit_jax.models import checks, resnet
 from vit_jax.models.attention import attend
 from vit_jax.models.posemb import sincos_1d, sincos_2d
+from vit_jax.sharding import examples_split
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -68,6 +69,7 @@ class EncoderBlock(nn.Module):
         layer_norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_eps, dtype=self.dtype)
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = [] if "attention" in self.capture else None
+        x = examples_split(x)
 
         def attention(y):  # (N, L, D)
             y = nn.MultiHeadDotProductAttention(
@@ -94,6 +96,7 @@ class EncoderBlock(nn.Module):
         else:
             x = layer_norm(name="LayerNorm_0")(x + attention(x))
             x = layer_norm(name="LayerNorm_1")(x + mlp(x))
+        x = examples_split(x)
         captured = {"blocks": x, "attention": weights[0] if weights else None}
         return x, {name: captured[name] for name in self.capture}
 
@@ -298,7 +301,8 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
             mask = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         x, captured = self.encoder()(x, mask, train, capture)
-        return self.classify(self.pooled(x, mask)), captured
+        x = examples_split(self.pooled(x, mask))
+        return examples_split(self.classify(x)), captured
 
     def encoder(self) -> Encoder:
         shared = ("num_heads", "norm", "gelu", "layer_norm_eps", "dropout_rate")

@@ -1,0 +1,185 @@
+"""What a run needs and does on a TPU slice, by the TPU's own compiler, without the slice.
+
+Memory and whether it fits are the compiler's word. So are the cycles of each operation; the time
+of a step adds to them what the links need for the collectives (`hlo.Module.cost`), and is an
+estimate: nothing has run.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from vit_jax import flops, hlo, sharding
+from vit_jax.errors import first_line
+from vit_jax.program import Program
+
+GIB = 2**30
+
+
+def report(program: Program, tpu) -> dict:
+    """Compiles a program for a `topology.Slice`; what it needs, as a tree for JSON.
+
+    Bytes, operations and seconds are those of one device and one step. Where a step doesn't fit,
+    `fits` is False, its part holds what the compiler says, and there is no prediction.
+    """
+    config, devices = program.config, len(tpu.devices)
+    parts = {
+        "initialisation": lambda: program.init.lower().compile(),
+        "train_step": lambda: program.train_step,
+        "eval_step": lambda: program.eval_step,
+    }
+    parts = {name: part(program, tpu, compiles) for name, compiles in parts.items()}
+    return {
+        "slice": tpu.name,
+        "devices": devices,
+        "mesh": dict(program.mesh.shape),
+        "model": config.model.variant,
+        "parameters": flops.num_params(program.shapes.params),
+        "batch_size": config.batch_size,
+        "batch_size_per_device": config.batch_size / devices,
+        "accum_steps": config.accum_steps,
+        "remat": config.model.remat,
+        "scan": config.model.scan,
+        "fits": all(part["fits"] for part in parts.values()),
+        **parts,
+        "predicted": predicted(program, tpu, parts["train_step"]),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    }
+
+
+def part(program, tpu, compiles) -> dict:
+    """Of one of the program's functions."""
+    try:
+        compiled = compiles()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = [float(size) * GIB for size in re.findall(r"\(([\d.]+)G\)", str(error))]
+        needs = dict(zip(("required_bytes", "available_bytes"), sizes, strict=False))
+        return {"fits": False, "compiler": first_line(error)} | needs
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    code = memory.generated_code_size_in_bytes
+
+    def wire(kind, axes, sent):
+        return tpu.wire_seconds(program.mesh, axes, sent, hop=kind == "collective-permute")
+
+    cost = hlo.Module(compiled.as_text()).cost(dict(program.mesh.shape), tpu.chip.hertz, wire)
+    return {
+        "fits": True,
+        "argument_bytes": arguments,
+        "temporary_bytes": temporaries,
+        "output_bytes": outputs,  # beside those that take over an argument's memory
+        "code_bytes": code,
+        "total_bytes": arguments + temporaries + outputs + code,
+        "flops": cost.flops,
+        "memory_bytes": cost.memory_bytes,
+        "estimated_cycles": cost.cycles,
+        "estimated_seconds": cost.seconds,
+        "wire_seconds": cost.wire_seconds,
+        "collectives": [
+            {"kind": kind, "axes": list(axes), "count": count, "bytes_sent": sent}
+            for (kind, axes), (count, sent) in sorted(cost.collectives.items())
+        ],
+    }
+
+
+def predicted(program, tpu, step: dict) -> dict | None:
+    """Of a step that fits: its time, the images of it, and what share is of use.
+
+    mfu: the operations that the model's products need, forward and backward, without those that
+    `remat` does again, of what the chip could do (arXiv:2204.02311, appendix B).
+    communication_share: what of the step the device waits for its links.
+    """
+    if not step["fits"]:
+        return None
+    seconds = step["estimated_seconds"]
+    images = program.config.batch_size / len(tpu.devices)
+    needed = 3 * flops.forward_flops(program.model, program.image_shape) * images
+    computing = step["estimated_cycles"] / tpu.chip.hertz
+    return {
+        "step_seconds": seconds,
+        "images_per_second_per_chip": images / seconds,
+        "images_per_second": program.config.batch_size / seconds,
+        "mfu": needed / seconds / tpu.chip.flops,
+        "communication_share": 1 - computing / seconds,
+    }
+
+
+def lines(report: dict) -> Iterator[str]:
+    """A report on one screen."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    parts = f", in {report['accum_steps']} parts" if report["accum_steps"] > 1 else ""
+    yield f"Slice        {report['slice']}: {report['devices']:,} devices, mesh {mesh}"
+    yield f"Model        {report['model']}: {report['parameters']:,} parameters"
+    yield (
+        f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} a device"
+        f"{parts}"
+    )
+    for name in ("initialisation", "train_step", "eval_step"):
+        yield from part_lines(name.replace("_", " ").capitalize(), report[name])
+    for collective in report["train_step"].get("collectives", ()):
+        axes = " x ".join(collective["axes"]) or "one device"
+        yield (
+            f"             {collective['count']:,} {collective['kind']} over {axes}: "
+            f"{collective['bytes_sent'] / 2**20:,.1f} MiB sent"
+        )
+    if values := report["predicted"]:
+        yield (
+            f"Predicted    {1000 * values['step_seconds']:,.1f} ms a step, "
+            f"{values['images_per_second_per_chip']:,.1f} images/s a chip, "
+            f"{values['images_per_second']:,.0f} in all; MFU {values['mfu']:.1%}, "
+            f"{values['communication_share']:.1%} of it waiting for other devices "
+            "(the compiler's estimate: nothing has run)"
+        )
+    yield f"Fits         {'yes' if report['fits'] else 'no'}"
+
+
+def part_lines(name: str, part: dict) -> Iterator[str]:
+    name = f"{name:13}" if len(name) < 13 else f"{name} "
+    if not part["fits"]:
+        yield f"{name}doesn't fit: {part['compiler']}"
+        return
+    sizes = ("argument", "temporary", "output", "code", "total")
+    memory = ", ".join(f"{kind} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind in sizes)
+    yield f"{name}GiB a device: {memory}"
+    yield (
+        f"             {part['flops'] / 1e9:,.1f} GFLOPs, {part['memory_bytes'] / GIB:,.2f} GiB of "
+        f"memory traffic, {part['estimated_cycles'] / 1e6:,.2f} M cycles"
+    )
+
+
+def remedies(program: Program, failed: dict) -> Iterator[dict]:
+    """Overrides of a configuration that didn't fit, the least intrusive first: {field: value}.
+
+    State that fills the chips is split by FSDP; activations are recomputed (`remat`), then
+    computed in parts (accumulation), ever more of them.
+    """
+    config, mesh = program.config, program.mesh
+    overrides = {}
+    available = failed.get("available_bytes", np.inf)
+    state = flops.num_bytes_on_device(program.shapes)
+    if state > 0.4 * available and mesh.shape["data"] > 1:
+        ways = [n for n in divisors(mesh.shape["data"]) if state / n < 0.25 * available]
+        factor = ways[0] if ways else mesh.shape["data"]
+        overrides["mesh.fsdp"] = mesh.shape["fsdp"] * factor
+        overrides["mesh.data"] = -1
+        yield dict(overrides)
+    if config.model.remat == "none":
+        overrides["model.remat"] = "full"
+        yield dict(overrides)
+    local = config.batch_size // (sharding.num_shards(mesh) * config.accum_steps)
+    for factor in divisors(local)[1:]:
+        if factor in (2, 4, 8) or factor % 16 == 0:
+            yield overrides | {"accum_steps": config.accum_steps * factor}
+    if "mesh.fsdp" not in overrides and mesh.shape["data"] > 1:
+        overrides["mesh.fsdp"] = mesh.shape["fsdp"] * mesh.shape["data"]
+        yield overrides | {"mesh.data": -1, "accum_steps": config.accum_steps * local}
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,344 @@
+"""What one device does in a compiled program, read from its text: XLA's scheduled HLO.
+
+XLA's own summary (`compiled.cost_analysis()`) counts the body of a loop once, and knows neither
+collectives nor time. Here loops count as often as they run.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+ITEM_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
+# The result's type ends in a bracket, and nothing inside it looks like " name(".
+OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?[\]})]) ([a-z][a-z0-9\-]*)\((.*)$")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One instruction: its result's type and kind, its operands' names, and the rest as text."""
+
+    name: str
+    type: str
+    kind: str
+    operands: tuple[str, ...]
+    text: str
+
+    @property
+    def called(self) -> str | None:
+        match = re.search(r"(?:calls|body|to_apply|called_computations)=\{?%?([\w.\-]+)", self.text)
+        return match[1] if match else None
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(match[1]) if match else 0
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one device. seconds: all of it; wire_seconds: of the links, hidden behind work or not.
+
+    collectives: (kind, mesh axes) -> [how many, bytes sent].
+    """
+
+    cycles: int = 0
+    flops: int = 0
+    memory_bytes: int = 0
+    seconds: float = 0.0
+    wire_seconds: float = 0.0
+    collectives: dict = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(lambda: [0, 0])
+    )
+
+    def add(self, other: "Cost", times: int = 1) -> None:
+        for name in ("cycles", "flops", "memory_bytes", "seconds", "wire_seconds"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for key, (count, size) in other.collectives.items():
+            self.collectives[key][0] += times * count
+            self.collectives[key][1] += times * size
+
+
+class Module:
+    """A program: computations by name, operations in the order they run."""
+
+    def __init__(self, text: str):
+        self.computations, self.entry = {}, None
+        current = None
+        for line in text.splitlines():
+            if header := COMPUTATION.match(line):
+                current = self.computations[header[2]] = {}
+                self.entry = header[2] if header[1] else self.entry
+            elif (match := OPERATION.match(line)) and current is not None:
+                operands = re.match(r"[^()]*", re.sub(r"/\*.*?\*/", "", match[4]))[0]
+                names = re.findall(r"%([\w.\-]+)", operands)
+                current[match[1]] = Operation(match[1], match[2], match[3], tuple(names), match[4])
+
+    def cost(self, sizes: dict[str, int], hertz: float, wire: Callable) -> Cost:
+        """What the program costs one device.
+
+        An operation takes the cycles that the compiler estimates. A collective takes `wire`'s
+        seconds on links that carry one at a time; those that the compiler has split into a start
+        and an end run beside what it has put between the two.
+
+        Args:
+            sizes: the mesh, {axis: size}, devices in row-major order.
+            hertz: cycles a second.
+            wire: (kind, axes, bytes) -> seconds.
+        """
+        return Walk(self, sizes, hertz, wire).computation(self.entry)
+
+
+class Walk:
+    """Goes through a module's operations as one device does."""
+
+    def __init__(self, module: Module, sizes, hertz, wire):
+        self.computations, self.sizes = module.computations, sizes
+        self.hertz, self.wire = hertz, wire
+        self.computation = functools.cache(self.computation)
+        self.flops = functools.cache(self.flops)
+
+    def computation(self, name: str) -> Cost:
+        """The cost of a computation that is run: the entry, a loop's body."""
+        operations, cost, clock = self.computations[name], Cost(), Clock()
+        for op in operations.values():
+            if op.kind in ("while", "call"):
+                cost.add(self.computation(op.called), self.trips(op) if op.kind == "while" else 1)
+                continue
+            cost.cycles += op.cycles
+            clock.now += op.cycles / self.hertz
+            cost.memory_bytes += self.memory_bytes(op, operations)
+            for kind, axes, size, mark in self.collectives(op, operations, clock.seen):
+                seconds = 0.0
+                if kind:
+                    seconds = self.wire(kind, axes, size)
+                    cost.wire_seconds += seconds
+                    cost.collectives[kind, axes][0] += 1
+                    cost.collectives[kind, axes][1] += size
+                clock.collective(mark, seconds)
+            cost.flops += self.flops(op.called) if op.called else product_flops(op, operations)
+        cost.seconds += clock.end()
+        return cost
+
+    def trips(self, loop: Operation) -> int:
+        """How often a loop runs: they count up from 0, by a constant, to a constant."""
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.text)[1]
+        test, body = self.computations[condition], self.computations[loop.called]
+        limits = [value for op in test.values() if (value := constant(op)) is not None]
+        counters = [op for op in test.values() if op.kind == "get-tuple-element"]
+        if not limits or not counters:
+            return 1
+        index = int(re.search(r"index=(\d+)", counters[-1].text)[1])
+        after = body.get(list(body.values())[-1].operands[index])  # a body's last is its result
+        steps = [constant(body[name]) for name in after.operands if name in body] if after else []
+        return max(limits) // next((step for step in steps if step), 1)
+
+    def flops(self, name: str) -> int:
+        """Of the matrix products inside a fusion."""
+        operations = self.computations[name]
+        return sum(
+            self.flops(op.called) if op.kind == "fusion" else product_flops(op, operations)
+            for op in operations.values()
+        )
+
+    def collectives(self, op: Operation, operations: dict, seen: set):
+        """Quadruples (kind, axes, bytes sent, "start", "end" or "both") of an operation.
+
+        An end alone has no kind. A fusion may begin a collective, end one, work beside one (the
+        same again: `seen` holds their channels), or do one whole.
+        """
+        inner = self.computations[op.called] if op.kind in ("fusion", "async-start") else {}
+        starts = any("AsyncCollectiveStart" in part.text for part in inner.values())
+        if any("AsyncCollectiveDone" in part.text for part in inner.values()):
+            yield None, None, 0, "end"
+        for part in inner.values() or [op]:
+            base = part.kind.removesuffix("-start").removesuffix("-done")
+            if base not in COLLECTIVES:
+                continue
+            if part.kind.endswith("-done"):
+                yield None, None, 0, "end"
+                continue
+            channel = re.search(r"channel_id=(\d+)", part.text)
+            if channel and channel[1] in seen:
+                continue
+            seen.add(channel and channel[1])
+            kind = base
+            if base == "all-reduce" and "all-reduce-scatter" in (op.called or ""):
+                kind = "reduce-scatter"
+            ids = device_group(part.text, math.prod(self.sizes.values()))
+            around = inner or operations
+            size = sum(array_bytes(around[name].type) for name in part.operands if name in around)
+            apart = starts or part.kind.endswith("-start") or op.kind == "async-start"
+            mark = "start" if apart else "both"
+            yield kind, self.axes(ids), sent_bytes(kind, size, len(ids)), mark
+        if op.kind == "async-done":
+            yield None, None, 0, "end"
+
+    def axes(self, ids) -> tuple[str, ...]:
+        """The axes of the mesh that a group of devices spans."""
+        places = np.unravel_index(np.asarray(ids), tuple(self.sizes.values()))
+        return tuple(
+            axis for axis, place in zip(self.sizes, places, strict=True) if np.ptp(place) > 0
+        )
+
+    def memory_bytes(self, op: Operation, operations: dict) -> int:
+        """What an operation reads from and writes to the chip's main memory.
+
+        A fusion that reads slices of an array, or overwrites some in place, moves those alone.
+        """
+        if op.kind in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
+            return 0
+        if op.kind.endswith("-done"):  # its start counts
+            return 0
+        reads = [operations[n].type if n in operations else "" for n in op.operands]
+        if op.kind != "fusion":
+            return sum(map(main_memory_bytes, (op.type, *reads)))
+        inner = self.computations[op.called]
+        total = main_memory_bytes(op.type)
+        parameters = {
+            int(re.match(r"\d+", p.text)[0]): p for p in inner.values() if p.kind == "parameter"
+        }
+        for i, outer in enumerate(reads):
+            users = [
+                p for p in inner.values() if i in parameters and parameters[i].name in p.operands
+            ]
+            if users and all(user.kind == "dynamic-slice" for user in users):
+                total += sum(array_bytes(user.type) for user in users) * bool(
+                    main_memory_bytes(outer)
+                )
+            elif users and all(
+                user.kind == "dynamic-update-slice" and user.operands[0] == parameters[i].name
+                for user in users
+            ):
+                for user in users:
+                    update = array_bytes(inner[user.operands[1]].type)
+                    total += min(update - array_bytes(user.type), 0) * bool(
+                        main_memory_bytes(outer)
+                    )
+            else:
+                total += main_memory_bytes(outer)
+        return max(total, 0)
+
+
+class Clock:
+    """The time of a device and of its links, which carry one collective after the other."""
+
+    def __init__(self):
+        self.now, self.links_free = 0.0, 0.0
+        self.under_way = collections.deque()
+        self.seen = set()
+
+    def collective(self, mark: str, seconds: float) -> None:
+        if mark != "end":
+            self.links_free = max(self.links_free, self.now) + seconds
+        if mark == "start":
+            self.under_way.append(self.links_free)
+        elif mark == "both":
+            self.now = self.links_free
+        elif self.under_way:
+            self.now = max(self.now, self.under_way.popleft())
+
+    def end(self) -> float:
+        return max([self.now, *self.under_way])
+
+
+def constant(op: Operation) -> int | None:
+    """The value of a whole number."""
+    value = re.match(r"\d+", op.text)
+    return int(value[0]) if op.kind == "constant" and value else None
+
+
+def array_bytes(type_text: str) -> int:
+    """Of all arrays in a type."""
+    return sum(
+        ITEM_BYTES.get(kind, 0) * math.prod(int(n) for n in dims.split(",") if n)
+        for kind, dims, _ in ARRAY.findall(type_text)
+    )
+
+
+def main_memory_bytes(type_text: str) -> int:
+    """Of the arrays in a type that lie in main memory: the others name their memory, S(1)."""
+    return sum(
+        array_bytes(f"{kind}[{dims}]")
+        for kind, dims, layout in ARRAY.findall(type_text)
+        if "S(" not in layout
+    )
+
+
+def sent_bytes(kind: str, operand_bytes: int, size: int) -> int:
+    """What each of `size` devices sends in a collective, by a ring."""
+    if kind == "collective-permute":
+        return operand_bytes
+    whole = operand_bytes * size if kind == "all-gather" else operand_bytes
+    times = 2 if kind == "all-reduce" else 1
+    return times * whole * (size - 1) // size
+
+
+def device_group(text: str, num_devices: int) -> list[int]:
+    """The devices that do a collective together: the first group, or a permutation's first pair."""
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
+        return [int(match[1]), int(match[2])]
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(i) for i in match[1].split(",")]
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        wanted = re.findall(r"'(\w+)'", match[2])
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        first = tuple(slice(None) if name in wanted else 0 for name in sizes)
+        return ids[first].ravel().tolist()
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, source, order = (
+            [int(n) for n in part.split(",")] if part else None for part in match.groups()
+        )
+        ids = np.arange(math.prod(source)).reshape(source)
+        ids = ids.transpose(order) if order else ids
+        return ids.reshape(shape)[0].ravel().tolist()
+    return list(range(num_devices))
+
+
+def product_flops(op: Operation, operations: dict) -> int:
+    """Of a matrix product, which a TPU's program writes as a convolution; 0 of anything else.
+
+    A multiplication and an addition count two; what a window covers of padding counts nothing.
+    """
+    if op.kind not in ("convolution", "dot"):
+        return 0
+    left, right = (dimensions(operations[name].type) for name in op.operands)
+    result = dimensions(op.type)
+    if op.kind == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)[1]
+        return 2 * math.prod(result) * math.prod(left[int(i)] for i in contracted.split(",") if i)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
+    window = re.search(r"window=\{(.*?)\}", op.text)
+    window = dict(re.findall(r"(\w+)=([\d_x\-]+)", window[1] if window else ""))
+    flops = 2 * right[labels[1].index("i")]
+    flops *= result[labels[2].index("b")] * result[labels[2].index("f")]
+    for axis in range(len(left) - 2):
+        sizes = (
+            dims[label.index(str(axis))]
+            for dims, label in zip((left, right, result), labels, strict=True)
+        )
+        flops *= covered(*sizes, **{name: text.split("x")[axis] for name, text in window.items()})
+    return flops
+
+
+def covered(left: int, right: int, result: int, size, stride="1", pad="0_0", **dilations) -> int:
+    """Pairs of a window's position and an element of it that meet an element, along one axis."""
+    dilate = int(dilations.get("lhs_dilate", 1))
+    at = np.arange(result)[:, None] * int(stride) - int(pad.partition("_")[0])
+    at = at + np.arange(right) * int(dilations.get("rhs_dilate", 1))
+    return int(np.sum((at >= 0) & (at <= (left - 1) * dilate) & (at % dilate == 0)))
+
+
+def dimensions(type_text: str) -> list[int]:
+    return [int(n) for n in ARRAY.search(type_text)[2].split(",") if n]

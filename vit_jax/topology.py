@@ -1,0 +1,128 @@
+"""TPU slices that aren't here: their devices, to compile for, and what their chips can do."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from vit_jax.errors import UserError, first_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, a second and a chip, unless said otherwise.
+
+    flops: bfloat16. cycle_flops: the same in a cycle, of 128 x 128 multipliers (two operations
+    each): 8 of them on v4 and v5p, 4 on v5e, 16 on v6e, which has theirs in larger units.
+    link_bytes: of a link, one way: the published bandwidth of all, both ways, shared out.
+    dimensions: of the torus. wraps: sides of a slice that are multiples of it close to a ring.
+    """
+
+    flops: float
+    cycle_flops: int
+    memory_bandwidth: float
+    link_bytes: float
+    dimensions: int
+    wraps: int
+    options: dict
+
+    @property
+    def hertz(self) -> float:
+        return self.flops / self.cycle_flops
+
+
+UNIT = 2 * 128 * 128
+MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores as one device, as it is used
+CHIPS = {
+    "v4": Chip(275e12, 8 * UNIT, 1.20e12, 50e9, 3, 4, MEGACORE),
+    "v5e": Chip(197e12, 4 * UNIT, 0.819e12, 50e9, 2, 16, {}),
+    "v5p": Chip(459e12, 8 * UNIT, 2.765e12, 100e9, 3, 4, MEGACORE),
+    "v6e": Chip(918e12, 16 * UNIT, 1.638e12, 100e9, 2, 16, {}),
+}
+
+
+class Slice:
+    """A described slice.
+
+    Attributes:
+        name: such as "v5e:16x16"; chip: a `Chip`; sides: of the slice, in chips.
+        devices: for `sharding.create_mesh`; they compile, and compute nothing.
+    """
+
+    def __init__(self, name: str):
+        """Needs libtpu, and no TPU.
+
+        Raises:
+            UserError: no such slice, or no libtpu.
+        """
+        kind, _, sides = name.partition(":")
+        expected = "it can be KIND:SIDES such as v5e:4x4, v6e:16x16, v4:2x2x4 or v5p:4x4x8"
+        if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", sides):
+            raise UserError(f"--compile_for={name}: {expected}, with a kind of {', '.join(CHIPS)}")
+        self.name, self.chip = name, CHIPS[kind]
+        self.sides = tuple(int(side) for side in sides.split("x"))
+        if len(self.sides) != self.chip.dimensions:
+            raise UserError(
+                f"--compile_for={name}: {kind} has {self.chip.dimensions} dimensions; {expected}"
+            )
+        for variable, value in QUIET.items():
+            os.environ.setdefault(variable, value)
+        try:
+            description = topologies.get_topology_desc(
+                platform="tpu", topology_name=name, **self.chip.options
+            )
+        except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
+            if importlib.util.find_spec("libtpu") is None:
+                raise UserError(
+                    f"--compile_for={name} needs the TPU's compiler: "
+                    f"pip install 'jax[tpu]=={jax.__version__}'"
+                ) from None
+            raise UserError(f"--compile_for={name}: {first_line(error)}; {expected}") from None
+        self.devices = description.devices
+
+    def wire_seconds(self, mesh, axes: tuple[str, ...], sent_bytes: int, hop: bool) -> float:
+        """How long a device's links are busy with a collective over some axes of a mesh.
+
+        The devices of a group that lie along a side of the torus form a line of it, or a ring,
+        with links both ways; those of groups that lie between each other share links.
+
+        hop: a permutation, which takes one way.
+        """
+        places = self.places(mesh, axes)
+        bandwidth = 0.0
+        for side, at in zip(self.sides, places.T, strict=True):
+            along = np.unique(at)
+            if len(along) == 1:
+                continue
+            step = int(np.diff(along).min())
+            ring = len(along) * step == side and side % self.chip.wraps == 0
+            bandwidth += self.chip.link_bytes * (2 if ring and not hop else 1) / step
+        return sent_bytes / bandwidth if bandwidth else 0.0
+
+    def places(self, mesh, axes) -> np.ndarray:
+        """Where on the torus the devices lie that differ in these axes only: (devices, sides)."""
+        first = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+        coords = [device.coords for device in np.ravel(mesh.devices[first])]
+        return np.array(coords)[:, : len(self.sides)]
+
+
+# libtpu looks for the machine's TPU, and asks Google Cloud about it, where it isn't told.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def without_accelerator() -> None:
+    """Keeps JAX to this machine's CPU: a compiler that is installed looks for its TPU otherwise."""
+    jax.config.update("jax_platforms", "cpu")

@@ -29,7 +29,7 @@ EVERY = 20
 ARGUMENTS = (
     "--config=configs/digits.py",
     "--config.model.width=64",
-    "--config.total_steps=1000",
+    "--config.total_steps=2000",
     "--config.schedule.warmup_steps=100",
     "--config.ema_decay=0.99",
     "--config.log_every_steps=5",
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--longest", type=float, default=3.0, help="seconds of training let be")
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds of training let be")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main() -> int:
     return 0 if same == given.kills else 1
 
 
-def soak(folder, kills, processes=1, longest=3.0, seed=0, arguments=ARGUMENTS) -> int:
+def soak(folder, kills, processes=1, longest=6.0, seed=0, arguments=ARGUMENTS) -> int:
     """How many kills left a run with the bits of one let alone; 0 if its end isn't the same."""
     killed, alone = folder / "killed", folder / "alone"
     finish(start(alone, processes, arguments))

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs a script on GPU nodes under Slurm, one process a GPU. docs/slurm.md
+#
+#   sbatch --nodes=2 launch/slurm.sh train.py --config=configs/vit_b16.py --workdir=/shared/vit_b16
+#
+# Run from the repository's folder, which all nodes see, as they see --workdir.
+#SBATCH --job-name=vit_jax
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+srun "${PYTHON:-.venv/bin/python}" "$@"
+code=$?
+# Saved when asked to stop (the time is up, or another job needs the nodes), or a node was lost:
+# the same job goes on from the last checkpoint.
+if ((code == 75 || code == 76)); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -49,8 +49,12 @@ def compiled(config, tpu) -> tuple[Program, dict]:
 
 def find_remedy(config, tpu, program, report) -> dict | None:
     """The first overrides with which the run fits, and compiles."""
-    failed = next(p for p in report.values() if isinstance(p, dict) and p.get("fits") is False)
-    for overrides in compile_report.remedies(program, failed):
+    required = max(
+        part["required_bytes"] or 0.0
+        for part in report.values()
+        if isinstance(part, dict) and part.get("fits") is False
+    )
+    for overrides in compile_report.remedies(program, required, report["available_bytes"]):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(overrides)
         start = time.perf_counter()

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from vit_jax import flops, hlo, sharding
 from vit_jax.errors import first_line
@@ -26,12 +25,15 @@ def report(program: Program, tpu) -> dict:
     `fits` is False, its part holds what the compiler says, and there is no prediction.
     """
     config, devices = program.config, len(tpu.devices)
+    # Beside a program's own arguments: batches on their way, and in evaluation the whole state.
+    ahead = sharding.AHEAD * flops.num_bytes_on_device(program.batch_shapes)
+    state = flops.num_bytes_on_device(program.shapes)
+    around = ahead + state - flops.num_bytes_on_device(program.shapes.eval_params)
     parts = {
-        "initialisation": lambda: program.init.lower().compile(),
-        "train_step": lambda: program.train_step,
-        "eval_step": lambda: program.eval_step,
+        "start": part(program, tpu, lambda: program.init.lower().compile(), 0),
+        "train_step": part(program, tpu, lambda: program.train_step, ahead),
+        "eval_step": part(program, tpu, lambda: program.eval_step, around),
     }
-    parts = {name: part(program, tpu, compiles) for name, compiles in parts.items()}
     return {
         "slice": tpu.name,
         "devices": devices,
@@ -43,6 +45,7 @@ def report(program: Program, tpu) -> dict:
         "accum_steps": config.accum_steps,
         "remat": config.model.remat,
         "scan": config.model.scan,
+        "available_bytes": tpu.chip.memory,
         "fits": all(part["fits"] for part in parts.values()),
         **parts,
         "predicted": predicted(program, tpu, parts["train_step"]),
@@ -50,20 +53,26 @@ def report(program: Program, tpu) -> dict:
     }
 
 
-def part(program, tpu, compiles) -> dict:
-    """Of one of the program's functions."""
+def part(program, tpu, compiles, resident: int) -> dict:
+    """Of one of the program's functions; `resident`: bytes that lie there beside what it uses."""
     try:
         compiled = compiles()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = [float(size) * GIB for size in re.findall(r"\(([\d.]+)G\)", str(error))]
-        needs = dict(zip(("required_bytes", "available_bytes"), sizes, strict=False))
-        return {"fits": False, "compiler": first_line(error)} | needs
+        asked = re.search(r"\(([\d.]+)G\) exceeds available", str(error))
+        if not asked:
+            return {"fits": False, "reason": first_line(error), "required_bytes": None}
+        reason = f"the compiler asks for {asked[1]} GiB of temporaries"
+        return {"fits": False, "reason": reason, "required_bytes": float(asked[1]) * GIB}
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     code = memory.generated_code_size_in_bytes
+    total = arguments + temporaries + outputs + code + resident
+    if total > tpu.chip.memory:
+        reason = f"{total / GIB:.2f} GiB with the {resident / GIB:.2f} that lie beside it"
+        return {"fits": False, "reason": reason, "required_bytes": total}
 
     def wire(kind, axes, sent):
         return tpu.wire_seconds(program.mesh, axes, sent, hop=kind == "collective-permute")
@@ -75,7 +84,8 @@ def part(program, tpu, compiles) -> dict:
         "temporary_bytes": temporaries,
         "output_bytes": outputs,  # beside those that take over an argument's memory
         "code_bytes": code,
-        "total_bytes": arguments + temporaries + outputs + code,
+        "resident_bytes": resident,
+        "total_bytes": total,
         "flops": cost.flops,
         "memory_bytes": cost.memory_bytes,
         "estimated_cycles": cost.cycles,
@@ -120,14 +130,9 @@ def lines(report: dict) -> Iterator[str]:
         f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} a device"
         f"{parts}"
     )
-    for name in ("initialisation", "train_step", "eval_step"):
-        yield from part_lines(name.replace("_", " ").capitalize(), report[name])
-    for collective in report["train_step"].get("collectives", ()):
-        axes = " x ".join(collective["axes"]) or "one device"
-        yield (
-            f"             {collective['count']:,} {collective['kind']} over {axes}: "
-            f"{collective['bytes_sent'] / 2**20:,.1f} MiB sent"
-        )
+    for name in ("start", "train_step", "eval_step"):
+        title = name.replace("_", " ").capitalize()
+        yield from part_lines(title, report[name], report["available_bytes"])
     if values := report["predicted"]:
         yield (
             f"Predicted    {1000 * values['step_seconds']:,.1f} ms a step, "
@@ -139,46 +144,47 @@ def lines(report: dict) -> Iterator[str]:
     yield f"Fits         {'yes' if report['fits'] else 'no'}"
 
 
-def part_lines(name: str, part: dict) -> Iterator[str]:
-    name = f"{name:13}" if len(name) < 13 else f"{name} "
+def part_lines(name: str, part: dict, available: int) -> Iterator[str]:
     if not part["fits"]:
-        yield f"{name}doesn't fit: {part['compiler']}"
+        yield f"{name:13}doesn't fit {available / GIB:,.2f} GiB: {part['reason']}"
         return
-    sizes = ("argument", "temporary", "output", "code", "total")
-    memory = ", ".join(f"{kind} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind in sizes)
-    yield f"{name}GiB a device: {memory}"
+    sizes = {"argument": "arguments", "temporary": "temporaries", "output": "outputs"}
+    sizes |= {"code": "program", "resident": "beside it"}
+    memory = ", ".join(f"{word} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind, word in sizes.items())
+    yield f"{name:13}{part['total_bytes'] / GIB:,.2f} of {available / GIB:,.2f} GiB: {memory}"
     yield (
         f"             {part['flops'] / 1e9:,.1f} GFLOPs, {part['memory_bytes'] / GIB:,.2f} GiB of "
         f"memory traffic, {part['estimated_cycles'] / 1e6:,.2f} M cycles"
     )
+    for collective in part["collectives"]:
+        axes = " x ".join(collective["axes"]) or "one device"
+        yield (
+            f"             {collective['count']:,} {collective['kind']} over {axes}: "
+            f"{collective['bytes_sent'] / 2**20:,.1f} MiB sent"
+        )
 
 
-def remedies(program: Program, failed: dict) -> Iterator[dict]:
-    """Overrides of a configuration that didn't fit, the least intrusive first: {field: value}.
+def remedies(program: Program, required: float, available: int) -> Iterator[dict]:
+    """Overrides of a configuration that didn't fit, to be tried in turn: {field: value}.
 
-    State that fills the chips is split by FSDP; activations are recomputed (`remat`), then
-    computed in parts (accumulation), ever more of them.
+    State that fills the chips is split by FSDP. Activations are computed in parts (accumulation),
+    as many as would fit by what was required, then more; then recomputed as well (`remat`).
     """
     config, mesh = program.config, program.mesh
-    overrides = {}
-    available = failed.get("available_bytes", np.inf)
+    split, data = {}, mesh.shape["data"]
     state = flops.num_bytes_on_device(program.shapes)
-    if state > 0.4 * available and mesh.shape["data"] > 1:
-        ways = [n for n in divisors(mesh.shape["data"]) if state / n < 0.25 * available]
-        factor = ways[0] if ways else mesh.shape["data"]
-        overrides["mesh.fsdp"] = mesh.shape["fsdp"] * factor
-        overrides["mesh.data"] = -1
-        yield dict(overrides)
-    if config.model.remat == "none":
-        overrides["model.remat"] = "full"
-        yield dict(overrides)
+    if state > 0.4 * available and data > 1:
+        ways = [n for n in divisors(data) if state / n < 0.2 * available]
+        split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * min(ways, default=data)}
+        yield split
     local = config.batch_size // (sharding.num_shards(mesh) * config.accum_steps)
-    for factor in divisors(local)[1:]:
-        if factor in (2, 4, 8) or factor % 16 == 0:
-            yield overrides | {"accum_steps": config.accum_steps * factor}
-    if "mesh.fsdp" not in overrides and mesh.shape["data"] > 1:
-        overrides["mesh.fsdp"] = mesh.shape["fsdp"] * mesh.shape["data"]
-        yield overrides | {"mesh.data": -1, "accum_steps": config.accum_steps * local}
+    enough = [n for n in divisors(local) if n >= required / available]
+    for remat in ({}, {"model.remat": "full"})[: 1 + (config.model.remat == "none")]:
+        for factor in enough[:3] + enough[-1:]:
+            yield split | remat | {"accum_steps": config.accum_steps * factor}
+    if not split and data > 1:
+        split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * data}
+        yield split | remat | {"accum_steps": config.accum_steps * local}
 
 
 def divisors(number: int) -> list[int]:

@@ -194,40 +194,71 @@ class Walk:
     def memory_bytes(self, op: Operation, operations: dict) -> int:
         """What an operation reads from and writes to the chip's main memory.
 
-        A fusion that reads slices of an array, or overwrites some in place, moves those alone.
+        Of an array that is read in slices, or overwritten in part, the part.
         """
         if op.kind in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
             return 0
         if op.kind.endswith("-done"):  # its start counts
             return 0
-        reads = [operations[n].type if n in operations else "" for n in op.operands]
+        if op.kind == "copy-start":  # the type is of both sides
+            return main_memory_bytes(op.type)
+        if op.kind == "slice-start":  # the type is of the whole, the slice and a flag
+            return array_bytes(op.type.partition("), ")[2])
+        reads = {name: operations[name].type for name in op.operands if name in operations}
+        if op.kind in ("slice", "dynamic-slice"):
+            return array_bytes(op.type) + main_memory_bytes(op.type)
+        if op.kind == "dynamic-update-slice":
+            return 2 * array_bytes(reads[op.operands[1]])
         if op.kind != "fusion":
-            return sum(map(main_memory_bytes, (op.type, *reads)))
-        inner = self.computations[op.called]
-        total = main_memory_bytes(op.type)
-        parameters = {
-            int(re.match(r"\d+", p.text)[0]): p for p in inner.values() if p.kind == "parameter"
-        }
-        for i, outer in enumerate(reads):
-            users = [
-                p for p in inner.values() if i in parameters and parameters[i].name in p.operands
-            ]
-            if users and all(user.kind == "dynamic-slice" for user in users):
-                total += sum(array_bytes(user.type) for user in users) * bool(
-                    main_memory_bytes(outer)
-                )
-            elif users and all(
-                user.kind == "dynamic-update-slice" and user.operands[0] == parameters[i].name
-                for user in users
-            ):
-                for user in users:
-                    update = array_bytes(inner[user.operands[1]].type)
-                    total += min(update - array_bytes(user.type), 0) * bool(
-                        main_memory_bytes(outer)
-                    )
-            else:
-                total += main_memory_bytes(outer)
-        return max(total, 0)
+            return sum(map(main_memory_bytes, (op.type, *reads.values())))
+        read = sum(
+            self.bytes_read(op.called, i, main_memory_bytes(reads[name]))
+            for i, name in enumerate(op.operands)
+            if name in reads
+        )
+        return read + max(main_memory_bytes(op.type) - self.bytes_left_alone(op.called), 0)
+
+    def bytes_read(self, called: str, index: int, whole: int) -> int:
+        """Of a fusion's argument: `whole`, or what is sliced out of it."""
+        inner = self.computations[called]
+
+        def read(name):
+            total = 0
+            for user in inner.values():
+                if name not in user.operands:
+                    continue
+                if user.kind in ("slice", "dynamic-slice"):
+                    total += array_bytes(user.type)
+                elif user.kind == "bitcast":
+                    total += read(user.name)
+                elif user.kind == "fusion":
+                    total += self.bytes_read(user.called, user.operands.index(name), whole)
+                elif user.kind != "dynamic-update-slice" or user.operands[0] != name:
+                    total += whole
+            return total
+
+        argument = next(
+            op.name
+            for op in inner.values()
+            if op.kind == "parameter" and op.text.startswith(f"{index})")
+        )
+        return min(read(argument), whole) if whole else 0
+
+    def bytes_left_alone(self, called: str) -> int:
+        """Of a fusion's result: what it has from an argument that it overwrites a part of."""
+        inner = self.computations[called]
+
+        def left(name):
+            op = inner.get(name)
+            if op is None:
+                return 0
+            if op.kind == "dynamic-update-slice":
+                return array_bytes(op.type) - array_bytes(inner[op.operands[1]].type)
+            if op.kind == "fusion":
+                return self.bytes_left_alone(op.called)
+            return sum(map(left, op.operands)) if op.kind in ("bitcast", "tuple") else 0
+
+        return left(next(reversed(inner)))
 
 
 class Clock:
@@ -258,21 +289,18 @@ def constant(op: Operation) -> int | None:
     return int(value[0]) if op.kind == "constant" and value else None
 
 
-def array_bytes(type_text: str) -> int:
-    """Of all arrays in a type."""
+def array_bytes(type_text: str, count: Callable = lambda layout: True) -> int:
+    """Of the arrays in a type; of those whose layout counts."""
     return sum(
         ITEM_BYTES.get(kind, 0) * math.prod(int(n) for n in dims.split(",") if n)
-        for kind, dims, _ in ARRAY.findall(type_text)
+        for kind, dims, layout in ARRAY.findall(type_text)
+        if count(layout)
     )
 
 
 def main_memory_bytes(type_text: str) -> int:
     """Of the arrays in a type that lie in main memory: the others name their memory, S(1)."""
-    return sum(
-        array_bytes(f"{kind}[{dims}]")
-        for kind, dims, layout in ARRAY.findall(type_text)
-        if "S(" not in layout
-    )
+    return array_bytes(type_text, lambda layout: "S(" not in layout)
 
 
 def sent_bytes(kind: str, operand_bytes: int, size: int) -> int:

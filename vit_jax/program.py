@@ -52,10 +52,13 @@ class Program:
             self.model, self.tx, self.learning_rate, config
         )
 
+    @property
+    def batch_shapes(self) -> dict:
+        return sharding.batch_shapes(self.config.batch_size, self.image_shape, self.mesh)
+
     @functools.cached_property
     def train_step(self):
-        batch = sharding.batch_shapes(self.config.batch_size, self.image_shape, self.mesh)
-        return sharding.compile_step(self._train_step, self.shapes, batch)
+        return sharding.compile_step(self._train_step, self.shapes, self.batch_shapes)
 
     @functools.cached_property
     def eval_step(self):

@@ -198,7 +198,10 @@ def compiled(function: Callable, *shapes, **jit_options):
     return lowered.compile(compiler_options=options)
 
 
-def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = 2) -> Iterator[dict]:
+AHEAD = 2  # batches on their way to the devices while one is computed on
+
+
+def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
     """This process's batches of NumPy arrays -> global arrays, sharded over their first axis.
 
     Transfers are asynchronous; `ahead` batches are on their way while one is computed on.

@@ -16,6 +16,8 @@ from vit_jax.errors import UserError, first_line
 class Chip:
     """Of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, a second and a chip, unless said otherwise.
 
+    memory: bytes that the compiler lets a program have (libtpu 0.0.52).
+
     flops: bfloat16. cycle_flops: the same in a cycle, of 128 x 128 multipliers (two operations
     each): 8 of them on v4 and v5p, 4 on v5e, 16 on v6e, which has theirs in larger units.
     link_bytes: of a link, one way: the published bandwidth of all, both ways, shared out.
@@ -24,7 +26,7 @@ class Chip:
 
     flops: float
     cycle_flops: int
-    memory_bandwidth: float
+    memory: int
     link_bytes: float
     dimensions: int
     wraps: int
@@ -38,10 +40,10 @@ class Chip:
 UNIT = 2 * 128 * 128
 MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores as one device, as it is used
 CHIPS = {
-    "v4": Chip(275e12, 8 * UNIT, 1.20e12, 50e9, 3, 4, MEGACORE),
-    "v5e": Chip(197e12, 4 * UNIT, 0.819e12, 50e9, 2, 16, {}),
-    "v5p": Chip(459e12, 8 * UNIT, 2.765e12, 100e9, 3, 4, MEGACORE),
-    "v6e": Chip(918e12, 16 * UNIT, 1.638e12, 100e9, 2, 16, {}),
+    "v4": Chip(275e12, 8 * UNIT, int(30.75 * 2**30), 50e9, 3, 4, MEGACORE),
+    "v5e": Chip(197e12, 4 * UNIT, int(15.75 * 2**30), 50e9, 2, 16, {}),
+    "v5p": Chip(459e12, 8 * UNIT, int(95.73 * 2**30), 100e9, 3, 4, MEGACORE),
+    "v6e": Chip(918e12, 16 * UNIT, int(31.24 * 2**30), 100e9, 2, 16, {}),
 }
 
 

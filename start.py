@@ -2,6 +2,7 @@
 
     python start.py train    trains a ViT on the embedded digits (two minutes)
     python start.py test     runs the tests
+    python start.py compile  tells whether a B/16 fits sixteen TPU chips, by the TPU's compiler
 
 What follows is passed on: python start.py train --config=configs/vit_b16.py:quick
 """
@@ -21,6 +22,11 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 COMMANDS = {
     "train": ("requirements.txt", ["train.py"], ["--config=configs/digits.py"]),
     "test": ("requirements-dev.txt", ["-m", "pytest"], []),
+    "compile": (
+        "requirements-compile.txt",
+        ["train.py"],
+        ["--config=configs/vit_b16.py", "--compile_for=v5e:4x4"],
+    ),
 }
 
 
@@ -28,7 +34,7 @@ def main() -> int:
     if not (3, 11) <= sys.version_info < (3, 14):  # whoever runs this may have any
         return complain(f"Python 3.11 to 3.13 is needed; this is {sys.version.split()[0]}")
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        return complain("Usage: python start.py train | test")
+        return complain(f"Usage: python start.py {' | '.join(COMMANDS)}")
     requirements, command, defaults = COMMANDS[sys.argv[1]]
     if not install(requirements):
         return complain(f"Installing {requirements} failed: pip says why above")

@@ -75,7 +75,7 @@ def part(program, tpu, compiles, resident: int) -> dict:
         return {"fits": False, "reason": reason, "required_bytes": total}
 
     def wire(kind, axes, sent):
-        return tpu.wire_seconds(program.mesh, axes, sent, hop=kind == "collective-permute")
+        return tpu.wire_seconds(program.mesh, axes, sent, one_way=kind == "collective-permute")
 
     cost = hlo.Module(compiled.as_text()).cost(dict(program.mesh.shape), tpu.chip.hertz, wire)
     return {

@@ -86,30 +86,34 @@ class Slice:
             raise UserError(f"--compile_for={name}: {first_line(error)}; {expected}") from None
         self.devices = description.devices
 
-    def wire_seconds(self, mesh, axes: tuple[str, ...], sent_bytes: int, hop: bool) -> float:
-        """How long a device's links are busy with a collective over some axes of a mesh.
+    def wire_seconds(self, mesh, axes: tuple[str, ...], sent_bytes: int, one_way: bool) -> float:
+        """How long a device's links are busy with what it sends in a collective over some axes.
 
-        The devices of a group that lie along a side of the torus form a line of it, or a ring,
-        with links both ways; those of groups that lie between each other share links.
-
-        hop: a permutation, which takes one way.
+        one_way: a permutation, which takes one direction of the links.
         """
-        places = self.places(mesh, axes)
-        bandwidth = 0.0
-        for side, at in zip(self.sides, places.T, strict=True):
-            along = np.unique(at)
-            if len(along) == 1:
-                continue
-            step = int(np.diff(along).min())
-            ring = len(along) * step == side and side % self.chip.wraps == 0
-            bandwidth += self.chip.link_bytes * (2 if ring and not hop else 1) / step
-        return sent_bytes / bandwidth if bandwidth else 0.0
-
-    def places(self, mesh, axes) -> np.ndarray:
-        """Where on the torus the devices lie that differ in these axes only: (devices, sides)."""
+        if not sent_bytes or not axes:
+            return 0.0
         first = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-        coords = [device.coords for device in np.ravel(mesh.devices[first])]
-        return np.array(coords)[:, : len(self.sides)]
+        places = [device.coords for device in np.ravel(mesh.devices[first])]
+        return sent_bytes / bandwidth(self.chip, self.sides, places, one_way)
+
+
+def bandwidth(chip: Chip, sides: tuple[int, ...], places, one_way: bool = False) -> float:
+    """Bytes a second that each device of a group can send to the others.
+
+    Those along a side of the torus form a line, whose links carry one direction's share of what a
+    ring's do; where groups lie between each other, they share links.
+
+    places: of the group's devices on the torus, (devices, dimensions).
+    """
+    total = 0.0
+    for side, at in zip(sides, np.array(places).T, strict=False):
+        along = np.unique(at)
+        if len(along) > 1:
+            step = int(np.diff(along).min())
+            ring = len(along) * step == side and side % chip.wraps == 0
+            total += chip.link_bytes * (2 if ring and not one_way else 1) / step
+    return total
 
 
 # libtpu looks for the machine's TPU, and asks Google Cloud about it, where it isn't told.
@@ -128,3 +132,4 @@ QUIET = {
 def without_accelerator() -> None:
     """Keeps JAX to this machine's CPU: a compiler that is installed looks for its TPU otherwise."""
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # can't be read without a TPU

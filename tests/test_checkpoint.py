@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from vit_jax import checkpoint, optim, train_state
+from vit_jax import checkpoint, optim, sharding, train_state
 from vit_jax.errors import UserError
 
 IMAGE = (32, 32, 3)
@@ -57,6 +57,23 @@ def test_restores_every_bit(tmp_path, state_and_shapes):
     assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [
         leaf.dtype for leaf in jax.tree.leaves(expected)
     ]
+
+
+def test_from_eight_devices_to_one_and_back(tmp_path, state_and_shapes):
+    """Split eight ways by FSDP, whole, and split by tensor parallelism: the same bits."""
+    state, _ = state_and_shapes
+    for step, axes in enumerate((dict(fsdp=8), dict(), dict(fsdp=2, tensor=4)), start=1):
+        mesh = sharding.create_mesh(data=1, **axes, devices=jax.devices()[: 8 if axes else 1])
+        where = sharding.state_sharding(state, mesh)
+        checkpoints = checkpoint.Checkpoints(tmp_path)
+        shapes = jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, where
+        )
+        placed = checkpoints.restore_latest(shapes) or jax.device_put(state, where)
+        assert [leaf.sharding for leaf in jax.tree.leaves(placed)] == jax.tree.leaves(where)
+        jax.tree.map(np.testing.assert_array_equal, placed.replace(step=state.step), state)
+        checkpoints.save(step, placed)
+        checkpoints.close()
 
 
 def test_keeps_the_latest_the_best_and_every_nth(tmp_path, state_and_shapes):

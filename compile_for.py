@@ -28,8 +28,8 @@ def check(config, slice_name: str, workdir=None) -> dict:
     program, report = compiled(config, tpu)
     for line in compile_report.lines(report):
         logger.info(line)
-    remedy = None if report["fits"] else find_remedy(config, tpu, program, report)
-    report["remedy"] = remedy
+    remedy, fitting = (None, None) if report["fits"] else find_remedy(config, tpu, program, report)
+    report |= {"remedy": remedy, "with_remedy": fitting}
     if workdir:
         path = pathlib.Path(workdir) / "compile_report.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,8 @@ def compiled(config, tpu) -> tuple[Program, dict]:
     return program, compile_report.report(program, tpu)
 
 
-def find_remedy(config, tpu, program, report) -> dict | None:
-    """The first overrides with which the run fits, and compiles."""
+def find_remedy(config, tpu, program, report) -> tuple[dict | None, dict | None]:
+    """The first overrides with which the run fits, having compiled it, and its report then."""
     required = max(
         part["required_bytes"] or 0.0
         for part in report.values()
@@ -64,8 +64,8 @@ def find_remedy(config, tpu, program, report) -> dict | None:
         if found["fits"]:
             for line in compile_report.lines(found):
                 logger.info(line)
-            return overrides
-    return None
+            return overrides, found
+    return None, None
 
 
 def flags(overrides: dict) -> str:

@@ -100,11 +100,14 @@ def train_batches(
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless training batches, from the one of step `first_step` on.
 
     Args:
         source: the training split.
+        rows: of each batch, those that are this process's, as many as its part has. None: the
+            parts lie one after the other.
         config: of a run; `seed`, `batch_size`, `image_size`, `dataset` and `augment` count here.
 
     Yields:
@@ -116,9 +119,11 @@ def train_batches(
     *size, channels = image_shape(config)
     local_batch = local_batch_size(config.batch_size, process_count)
     source = in_memory_if_small(source, config.dataset)
+    if rows is None:
+        rows = np.arange(*process_part(config.batch_size, process_index, process_count))
 
     def examples_from(step):
-        return train_examples(source, config, step, process_index, process_count)
+        return train_examples(source, config, step, process_index, process_count, rows)
 
     def view(epoch, index, handle):
         encoded, label = source.fetch(handle)
@@ -164,11 +169,10 @@ def in_memory_if_small(source: Source, dataset) -> Source:
         raise UserError(unreadable(error, source)) from None
 
 
-def train_examples(source, config, first_step, process_index, process_count) -> tf.data.Dataset:
+def train_examples(source, config, first_step, process_index, process_count, rows):
     """(epoch, index, handle) of this process's training examples, from `first_step` on."""
     if isinstance(source, RandomAccess):
-        process = (process_index, process_count)
-        return globally_shuffled(source, config.seed, config.batch_size, first_step, *process)
+        return globally_shuffled(source, config.seed, config.batch_size, first_step, rows)
     first, last = process_part(source.num_examples, process_index, process_count)
     if first == last:
         raise UserError(f"{source.name}: {process_count} processes, fewer examples")

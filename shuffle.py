@@ -8,19 +8,17 @@ from sources import RandomAccess, RecordFiles
 FOREVER = np.iinfo(np.int64).max
 
 
-def globally_shuffled(
-    source: RandomAccess, seed, batch_size, first_step, process_index, process_count
-) -> tf.data.Dataset:
-    """(epoch, index, handle) of this process's slice of each batch, from step `first_step` on.
+def globally_shuffled(source: RandomAccess, seed, batch_size, first_step, rows) -> tf.data.Dataset:
+    """(epoch, index, handle) of these rows of each batch, from step `first_step` on.
 
     Position p of the endless stream is in epoch p // n, at place p % n of a permutation of the n
     examples that is computed, not stored.
     """
-    n, local_batch = source.num_examples, batch_size // process_count
+    n, local_batch, rows = source.num_examples, len(rows), tf.constant(rows, tf.int64)
 
     def example(local_position):
-        step, row = local_position // local_batch, local_position % local_batch
-        position = step * batch_size + process_index * local_batch + row
+        step = local_position // local_batch
+        position = step * batch_size + rows[local_position % local_batch]
         epoch, place = position // n, position % n
         index = permuted(place, tf.stack([tf.constant(seed, tf.int64), epoch]), n)
         return epoch, index, index

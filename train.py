@@ -48,7 +48,8 @@ def train(config, workdir) -> dict[str, float]:
     input_pipeline.check(config)
     mesh = sharding.create_mesh(**config.mesh)
     train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)  # before the data
-    host = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    feeding = sharding.feeding(mesh, config.batch_size)
+    host = {name: feeding[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     config = resolved(config, train_set)
@@ -65,7 +66,7 @@ def train(config, workdir) -> dict[str, float]:
         state = train_state.with_params(state, weights)
     first_step = int(state.step)
 
-    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **host)
+    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **feeding)
     batches = sharding.to_devices(batches, mesh)
 
     def evaluate(params, stop=lambda: False):

@@ -191,7 +191,7 @@ def measure_memory(kind: str) -> tuple[float, float, int]:
         batches = input_pipeline.train_batches(source, config, first_step=1_000_000)
         for _ in range(3):
             next(batches)
-        order = globally_shuffled(source, 0, batch_size, 0, 0, 1).take(million)
+        order = globally_shuffled(source, 0, batch_size, 0, np.arange(batch_size)).take(million)
         seen = np.zeros(million, np.uint8)
         for _, indices, _ in order.batch(batch_size).as_numpy_iterator():
             seen[indices] += 1

@@ -95,6 +95,47 @@ def test_two_processes_are_one_program(tmp_path):
     assert json.loads(lines[0]) == pytest.approx(json.loads(expected), rel=1e-3)
 
 
+FEEDING = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from vit_jax import distributed, sharding
+address, _, process = (argument.partition("=")[2] for argument in sys.argv[1:4])
+distributed.start(address, 2, int(process))
+for places, axes, seen in (
+    ([0, 2, 1, 3], (4, 1, 1), ((0, 2), (1, 3))),  # a torus may lie so
+    ([0, 1, 2, 3], (2, 2, 1), ((0, 1), (2, 3))),
+    ([0, 2, 1, 3], (2, 1, 2), ((0, 1), (0, 1))),  # both hold a part of every example's model
+):
+    mesh = Mesh(np.array(jax.devices())[places].reshape(axes), sharding.AXES)
+    parts = sharding.num_shards(mesh)
+    rows = sharding.feeding(mesh, parts)["rows"]
+    assert tuple(rows) == seen[jax.process_index()], (axes, rows)
+    (batch,) = sharding.to_devices([dict(x=rows)], mesh)
+    for shard in batch["x"].addressable_shards:
+        assert shard.data == np.arange(parts)[shard.index]
+print("fed", flush=True)
+"""
+
+
+def test_every_device_gets_its_examples(tmp_path):
+    """Also where the mesh doesn't follow the processes, and where they share examples."""
+    (tmp_path / "feeding.py").write_text(FEEDING)
+    stdout, _ = finish(launch(str(tmp_path / "feeding.py")))
+    assert stdout.count("fed") == 2
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_over_processes(tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    short = (*QUICK, "--config.total_steps=20")
+    finish(launch("train.py", *short, "--config.mesh.tensor=4", f"--workdir={two}"))
+    finish(alone(*short, f"--workdir={one}"))
+    assert_close(two, one)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(number, tmp_path):
     """Alone; the finished run has the bits of one that wasn't stopped."""

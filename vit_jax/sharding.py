@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -201,19 +202,52 @@ def compiled(function: Callable, *shapes, **jit_options):
 AHEAD = 2  # batches on their way to the devices while one is computed on
 
 
+def feeding(mesh: Mesh, batch_size: int) -> dict:
+    """What of each batch this process loads, as `input_pipeline.train_batches` takes it.
+
+    Processes whose devices hold the same examples (tensor parallelism across hosts) load the same
+    ones. On a TPU slice the rows needn't be next to each other: the mesh follows the torus.
+
+    Returns:
+        {process_index, process_count: of those that load different examples; rows: int (n,)}.
+
+    Raises:
+        UserError: processes would share a part of their examples.
+    """
+    parts = collections.defaultdict(set)
+    places = batch_sharding(mesh).devices_indices_map((batch_size,))
+    for device, (rows,) in places.items():
+        parts[device.process_index].update(range(*rows.indices(batch_size)))
+    parts = {process: tuple(sorted(rows)) for process, rows in parts.items()}
+    distinct = sorted(set(parts.values()))
+    if sum(map(len, distinct)) != batch_size or len(set(map(len, distinct))) > 1:
+        raise UserError(
+            f"config.mesh.tensor {mesh.shape['tensor']} doesn't share out over the processes: "
+            "take one that divides the devices of a process, or that it divides"
+        )
+    mine = parts[jax.process_index()]
+    return dict(
+        process_index=distinct.index(mine), process_count=len(distinct), rows=np.array(mine)
+    )
+
+
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
     """This process's batches of NumPy arrays -> global arrays, sharded over their first axis.
 
     Transfers are asynchronous; `ahead` batches are on their way while one is computed on.
     """
     sharding = batch_sharding(mesh)
+    parts = feeding(mesh, num_shards(mesh))["process_count"]
     queue = collections.deque()
     batches = iter(batches)
 
+    def put(array):
+        shape = (parts * len(array), *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
     def enqueue(count):
         for batch in itertools.islice(batches, count):
-            put = jax.make_array_from_process_local_data
-            queue.append({name: put(sharding, array) for name, array in batch.items()})
+            queue.append(jax.tree.map(put, batch))
 
     enqueue(ahead)
     while queue:

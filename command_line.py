@@ -5,7 +5,9 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 
 import absl.logging
@@ -18,8 +20,15 @@ from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
 
 EXIT_USER_ERROR = 2
 EXIT_DOES_NOT_FIT = 3
-EXIT_LOST = 76
+EXIT_CRASHED = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+EXIT_LOST = 76
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+# What a collective says when another process is gone; the rest is this one's own fault.
+GONE = re.compile(
+    r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|gloo|nccl|connection|peer", re.I
+)
+GRACE_SECONDS = 10  # for the others to end in the same way
 HERE = pathlib.Path(__file__).resolve().parent
 
 WORKDIR = flags.DEFINE_string(
@@ -42,16 +51,21 @@ CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fi
 )
 
 
-def run(main: Callable, needs_config: bool = True, takes_paths: bool = False) -> None:
+def run(
+    main: Callable, needs_config: bool = True, takes_paths: bool = False, compiles: bool = False
+) -> None:
     """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2.
 
     takes_paths: whether main takes the list of arguments that aren't flags.
+    compiles: whether it knows --compile_for.
     """
 
     def parse_checked(argv):
         rest = parse(argv)
         if len(rest) > 1 and not takes_paths:
             stop(f"Unknown argument {rest[1]!r}: flags begin with --")
+        if COMPILE_FOR.value and not compiles:
+            stop("--compile_for is train.py's")
         if needs_config or config_name():
             check_preset()
         return rest
@@ -140,12 +154,15 @@ def guarded(main: Callable) -> None:
         stop(str(error), EXIT_DOES_NOT_FIT)
     except Preempted as error:
         stop(str(error), EXIT_PREEMPTED)
-    except jax.errors.JaxRuntimeError as error:
+    except KeyboardInterrupt:
+        message = "Interrupted: a run goes on from its last checkpoint with the same command"
+        stop(message, EXIT_INTERRUPTED)
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        lost(error)
-    except KeyboardInterrupt:
-        stop("Interrupted: a run goes on from its last checkpoint with the same command")
+        if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
+            lost(error)
+        stop(traceback.format_exc(), EXIT_CRASHED)
 
 
 def lost(error: Exception) -> None:
@@ -169,4 +186,10 @@ def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
         logger.error(message)
     else:  # the run's log isn't open yet
         print(message, file=sys.stderr)
+    if jax.distributed.is_initialized():
+        # The others may wait for this one in a collective, and this one, as it shuts down, for
+        # them: once it is gone they are told.
+        timer = threading.Timer(GRACE_SECONDS, os._exit, [code])
+        timer.daemon = True
+        timer.start()
     sys.exit(code)

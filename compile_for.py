@@ -23,22 +23,28 @@ def check(config, slice_name: str, workdir=None) -> dict:
         DoesNotFit: naming what would help, which was compiled too.
     """
     run_log.start_logging()
+    input_pipeline.check(config)
+    if workdir:
+        run_log.make_folder(workdir)
     tpu = topology.Slice(slice_name)
     config = without_dataset(config)
     program, report = compiled(config, tpu)
     for line in compile_report.lines(report):
         logger.info(line)
-    remedy, fitting = (None, None) if report["fits"] else find_remedy(config, tpu, program, report)
-    report |= {"remedy": remedy, "with_remedy": fitting}
-    if workdir:
-        path = pathlib.Path(workdir) / "compile_report.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, workdir)
     if report["fits"]:
         return report
+    remedy, fitting = find_remedy(config, tpu, program, report)
+    write(report | {"remedy": remedy, "with_remedy": fitting}, workdir)
     if remedy is None:
         raise DoesNotFit(f"The run doesn't fit {slice_name}, whatever was tried: take a larger one")
     raise DoesNotFit(f"The run doesn't fit {slice_name}. It does with {flags(remedy)}")
+
+
+def write(report: dict, workdir) -> None:
+    if workdir:
+        path = pathlib.Path(workdir) / "compile_report.json"
+        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def compiled(config, tpu) -> tuple[Program, dict]:

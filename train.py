@@ -28,7 +28,7 @@ from vit_jax import (
 )
 from vit_jax.errors import Preempted, UserError
 from vit_jax.preemption import Preemption
-from vit_jax.program import Program, keep_compiled
+from vit_jax.program import Program, keeping_compiled
 
 logger = logging.getLogger("vit_jax")
 
@@ -42,7 +42,7 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
-    keep_compiled(workdir)
+    checkpoint.check_shared(workdir)
     if config.init_from_required and not config.init_from:
         raise UserError(finetune.where_weights_are(config.model.variant, command()))
     input_pipeline.check(config)
@@ -61,7 +61,9 @@ def train(config, workdir) -> dict[str, float]:
     if config.init_from and not checkpoint.has_checkpoints(workdir):
         weights = pretrained.from_config(config, program.model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-    state = checkpoints.restore_latest(program.shapes) or program.init()
+    with keeping_compiled(workdir):
+        program.compile()
+        state = checkpoints.restore_latest(program.shapes) or program.init()
     if weights is not None:
         state = train_state.with_params(state, weights)
     first_step = int(state.step)
@@ -80,10 +82,10 @@ def train(config, workdir) -> dict[str, float]:
         checkpoint.write_config(workdir, config)
         checkpoint.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_damaged, train_set, eval_set)
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        asked = stack.enter_context(Preemption())
         state = loop(config, state, batches, program.train_step, evaluate, checkpoints, log, asked)
         return log.last_evaluation or evaluate(state.eval_params)
 
@@ -102,29 +104,34 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
         """A stop in the middle of the evaluation leaves it to the next start."""
         log.flush()  # raises where a number isn't finite, before it is saved
         with log.pause():
-            result = evaluate(state.eval_params, asked.here) if evaluates else None
+            result = evaluate(state.eval_params, asked.sync) if evaluates else None
             if result:
                 log.write_evaluation(step, result)
             # The best evaluation is worth nothing without its parameters.
             if saves or asked.reached or (result and config.best_metric):
                 checkpoints.save(step, state, result)
         if asked.reached and (step < config.total_steps or not result):
-            raise Preempted(
-                f"Stopped after step {step}, saved: the same command goes on from there"
-            )
+            raise stopped_after(step)
 
     first = int(state.step)
     owed = log.writes and not log.evaluated  # the first process has the rows
     if first and due(first, config.eval_every_steps) and distributed.anywhere(owed):
-        evaluate_and_save(first, evaluates=True, saves=False)
+        if not (result := evaluate(state.eval_params, asked.sync)):
+            raise stopped_after(first)
+        checkpoints.add_evaluation(first, result)
+        log.write_evaluation(first, result)
     for step in range(first + 1, config.total_steps + 1):
         state, values = train_step(state, next(batches))
         log.record(step, values)
         evaluates = due(step, config.eval_every_steps)
         saves = due(step, config.checkpoint_every_steps)
-        if asked.here() or evaluates or saves:
+        if asked.sync() or evaluates or saves:
             evaluate_and_save(step, evaluates, saves)
     return state
+
+
+def stopped_after(step):
+    return Preempted(f"Stopped after step {step}, saved: the same command goes on from there")
 
 
 def resolved(config, train_set):
@@ -217,4 +224,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, compiles=True)

@@ -14,11 +14,13 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
+# srun doesn't take it over from sbatch.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-}"
 srun "${PYTHON:-.venv/bin/python}" "$@"
 code=$?
-# Saved when asked to stop (the time is up, or another job needs the nodes), or a node was lost:
-# the same job goes on from the last checkpoint.
-if ((code == 75 || code == 76)); then
+# Saved when asked to stop (75: the time is up, or another job needs the nodes), or a process was
+# lost (76, or a signal's): the same job goes on from the last checkpoint. A mistake doesn't.
+if ((code >= 75 && code != 130 && ${SLURM_RESTART_COUNT:-0} < 100)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

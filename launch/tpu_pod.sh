@@ -20,7 +20,7 @@ on_every_host() {
 }
 
 stop() {
-    on_every_host "pkill -TERM -f 'python .*--workdir' || true"
+    on_every_host "pkill -TERM -f '^[.]venv/bin/python ' || true"
 }
 
 if [[ $1 == stop ]]; then
@@ -30,7 +30,7 @@ fi
 
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
-git ls-files -z | tar --null --files-from=- -czf "$code/vit_jax.tgz"
+git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf "$code/vit_jax.tgz"
 gcloud compute tpus tpu-vm scp "$code/vit_jax.tgz" "$name:" --zone="$zone" --worker=all
 
 # Ctrl-C here would end ssh alone: the hosts are told.
@@ -38,5 +38,5 @@ trap stop INT
 on_every_host "set -e
 mkdir -p vit_jax && tar xzf vit_jax.tgz -C vit_jax && cd vit_jax
 python3 -m venv .venv
-.venv/bin/pip install --quiet --upgrade -r requirements.txt 'jax[tpu]'
-.venv/bin/python $(printf '%q ' "$@")"
+.venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]'
+exec .venv/bin/python $(printf '%q ' "$@")"

@@ -25,25 +25,13 @@ import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVERY = 20
-# Short enough to be started often, and as busy with saving and evaluating as with training.
-ARGUMENTS = (
-    "--config=configs/digits.py",
-    "--config.model.width=64",
-    "--config.total_steps=2000",
-    "--config.schedule.warmup_steps=100",
-    "--config.ema_decay=0.99",
-    "--config.log_every_steps=5",
-    "--config.eval_every_steps=40",
-    f"--config.checkpoint_every_steps={EVERY}",
-    f"--config.keep_every_steps={EVERY}",
-    "--heartbeat_seconds=10",
-)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--num_steps", type=int, default=2000, help="of the run")
     parser.add_argument("--longest", type=float, default=6.0, help="seconds of training let be")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
@@ -53,9 +41,25 @@ def main() -> int:
     return 0 if same == given.kills else 1
 
 
-def soak(folder, kills, processes=1, longest=6.0, seed=0, arguments=ARGUMENTS) -> int:
+def run_of(num_steps: int) -> list[str]:
+    """As busy with saving and evaluating as with training."""
+    return [
+        "--config=configs/digits.py",
+        "--config.model.width=64",
+        f"--config.total_steps={num_steps}",
+        "--config.schedule.warmup_steps=20",
+        "--config.ema_decay=0.99",
+        "--config.log_every_steps=5",
+        f"--config.eval_every_steps={2 * EVERY}",
+        f"--config.checkpoint_every_steps={EVERY}",
+        f"--config.keep_every_steps={EVERY}",
+        "--heartbeat_seconds=10",
+    ]
+
+
+def soak(folder, kills, processes=1, num_steps=2000, longest=6.0, seed=0) -> int:
     """How many kills left a run with the bits of one let alone; 0 if its end isn't the same."""
-    killed, alone = folder / "killed", folder / "alone"
+    killed, alone, arguments = folder / "killed", folder / "alone", run_of(num_steps)
     finish(start(alone, processes, arguments))
     moments, same = random.Random(seed), 0
     for i in range(kills):
@@ -67,6 +71,8 @@ def soak(folder, kills, processes=1, longest=6.0, seed=0, arguments=ARGUMENTS) -
         else:
             wait_for_start(killed, process)
             time.sleep(moments.uniform(0.0, longest))
+        if process.poll() is not None:
+            raise RuntimeError(f"The run ended before kill {i + 1}: give it more --num_steps")
         victim = kill(process, processes, moments)
         newest = max(steps(killed), default=None)
         equal = newest is None or same_checkpoint(killed, alone, newest)

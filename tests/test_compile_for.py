@@ -28,6 +28,7 @@ def config():
 def test_no_such_slice():
     for name, why in (
         ("v5e:3", "v5e has 2 dimensions"),
+        ("v5e:0x4", "it can be KIND:SIDES such as v5e:4x4"),
         ("v9:2x2", "with a kind of v4, v5e, v5p, v6e"),
         ("v5e", "it can be KIND:SIDES such as v5e:4x4"),
     ):
@@ -52,7 +53,9 @@ def test_links():
         ((4, 4), [(0, 0), (1, 0), (0, 1), (1, 1)], 2),
     ):
         assert topology.bandwidth(v5e, sides, at) == expected * v5e.link_bytes
-    assert topology.bandwidth(v5e, (16, 16), [(0, 0), (0, 1)], one_way=True) == v5e.link_bytes
+    v4, column = topology.CHIPS["v4"], [(0, 0, i) for i in range(4)]
+    assert topology.bandwidth(v4, (2, 2, 4), column) == v4.link_bytes  # no torus: not all are fours
+    assert topology.bandwidth(v4, (4, 4, 4), column) == 2 * v4.link_bytes
 
 
 @compiler

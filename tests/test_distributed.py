@@ -12,6 +12,8 @@ import time
 import jax
 import numpy as np
 import pytest
+import soak
+from PIL import Image
 from test_train import ONE_DEVICE, ROOT, assert_same_run, command, rows
 
 from vit_jax import checkpoint, distributed
@@ -201,11 +203,12 @@ def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_of_several_processes(tmp_path):
-    """All fall back to the one before, together."""
+@pytest.mark.parametrize("part", ["*", "ocdbt.process_1/**/*"])
+def test_a_damaged_checkpoint_of_several_processes(tmp_path, part):
+    """All fall back to the one before, together, whether or not each can read its own part."""
     finish(launch("train.py", *QUICK, "--config.mesh.fsdp=4", f"--workdir={tmp_path}"))
     newest = tmp_path / "checkpoints" / "60" / "params"
-    for path in newest.rglob("*"):
+    for path in newest.rglob(part):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:100])
     process = launch("train.py", *QUICK, "--config.mesh.fsdp=4", f"--workdir={tmp_path}")
@@ -214,6 +217,46 @@ def test_a_damaged_checkpoint_of_several_processes(tmp_path):
     assert "Resuming at step 40 of 60" in stdout
     assert (tmp_path / "damaged_checkpoints" / "60").is_dir()
     assert (tmp_path / "checkpoints" / "60").is_dir()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_finds_ends_all(tmp_path):
+    """With its own code, soon: not in a shutdown that waits for the others."""
+    for split, count in (("train", 64), ("val", 8)):
+        for i in range(count):
+            path = tmp_path / "images" / split / f"class{i % 2}" / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((16, 16), i, np.uint8)).save(path)
+    (tmp_path / "images" / "train" / "class0" / "00.png").write_text("not an image")
+    process = launch(
+        "--grace=60",
+        "train.py",
+        *QUICK,
+        f"--config.dataset.name={tmp_path / 'images'}",
+        "--config.dataset.eval_split=val",
+        "--heartbeat_seconds=10",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    start = time.monotonic()
+    _, stderr = finish(process, code=2)
+    assert time.monotonic() - start < 90
+    assert "00.png can't be" in stderr
+
+
+def test_folders_that_are_not_shared_are_noticed(tmp_path):
+    arguments = ["--coordinator_address=localhost:12399", "--num_processes=2"]
+    both = [
+        alone(*QUICK, *arguments, f"--process_id={i}", f"--workdir={tmp_path / str(i)}")
+        for i in range(2)
+    ]
+    for process in both:
+        _, stderr = finish(process, code=2)
+        assert "isn't the same folder for all processes" in stderr
+
+
+def test_a_run_that_is_killed_now_and_then(tmp_path):
+    """A short one of tests/soak.py."""
+    assert soak.soak(tmp_path, kills=2, num_steps=240, longest=2.0) == 2
 
 
 def children(pid: int) -> list[int]:

@@ -81,7 +81,9 @@ def test_slurm(tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize(("code", "asked"), [(75, "requeue 77\n"), (2, "")])
+@pytest.mark.parametrize(
+    ("code", "asked"), [(75, "requeue 77\n"), (137, "requeue 77\n"), (2, ""), (1, ""), (130, "")]
+)
 def test_slurm_queues_what_was_stopped_again(tmp_path, code, asked):
     stand_in(tmp_path, "srun", f"exit {code}")
     stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')

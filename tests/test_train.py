@@ -142,7 +142,7 @@ def test_stopped_in_the_middle_of_an_evaluation(tmp_path, moment, step, monkeypa
     config = quick_config()
     train.train(config, whole)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Preemption, "here", stop_at(moment))
+        patch.setattr(train.Preemption, "sync", stop_at(moment))
         with pytest.raises(Preempted, match=f"Stopped after step {step}, saved"):
             train.train(config, stopped)
     train.train(config, stopped)
@@ -152,12 +152,12 @@ def test_stopped_in_the_middle_of_an_evaluation(tmp_path, moment, step, monkeypa
 def stop_at(moment):
     """Asks to stop at this point: there is one after each step, and before each batch evaluated."""
 
-    def here(preemption):
+    def sync(preemption):
         preemption.points += 1
         preemption.reached = preemption.points >= moment
         return preemption.reached
 
-    return here
+    return sync
 
 
 KINDS = ("folder", "in_memory", "tfrecord", "array_record")

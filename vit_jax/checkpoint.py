@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -83,16 +83,11 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, values: dict | None = None) -> None:
         """Starts saving; returns once the state is copied off the devices.
 
-        values: an evaluation of this state, for `best_metric`. A step is saved once, and once
-        more where it was without its evaluation. Where the disk is full, that is logged, and the
-        checkpoints there are stay.
+        values: an evaluation of this state, for `best_metric`. A step is saved once. Where the
+        disk is full, that is logged, and the checkpoints there are stay.
         """
         self.finish_saving()
-        saved = step in self.manager.all_steps()
-        if saved and values and self.manager.metrics(step) is None:
-            self.manager.delete(step)
-            saved = False
-        if not saved:
+        if step not in self.manager.all_steps():
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
             self.saving = step
             with self.failures_logged():
@@ -102,6 +97,16 @@ class Checkpoints:
                     metrics=values,
                     custom_metadata={"skipped": int(state.skipped)},
                 )
+
+    def add_evaluation(self, step: int, values: dict) -> None:
+        """Gives a checkpoint the evaluation that it was saved without."""
+        self.finish_saving()
+        folder = self.folder / str(step)
+        if jax.process_index() == 0 and folder.exists():
+            (folder / "metrics").mkdir(exist_ok=True)
+            write_at_once(folder / "metrics" / "metrics", json.dumps(values))
+        distributed.barrier("the evaluation was written")
+        self.manager.reload()
 
     def finish_saving(self) -> None:
         """Waits until what is being saved is saved."""
@@ -150,6 +155,10 @@ class Checkpoints:
             except Damaged as error:
                 logger.warning(str(error))
             if distributed.anywhere(restored is None):  # each process reads its own part
+                if restored is not None:
+                    logger.warning(
+                        f"Checkpoint {self.folder / str(step)} can't be read by another process"
+                    )
                 damaged.append(step)
                 continue
             self.set_aside(damaged)
@@ -167,9 +176,9 @@ class Checkpoints:
             for name, shapes in items_of(state).items()
         }
         custom = self.manager.metadata(step).custom_metadata or {}
-        step, skipped = (
-            jax.device_put(jnp.asarray(number, jnp.int32), state.step.sharding)
-            for number in (step, custom.get("skipped", 0))
+        step, skipped = (  # by each process alone: another may have failed above
+            jax.make_array_from_callback((), state.step.sharding, lambda _, n=n: np.int32(n))
+            for n in (step, custom.get("skipped", 0))
         )
         return TrainState(
             step, items["params"], items["opt_state"], items.get("ema_params"), skipped
@@ -247,7 +256,7 @@ def read_item(path: epath.Path, shapes=None):
         UserError: the arrays are other ones than in `shapes`; the first difference is named.
     """
     try:
-        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with quiet_orbax(), reader() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError("files are missing or cut short")
@@ -265,6 +274,17 @@ def read_item(path: epath.Path, shapes=None):
     except Exception as error:  # Orbax raises many kinds for damaged files
         reason = first_line(error)[:200]
         raise Damaged(f"Checkpoint {path} can't be read: {reason}") from error
+
+
+def reader() -> ocp.StandardCheckpointer:
+    """Each process reads its own part by itself: one may fail where the others don't."""
+    process = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"only{process}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def check_shapes(path: epath.Path, stored, shapes) -> None:
@@ -372,6 +392,28 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"{workdir} holds a run with another configuration (there -> here): "
             f"{'; '.join(changes)}. Take another --workdir, or the old values"
+        )
+
+
+def check_shared(workdir) -> None:
+    """Raises UserError where the processes don't see the same folder."""
+    if jax.process_count() == 1:
+        return
+    token = epath.Path(workdir) / ".seen_by_all"
+    if jax.process_index() == 0:
+        token.touch()
+    distributed.barrier("the folder's token was written")
+    for _ in range(50):  # a network's file system may be late
+        if seen := token.exists():
+            break
+        time.sleep(0.2)
+    missing = distributed.anywhere(not seen)
+    if jax.process_index() == 0:
+        token.unlink()
+    if missing:
+        raise UserError(
+            f"--workdir={workdir} isn't the same folder for all processes: name one on a file "
+            "system that all of them see"
         )
 
 

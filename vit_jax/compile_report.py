@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import jax
 
-from vit_jax import flops, hlo, sharding
+from vit_jax import flops, hlo, run_log, sharding
 from vit_jax.errors import first_line
 from vit_jax.program import Program
 
@@ -25,10 +25,12 @@ def report(program: Program, tpu) -> dict:
     `fits` is False, its part holds what the compiler says, and there is no prediction.
     """
     config, devices = program.config, len(tpu.devices)
-    # Beside a program's own arguments: batches on their way, and in evaluation the whole state.
-    ahead = sharding.AHEAD * flops.num_bytes_on_device(program.batch_shapes)
-    state = flops.num_bytes_on_device(program.shapes)
-    around = ahead + state - flops.num_bytes_on_device(program.shapes.eval_params)
+    # Beside a program's own arguments: batches of the steps that the host has started ahead, and
+    # those on their way; in evaluation the whole state, and the training batches that wait.
+    batch, state = map(flops.num_bytes_on_device, (program.batch_shapes, program.shapes))
+    ahead = (run_log.STEPS_AHEAD + sharding.AHEAD) * batch
+    around = ahead * program.eval_batch_size // config.batch_size + sharding.AHEAD * batch
+    around += state - flops.num_bytes_on_device(program.shapes.eval_params)
     parts = {
         "start": part(program, tpu, lambda: program.init.lower().compile(), 0),
         "train_step": part(program, tpu, lambda: program.train_step, ahead),
@@ -41,7 +43,7 @@ def report(program: Program, tpu) -> dict:
         "model": config.model.variant,
         "parameters": flops.num_params(program.shapes.params),
         "batch_size": config.batch_size,
-        "batch_size_per_device": config.batch_size / devices,
+        "batch_size_per_device": config.batch_size / sharding.num_shards(program.mesh),
         "accum_steps": config.accum_steps,
         "remat": config.model.remat,
         "scan": config.model.scan,
@@ -63,7 +65,7 @@ def part(program, tpu, compiles, resident: int) -> dict:
         asked = re.search(r"\(([\d.]+)G\) exceeds available", str(error))
         if not asked:
             return {"fits": False, "reason": first_line(error), "required_bytes": None}
-        reason = f"the compiler asks for {asked[1]} GiB of temporaries"
+        reason = f"the compiler asks for {asked[1]} GiB"
         return {"fits": False, "reason": reason, "required_bytes": float(asked[1]) * GIB}
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -177,11 +179,15 @@ def remedies(program: Program, required: float, available: int) -> Iterator[dict
         ways = [n for n in divisors(data) if state / n < 0.2 * available]
         split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * min(ways, default=data)}
         yield split
+    remat = {} if config.model.remat == "full" else {"model.remat": "full"}
     local = config.batch_size // (sharding.num_shards(mesh) * config.accum_steps)
-    enough = [n for n in divisors(local) if n >= required / available]
-    for remat in ({}, {"model.remat": "full"})[: 1 + (config.model.remat == "none")]:
-        for factor in enough[:3] + enough[-1:]:
-            yield split | remat | {"accum_steps": config.accum_steps * factor}
+    enough = [n for n in divisors(local) if n > 1 and n >= required / available]
+    for factor in dict.fromkeys(enough[:3] + enough[-1:]):
+        yield split | {"accum_steps": config.accum_steps * factor}
+    if remat:
+        yield split | remat
+        if local > 1:
+            yield split | remat | {"accum_steps": config.accum_steps * local}
     if not split and data > 1:
         split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * data}
         yield split | remat | {"accum_steps": config.accum_steps * local}

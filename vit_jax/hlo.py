@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vit_jax.errors import UserError
+
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 ITEM_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -131,17 +133,27 @@ class Walk:
         return cost
 
     def trips(self, loop: Operation) -> int:
-        """How often a loop runs: they count up from 0, by a constant, to a constant."""
+        """How often a loop runs: they count up from 0, by a constant, to a constant.
+
+        Raises:
+            UserError: this one doesn't.
+        """
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
+            return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.text)[1]
         test, body = self.computations[condition], self.computations[loop.called]
         limits = [value for op in test.values() if (value := constant(op)) is not None]
         counters = [op for op in test.values() if op.kind == "get-tuple-element"]
-        if not limits or not counters:
-            return 1
-        index = int(re.search(r"index=(\d+)", counters[-1].text)[1])
-        after = body.get(list(body.values())[-1].operands[index])  # a body's last is its result
-        steps = [constant(body[name]) for name in after.operands if name in body] if after else []
-        return max(limits) // next((step for step in steps if step), 1)
+        if len(limits) == len(counters) == 1:
+            index = int(re.search(r"index=(\d+)", counters[0].text)[1])
+            after = body.get(next(reversed(body.values())).operands[index])  # of the body's result
+            names = after.operands if after and after.kind == "add" else ()
+            if steps := [step for name in names if (step := constant(body[name]))]:
+                return limits[0] // steps[0]
+        raise UserError(
+            f"It can't be told how often the loop {loop.name} runs in the compiled program: take "
+            "the versions of jax and libtpu that the README's table was made with"
+        )
 
     def flops(self, name: str) -> int:
         """Of the matrix products inside a fusion."""

@@ -45,8 +45,8 @@ class Preemption:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def here(self) -> bool:
-        """Whether the run is to stop here; once so, always. To be asked equally often by all."""
+    def sync(self) -> bool:
+        """Whether the run is to stop here; once so, always. All processes call it equally often."""
         self.points += 1
         if jax.process_count() > 1:
             self.reached |= multihost_utils.reached_preemption_sync_point(self.points)

@@ -1,22 +1,47 @@
 """What a run computes, from its configuration, the shape of its images and a mesh."""
 
+import contextlib
 import functools
 import pathlib
+import shutil
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
-from vit_jax import models, optim, sharding, train_state
+from vit_jax import distributed, models, optim, sharding, train_state
 
 
-def keep_compiled(workdir) -> None:
-    """Keeps compiled programs in a run's folder, so that started again it doesn't compile again.
+@contextlib.contextmanager
+def keeping_compiled(workdir):
+    """Keeps what is compiled inside in a run's folder: started again, it doesn't compile again.
 
-    Where JAX_COMPILATION_CACHE_DIR is set, they are kept there, as JAX does by itself.
+    Where JAX_COMPILATION_CACHE_DIR is set, it is kept there, as JAX does by itself.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = pathlib.Path(workdir).resolve() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the small ones too
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    folder = pathlib.Path(workdir).resolve() / "compiled"
+    unfinished = folder / "unfinished"
+    if jax.process_index() == 0:  # the one that writes
+        if unfinished.exists():  # an earlier start was killed here: a file may be cut off
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+    distributed.barrier("the compiled programs were looked at")
+    settings = {"jax_compilation_cache_dir": str(folder)}
+    settings |= {"jax_persistent_cache_min_compile_time_secs": 0.0}  # the small ones too
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # another run's, in one process
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if jax.process_index() == 0:
+            unfinished.unlink(missing_ok=True)
 
 
 class Program:
@@ -51,6 +76,10 @@ class Program:
         self._train_step = train_state.make_train_step(
             self.model, self.tx, self.learning_rate, config
         )
+
+    def compile(self) -> None:
+        """Compiles both steps, so that what doesn't fit is known before the first."""
+        _ = self.train_step, self.eval_step
 
     @property
     def batch_shapes(self) -> dict:

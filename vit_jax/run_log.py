@@ -1,8 +1,10 @@
 """What a run shows and writes down: console, train.log, metrics.jsonl, TensorBoard."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -15,6 +17,9 @@ import tqdm
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
+
+
+STEPS_AHEAD = 2  # that the host may start before the device is done with an earlier one
 
 
 class NonFiniteError(UserError):
@@ -43,7 +48,8 @@ class RunLog:
         self.evaluated = False  # whether the step that the run begins at was, by an earlier start
         if self.writes:
             self.drop_rows_after(first_step)
-            self.rows = open(self.workdir / "metrics.jsonl", "a", buffering=1)
+            self.rows = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
+            self.unwritten = []  # rows, while the disk is full
             self.curves = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
         self.bar = tqdm.tqdm(
             total=self.total_steps,
@@ -66,7 +72,8 @@ class RunLog:
                 continue
             if row["step"] <= step:
                 kept.append(line + "\n")
-                self.evaluated = row["step"] == step and "val/loss" in row
+                evaluation = any(name.startswith("val/") for name in row)
+                self.evaluated = row["step"] == step and evaluation
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(kept))
         unfinished.rename(path)
@@ -75,8 +82,8 @@ class RunLog:
         """Takes in a step's metrics; writes them down where the step is due."""
         self.bar.update(1)
         self.unchecked.append((step, metrics))
-        if len(self.unchecked) > 2:  # keeps the host from running far ahead of the device
-            jax.block_until_ready(self.unchecked[-3][1])
+        if len(self.unchecked) > STEPS_AHEAD:
+            jax.block_until_ready(self.unchecked[-STEPS_AHEAD - 1][1])
         if self.due(step):
             self.flush()
 
@@ -96,13 +103,16 @@ class RunLog:
                 self.skipped_in_a_row = 0
                 continue
             self.skipped_in_a_row += 1
-            if not self.skips or self.skipped_in_a_row > self.MOST_SKIPPED:
+            saved = "nothing was saved since"
+            if self.skips:
+                logger.warning(f"Step {step}: {listed(metrics)}. Its update was dropped")
+                saved = f"{self.skipped_in_a_row} updates in a row were dropped"
+            if not self.skips or self.skipped_in_a_row == self.MOST_SKIPPED:
                 raise NonFiniteError(
-                    f"Step {step}: {listed(metrics)}. The run has diverged, and nothing was saved "
-                    "since: lower config.schedule.base_lr, lengthen warmup_steps or set "
-                    "grad_clip_norm, in another --workdir"
+                    f"Step {step}: {listed(metrics)}. The run has diverged, and {saved}: lower "
+                    "config.schedule.base_lr, lengthen warmup_steps or set grad_clip_norm, in "
+                    "another --workdir"
                 )
-            logger.warning(f"Step {step}: {listed(metrics)}. Its update was dropped")
         if steps and self.due(steps[-1][0]):
             self.write_step(*steps[-1])
         if self.writes:
@@ -139,13 +149,29 @@ class RunLog:
         values = {f"{group}/{name}": value for name, value in values.items()}
         # NaN is no JSON; an evaluation may overflow where the parameters are finite still.
         values = {name: value for name, value in values.items() if np.isfinite(value)}
-        self.rows.write(json.dumps({"step": step, **values}) + "\n")
+        self.unwritten.append(json.dumps({"step": step, **values}) + "\n")
+        self.write_rows()
         for name, value in values.items():
             self.curves.add_scalar(name, value, step)
+
+    def write_rows(self) -> None:
+        """All or none of them, with those that couldn't be written before."""
+        rows, end = "".join(self.unwritten).encode(), self.rows.seek(0, os.SEEK_END)
+        try:
+            if self.rows.write(rows) < len(rows):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.unwritten.clear()
+        except OSError as error:
+            self.rows.truncate(end)
+            logger.error(
+                f"{self.workdir / 'metrics.jsonl'} can't be written ({error.strerror}): "
+                f"{len(self.unwritten)} rows wait, and the run goes on"
+            )
 
     def close(self) -> None:
         self.bar.close()
         if self.writes:
+            self.write_rows()
             self.rows.close()
             self.curves.close()
 
@@ -155,7 +181,8 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.tqdm.write(self.format(record), file=stream)
+        with contextlib.suppress(OSError, ValueError):  # the terminal was closed: the file has it
+            tqdm.tqdm.write(self.format(record), file=stream)
 
 
 def start_logging(workdir=None) -> None:
@@ -174,6 +201,18 @@ def start_logging(workdir=None) -> None:
     logger.addHandler(console)
     if workdir is None or jax.process_index() != 0:
         return
+    make_folder(workdir)
+    file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+
+
+def make_folder(workdir) -> None:
+    """Makes a run's folder.
+
+    Raises:
+        UserError: it can't be written to.
+    """
     if "://" in str(workdir):
         raise UserError(
             f"--workdir={workdir}: logs are appended to, which buckets don't do; mount the bucket, "
@@ -181,14 +220,12 @@ def start_logging(workdir=None) -> None:
         )
     try:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
+        (pathlib.Path(workdir) / "train.log").touch()
     except OSError as error:
         raise UserError(
             f"The run's folder {workdir} can't be written ({error.strerror}): "
             "name another with --workdir"
         ) from None
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(file)
 
 
 class Stopwatch:

@@ -21,7 +21,8 @@ class Chip:
     flops: bfloat16. cycle_flops: the same in a cycle, of 128 x 128 multipliers (two operations
     each): 8 of them on v4 and v5p, 4 on v5e, 16 on v6e, which has theirs in larger units.
     link_bytes: of a link, one way: the published bandwidth of all, both ways, shared out.
-    dimensions: of the torus. wraps: sides of a slice that are multiples of it close to a ring.
+    dimensions: of the torus. wraps: sides of a slice that are multiples of it close to a ring; in
+    three dimensions, where all are.
     """
 
     flops: float
@@ -63,7 +64,7 @@ class Slice:
         """
         kind, _, sides = name.partition(":")
         expected = "it can be KIND:SIDES such as v5e:4x4, v6e:16x16, v4:2x2x4 or v5p:4x4x8"
-        if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", sides):
+        if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
             raise UserError(f"--compile_for={name}: {expected}, with a kind of {', '.join(CHIPS)}")
         self.name, self.chip = name, CHIPS[kind]
         self.sides = tuple(int(side) for side in sides.split("x"))
@@ -71,8 +72,8 @@ class Slice:
             raise UserError(
                 f"--compile_for={name}: {kind} has {self.chip.dimensions} dimensions; {expected}"
             )
-        for variable, value in QUIET.items():
-            os.environ.setdefault(variable, value)
+        before = {variable: os.environ.get(variable) for variable in QUIET}
+        os.environ.update(QUIET)
         try:
             description = topologies.get_topology_desc(
                 platform="tpu", topology_name=name, **self.chip.options
@@ -84,21 +85,28 @@ class Slice:
                     f"pip install 'jax[tpu]=={jax.__version__}'"
                 ) from None
             raise UserError(f"--compile_for={name}: {first_line(error)}; {expected}") from None
+        finally:
+            for variable, value in before.items():
+                os.environ.pop(variable)
+                if value is not None:
+                    os.environ[variable] = value
         self.devices = description.devices
 
     def wire_seconds(self, mesh, axes: tuple[str, ...], sent_bytes: int, one_way: bool) -> float:
         """How long a device's links are busy with what it sends in a collective over some axes.
 
-        one_way: a permutation, which takes one direction of the links.
+        one_way: a permutation to a neighbour.
         """
         if not sent_bytes or not axes:
             return 0.0
+        if one_way:
+            return sent_bytes / self.chip.link_bytes
         first = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
         places = [device.coords for device in np.ravel(mesh.devices[first])]
-        return sent_bytes / bandwidth(self.chip, self.sides, places, one_way)
+        return sent_bytes / bandwidth(self.chip, self.sides, places)
 
 
-def bandwidth(chip: Chip, sides: tuple[int, ...], places, one_way: bool = False) -> float:
+def bandwidth(chip: Chip, sides: tuple[int, ...], places) -> float:
     """Bytes a second that each device of a group can send to the others.
 
     Those along a side of the torus form a line, whose links carry one direction's share of what a
@@ -107,12 +115,14 @@ def bandwidth(chip: Chip, sides: tuple[int, ...], places, one_way: bool = False)
     places: of the group's devices on the torus, (devices, dimensions).
     """
     total = 0.0
+    closed = [side % chip.wraps == 0 for side in sides]
     for side, at in zip(sides, np.array(places).T, strict=False):
         along = np.unique(at)
         if len(along) > 1:
             step = int(np.diff(along).min())
-            ring = len(along) * step == side and side % chip.wraps == 0
-            total += chip.link_bytes * (2 if ring and not one_way else 1) / step
+            closes = all(closed) if chip.dimensions == 3 else side % chip.wraps == 0
+            ring = len(along) * step == side and closes
+            total += chip.link_bytes * (2 if ring else 1) / step
     return total
 
 

@@ -138,7 +138,9 @@ def test_tensor_parallelism_over_processes(tmp_path):
     assert_close(two, one)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(number, tmp_path):
     """Alone; the finished run has the bits of one that wasn't stopped."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -256,7 +258,7 @@ def test_folders_that_are_not_shared_are_noticed(tmp_path):
 
 def test_a_run_that_is_killed_now_and_then(tmp_path):
     """A short one of tests/soak.py."""
-    assert soak.soak(tmp_path, kills=2, num_steps=240, longest=2.0) == 2
+    assert soak.soak(tmp_path, kills=2, num_steps=100, longest=1.0) == 2
 
 
 def children(pid: int) -> list[int]:

@@ -115,7 +115,11 @@ class Walk:
         operations, cost, clock = self.computations[name], Cost(), Clock()
         for op in operations.values():
             if op.kind in ("while", "call"):
-                cost.add(self.computation(op.called), self.trips(op) if op.kind == "while" else 1)
+                inner, times = self.computation(op.called), 1
+                if op.kind == "while":
+                    times = self.trips(op)
+                cost.add(inner, times)
+                clock.now += times * inner.seconds
                 continue
             cost.cycles += op.cycles
             clock.now += op.cycles / self.hertz
@@ -129,7 +133,7 @@ class Walk:
                     cost.collectives[kind, axes][1] += size
                 clock.collective(mark, seconds)
             cost.flops += self.flops(op.called) if op.called else product_flops(op, operations)
-        cost.seconds += clock.end()
+        cost.seconds = clock.end()
         return cost
 
     def trips(self, loop: Operation) -> int:

@@ -10,7 +10,7 @@ from conftest import TINY
 from test_train import ONE_DEVICE, ROOT
 
 import compile_for
-from configs import common
+from configs import common, vit_s16
 from vit_jax import topology
 from vit_jax.errors import DoesNotFit, UserError
 
@@ -99,9 +99,9 @@ def test_report(config, tmp_path):
 
 
 @compiler
-def test_what_does_not_fit_is_told_what_helps(config):
-    config.update(batch_size=4096, image_size=256)
-    config.model.update(patch_size=8, depth=6)
+def test_what_does_not_fit_is_told_what_helps():
+    config = vit_s16.get_config()
+    config.num_classes, config.model.scan = 1000, True
     with pytest.raises(
         DoesNotFit, match=r"doesn't fit v5e:2x2. It does with --config.accum_steps="
     ):

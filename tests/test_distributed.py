@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soak
 from PIL import Image
-from test_train import ONE_DEVICE, ROOT, assert_same_run, command, rows
+from test_train import ONE_DEVICE, ROOT, assert_same_run, command
 
 from vit_jax import checkpoint, distributed
 from vit_jax.errors import UserError
@@ -62,14 +62,9 @@ def wait_for(path: pathlib.Path, text: str, process) -> None:
         time.sleep(0.02)
 
 
-def numbers(workdir):
-    """The rows of metrics.jsonl, without what the clock decides."""
-    return [{n: v for n, v in row.items() if "per_second" not in n} for row in rows(workdir)]
-
-
 def assert_close(workdir, other):
     """Two runs whose numbers agree to float32 rounding."""
-    for ours, theirs in zip(numbers(workdir), numbers(other), strict=True):
+    for ours, theirs in zip(soak.rows(workdir), soak.rows(other), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     _, params = checkpoint.restore_params(workdir)
     _, expected = checkpoint.restore_params(other)
@@ -196,7 +191,7 @@ def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path):
     assert re.search(r"tasks are unhealthy[^\n]*\n1\n", stderr)  # by whom it was left
     stdout, _ = finish(launch(*arguments))
     assert "Resuming at step" in stdout
-    assert numbers(workdir) == numbers(whole)
+    assert soak.rows(workdir) == soak.rows(whole)
     jax.tree.map(
         np.testing.assert_array_equal,
         checkpoint.restore_params(workdir)[1],

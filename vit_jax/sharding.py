@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
+from vit_jax.flops import num_bytes_on_device
 from vit_jax.paths import path_name
 
 AXES = ("data", "fsdp", "tensor")
@@ -141,7 +142,7 @@ def table(params, mesh: Mesh) -> list[str]:
     groups = collections.Counter()
     for path, leaf in jax.tree.leaves_with_path(params):
         name = re.sub(r"encoderblock_\d+", "encoderblock_*", path_name(path))
-        on_device = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        on_device = num_bytes_on_device(leaf)
         groups[name, leaf.shape, tuple(leaf.sharding.spec), on_device] += 1
     rows = [("parameter", "shape", "partition", "bytes a device")]
     for (name, shape, spec, on_device), count in groups.items():

@@ -116,11 +116,12 @@ def bandwidth(chip: Chip, sides: tuple[int, ...], places) -> float:
     """
     total = 0.0
     closed = [side % chip.wraps == 0 for side in sides]
-    for side, at in zip(sides, np.array(places).T, strict=False):
+    if chip.dimensions == 3:
+        closed = [all(closed)] * 3
+    for side, closes, at in zip(sides, closed, np.array(places).T, strict=False):
         along = np.unique(at)
         if len(along) > 1:
             step = int(np.diff(along).min())
-            closes = all(closed) if chip.dimensions == 3 else side % chip.wraps == 0
             ring = len(along) * step == side and closes
             total += chip.link_bytes * (2 if ring else 1) / step
     return total

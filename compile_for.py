@@ -6,7 +6,7 @@ import pathlib
 import time
 
 import input_pipeline
-from vit_jax import checkpoint, compile_report, run_log, sharding, topology
+from vit_jax import compile_report, run_folder, run_log, sharding, topology
 from vit_jax.errors import DoesNotFit
 from vit_jax.program import Program
 
@@ -25,7 +25,7 @@ def check(config, slice_name: str, workdir=None) -> dict:
     run_log.start_logging()
     input_pipeline.check(config)
     if workdir:
-        run_log.make_folder(workdir)
+        run_folder.make(workdir)
     tpu = topology.Slice(slice_name)
     config = without_dataset(config)
     program, report = compiled(config, tpu)
@@ -44,7 +44,7 @@ def check(config, slice_name: str, workdir=None) -> dict:
 def write(report: dict, workdir) -> None:
     if workdir:
         path = pathlib.Path(workdir) / "compile_report.json"
-        checkpoint.write_at_once(path, json.dumps(report, indent=2))
+        run_folder.write_at_once(path, json.dumps(report, indent=2))
 
 
 def compiled(config, tpu) -> tuple[Program, dict]:

@@ -22,6 +22,7 @@ from vit_jax import (
     flops,
     metrics,
     pretrained,
+    run_folder,
     run_log,
     sharding,
     train_state,
@@ -42,7 +43,7 @@ def train(config, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work; a run that diverged.
     """
     run_log.start_logging(workdir)
-    checkpoint.check_shared(workdir)
+    run_folder.check_shared(workdir)
     if config.init_from_required and not config.init_from:
         raise UserError(finetune.where_weights_are(config.model.variant, command()))
     input_pipeline.check(config)
@@ -56,9 +57,9 @@ def train(config, workdir) -> dict[str, float]:
     image_shape = input_pipeline.image_shape(config)
 
     program = Program(config, image_shape, mesh)
-    checkpoint.check_config(workdir, config)
+    run_folder.check_config(workdir, config)
     weights = None
-    if config.init_from and not checkpoint.has_checkpoints(workdir):
+    if config.init_from and not run_folder.checkpoint_steps(workdir):
         weights = pretrained.from_config(config, program.model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     with keeping_compiled(workdir):
@@ -79,8 +80,8 @@ def train(config, workdir) -> dict[str, float]:
 
     log_summary(program, train_set, eval_set, state)
     if jax.process_index() == 0:
-        checkpoint.write_config(workdir, config)
-        checkpoint.write_class_names(workdir, train_set.class_names)
+        run_folder.write_config(workdir, config)
+        run_folder.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_damaged, train_set, eval_set)
@@ -100,7 +101,7 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
     def due(step, every):
         return step == config.total_steps or (every and step % every == 0)
 
-    def evaluate_and_save(step, evaluates, saves):
+    def evaluate_and_save(step, state, evaluates, saves):
         """A stop in the middle of the evaluation leaves it to the next start."""
         log.flush()  # raises where a number isn't finite, before it is saved
         with log.pause():
@@ -126,7 +127,7 @@ def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
         evaluates = due(step, config.eval_every_steps)
         saves = due(step, config.checkpoint_every_steps)
         if asked.sync() or evaluates or saves:
-            evaluate_and_save(step, evaluates, saves)
+            evaluate_and_save(step, state, evaluates, saves)
     return state
 
 

@@ -24,7 +24,7 @@ def write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     import orbax.checkpoint as ocp
 
     from configs import common
-    from vit_jax import checkpoint, export, models
+    from vit_jax import export, models, run_folder
 
     model = models.create("B/16")
     shapes = jax.eval_shape(
@@ -38,7 +38,7 @@ def write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     config = common.get_config()
     config.update(num_classes=1000, image_size=224, dtype="float32")
     (folder / "run" / "checkpoints" / "1").mkdir(parents=True)
-    checkpoint.write_config(folder / "run", config)
+    run_folder.write_config(folder / "run", config)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.resolve() / "run" / "checkpoints" / "1" / "params", params)
     return paths | {"run": folder / "run"}

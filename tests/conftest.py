@@ -18,10 +18,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pathlib
 
-import datasets
 import jax
 import numpy as np
 import pytest
+
+pytest.register_assert_rewrite("datasets", "published", "runs")
+import datasets
 
 from configs import common
 from vit_jax import models, sharding
@@ -58,6 +60,17 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tfds_folders(tmp_path_factory):
     return datasets.make_tfds_folders(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """Writes flat parameters as an .npz."""
+
+    def write(flat):
+        np.savez(tmp_path / "w.npz", **flat)
+        return tmp_path / "w.npz"
+
+    return write
 
 
 def tiny_model(**fields):

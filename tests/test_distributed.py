@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soak
 from PIL import Image
-from test_train import ONE_DEVICE, ROOT, assert_same_run, command
+from runs import ONE_DEVICE, ROOT, assert_same_run, command
 
 from vit_jax import checkpoint, distributed
 from vit_jax.errors import UserError

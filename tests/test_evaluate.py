@@ -1,5 +1,5 @@
 import pytest
-from test_train import quick_config
+from runs import quick_config
 
 import evaluate
 import train

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN, randomized, tiny_model
+from published import CASES, golden_model
 from safetensors.numpy import load_file
-from test_pretrained import CASES, golden_model
 
 from vit_jax import export, pretrained, weights
 from vit_jax.errors import UserError

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, tiny_model
 from PIL import Image
+from published import CASES
+from runs import quick_config, run_script
 from test_export import drawn
-from test_pretrained import CASES
-from test_train import quick_config, run_script
 
 import evaluate
 import input_pipeline
 import predict
 import train
 import vit_jax
-from vit_jax import checkpoint, export, models, pretrained, weights
+from vit_jax import export, models, pretrained, run_folder, weights
 from vit_jax.errors import UserError
 
 
@@ -206,5 +206,5 @@ def test_a_run_without_an_average_has_none(digits_run, tmp_path):
     with pytest.raises(UserError, match="keeps no average"):
         weights.read(run / "checkpoints" / "60" / "ema_params")
     params = vit_jax.Classifier.load(run / "checkpoints" / "60" / "params").params
-    model = models.from_config(checkpoint.read_config(run))
+    model = models.from_config(run_folder.read_config(run))
     jax.tree.map(np.testing.assert_array_equal, params, pretrained.load(run, model))

@@ -1,74 +1,48 @@
 """Whole runs: what a user sees, stopped and resumed, and mistakes in one line."""
 
 import importlib
-import json
 import os
-import pathlib
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY, randomized
 from PIL import Image
+from runs import (
+    ONE_DEVICE,
+    ROOT,
+    assert_same_run,
+    command,
+    last_checkpoint,
+    quick_config,
+    rows,
+    run_script,
+    steps_in,
+    untimed,
+)
 
 import input_pipeline
 import train
-from configs import common, digits, recipes
+from configs import common, recipes
 from vit_jax import checkpoint, metrics, models, sharding, train_state
 from vit_jax.errors import Preempted, UserError
 from vit_jax.run_log import NonFiniteError
 
-ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
     if path.stem not in ("__init__", "common", "recipes")
 )
-
-
-def command(*args, script="train.py"):
-    return [sys.executable, str(ROOT / script), *args]
-
-
 slow = pytest.mark.slow
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
-
-
-def run_script(script, *args):
-    return subprocess.run(
-        command(*args, script=script),
-        cwd=ROOT,
-        env=ONE_DEVICE,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
 
 
 def run(*args):
     return run_script("train.py", *args)
-
-
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def untimed(row):
-    return {name: value for name, value in row.items() if name != "train/images_per_second"}
-
-
-def quick_config(**fields):
-    config = digits.get_config("quick")
-    config.mesh.data = 8
-    config.update(fields)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -196,29 +170,6 @@ def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tm
             shutil.rmtree(resumed / "checkpoints" / str(later))
         assert train.train(config, resumed) == result
         assert_same_run(resumed, tmp_path / "whole")
-
-
-def assert_same_run(workdir, other):
-    assert steps_in(workdir) == steps_in(other)
-    for item in sorted(path.name for path in last_checkpoint(other).iterdir() if path.is_dir()):
-        if item == "metrics":
-            continue
-        ours, theirs = (restore(folder, item) for folder in (workdir, other))
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert [untimed(row) for row in rows(workdir)] == [untimed(row) for row in rows(other)]
-
-
-def steps_in(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-
-
-def last_checkpoint(workdir):
-    return workdir / "checkpoints" / str(steps_in(workdir)[-1])
-
-
-def restore(workdir, item):
-    """An item of the last checkpoint, as it is stored."""
-    return ocp.StandardCheckpointer().restore(last_checkpoint(workdir) / item)
 
 
 def test_a_run_keeps_its_order(tfds_folders, tmp_path):

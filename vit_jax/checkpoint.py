@@ -1,7 +1,5 @@
 """Checkpoints of a run, through Orbax: save, resume, restore for other uses.
 
-<workdir>/config.json             the run's configuration, every field resolved
-<workdir>/class_names.json        the names of its classes, in the order of the labels
 <workdir>/checkpoints/<step>/     one folder a checkpoint, with the items `params`,
                                   `opt_state`, `ema_params` (where on) and `metrics`
 """
@@ -10,37 +8,22 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Sequence
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax import distributed, metrics
+from vit_jax import distributed, metrics, run_folder
 from vit_jax.errors import UserError, first_line
 from vit_jax.paths import differing_shapes, path_name
 from vit_jax.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
-
-# Fields that may differ when a run is taken up again: they change what is shown or stored, or
-# where it runs, but not which numbers come out.
-MAY_CHANGE = (
-    "checkpoint_every_steps",
-    "keep_every_steps",
-    "best_metric",
-    "log_every_steps",
-    "eval_every_steps",
-    "on_nonfinite",
-    "dataset.data_dir",
-    "dataset.on_error",
-    "mesh",
-)
 
 
 class Checkpoints:
@@ -90,6 +73,8 @@ class Checkpoints:
         if step not in self.manager.all_steps():
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
             self.saving = step
+            if not self.has_room(state):
+                return
             with self.failures_logged():
                 self.manager.save(
                     step,
@@ -104,7 +89,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         if jax.process_index() == 0 and folder.exists():
             (folder / "metrics").mkdir(exist_ok=True)
-            write_at_once(folder / "metrics" / "metrics", json.dumps(values))
+            run_folder.write_at_once(folder / "metrics" / "metrics", json.dumps(values))
         distributed.barrier("the evaluation was written")
         self.manager.reload()
 
@@ -112,12 +97,23 @@ class Checkpoints:
         """Waits until what is being saved is saved."""
         with self.failures_logged():
             self.manager.wait_until_finished()
-        if (
-            self.failed is not None
-        ):  # what there is of it takes room; some of it is written still as it fails
+        if self.failed is not None:  # what there is of it takes room
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # written to meanwhile: the next save removes it
                     unfinished.rmtree(missing_ok=True)
+
+    def has_room(self, state: TrainState) -> bool:
+        """Whether the disk has room for a state; where not, that is logged.
+
+        Looked at by all processes before any begins: one that fails by itself ends the run.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if not distributed.anywhere(free < needed):
+            return True
+        needed, free = needed / 2**20, free / 2**20
+        self.log_failure(f"it takes {needed:,.1f} MiB, and {free:,.1f} MiB of the disk are free")
+        return False
 
     @contextlib.contextmanager
     def failures_logged(self):
@@ -130,13 +126,16 @@ class Checkpoints:
         except Exception as error:  # of Orbax, TensorStore or the system
             if jax.process_count() > 1:
                 raise
-            reason = first_line(error)[:200]
+            self.log_failure(first_line(error)[:200])
+            self.manager.reload()  # it counts the one that failed
+
+    def log_failure(self, reason: str) -> None:
+        self.failed = self.saving
+        if jax.process_index() == 0:
             logger.error(
                 f"Checkpoint {self.folder / str(self.saving)} can't be written: {reason}. The run "
                 "goes on, and tries again at the next one; those there are stay"
             )
-            self.failed = self.saving
-            self.manager.reload()  # it counts the one that failed
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, placed as `state` says (shapes with shardings).
@@ -314,11 +313,11 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
     Raises:
         UserError: no run, or no readable checkpoint of that step, in the folder.
     """
-    config = read_config(workdir)
+    config = run_folder.read_config(workdir)
     if config is None:
         raise UserError(f"{workdir} is not a run's folder: it has no config.json")
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    steps = run_folder.checkpoint_steps(workdir)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"No checkpoint{wanted} in {folder}; there are {steps or 'none'}")
@@ -355,106 +354,3 @@ def quiet_orbax():
         sys.stderr.write(stderr.getvalue())
     finally:
         absl_logger.setLevel(level)
-
-
-def read_config(workdir) -> ml_collections.ConfigDict | None:
-    """The configuration of the run in a folder; None where there is no run."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): start in another --workdir") from None
-
-
-def has_checkpoints(workdir) -> bool:
-    folder = epath.Path(workdir) / "checkpoints"
-    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
-
-
-def check_config(workdir, config: ml_collections.ConfigDict) -> None:
-    """Checks a configuration against that of the checkpoints in the folder, where there are any.
-
-    Raises:
-        UserError: they differ in fields that change the run; each is listed, old and new.
-    """
-    recorded = read_config(workdir)
-    if recorded is None or not has_checkpoints(workdir):
-        return
-    old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
-    changes = [
-        f"{field}: {old[field]!r} -> {new.get(field)!r}"
-        for field in sorted(old)  # one that is new since then didn't exist for that run
-        if old[field] != new.get(field) and not may_change(field)
-    ]
-    if changes:
-        raise UserError(
-            f"{workdir} holds a run with another configuration (there -> here): "
-            f"{'; '.join(changes)}. Take another --workdir, or the old values"
-        )
-
-
-def check_shared(workdir) -> None:
-    """Raises UserError where the processes don't see the same folder."""
-    if jax.process_count() == 1:
-        return
-    token = epath.Path(workdir) / ".seen_by_all"
-    if jax.process_index() == 0:
-        token.touch()
-    distributed.barrier("the folder's token was written")
-    for _ in range(50):  # a network's file system may be late
-        if seen := token.exists():
-            break
-        time.sleep(0.2)
-    missing = distributed.anywhere(not seen)
-    if jax.process_index() == 0:
-        token.unlink()
-    if missing:
-        raise UserError(
-            f"--workdir={workdir} isn't the same folder for all processes: name one on a file "
-            "system that all of them see"
-        )
-
-
-def write_config(workdir, config: ml_collections.ConfigDict) -> None:
-    """Records a run's configuration."""
-    write_at_once(epath.Path(workdir) / "config.json", config.to_json_best_effort(indent=2))
-
-
-def write_class_names(workdir, class_names: Sequence[str]) -> None:
-    """Records the names of a run's classes, in the order of its labels."""
-    write_at_once(epath.Path(workdir) / "class_names.json", json.dumps(class_names, indent=0))
-
-
-def write_at_once(path: epath.Path, text: str) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(path)
-
-
-def read_class_names(workdir) -> tuple[str, ...] | None:
-    """The names of a run's classes; None where it has none recorded."""
-    path = epath.Path(workdir) / "class_names.json"
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} holds no list of names: remove it")
-    return tuple(names)
-
-
-def may_change(field: str) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
-def flat(tree: dict, prefix: str = ""):
-    """Pairs (dotted name, value) of nested dicts."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

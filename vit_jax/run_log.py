@@ -14,6 +14,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from vit_jax import run_folder
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -201,31 +202,10 @@ def start_logging(workdir=None) -> None:
     logger.addHandler(console)
     if workdir is None or jax.process_index() != 0:
         return
-    make_folder(workdir)
+    run_folder.make(workdir)
     file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
-
-
-def make_folder(workdir) -> None:
-    """Makes a run's folder.
-
-    Raises:
-        UserError: it can't be written to.
-    """
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir={workdir}: logs are appended to, which buckets don't do; mount the bucket, "
-            "or name a local folder"
-        )
-    try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-        (pathlib.Path(workdir) / "train.log").touch()
-    except OSError as error:
-        raise UserError(
-            f"The run's folder {workdir} can't be written ({error.strerror}): "
-            "name another with --workdir"
-        ) from None
 
 
 class Stopwatch:

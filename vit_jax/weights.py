@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import architecture, checkpoint, formats, hub, models
+from vit_jax import architecture, checkpoint, formats, hub, models, run_folder
 from vit_jax.errors import UserError, first_line
 
 # Fields of a model that its parameters don't show.
@@ -135,7 +135,7 @@ def read_run(name: str, workdir: epath.Path, step: int | None, item: str | None)
         std=tuple(config.augment.std),
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         keep=config.augment.eval_crop,
-        class_names=checkpoint.read_class_names(workdir),
+        class_names=run_folder.read_class_names(workdir),
         loss=config.loss,
     )
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("datasets", "published", "runs")
+pytest.register_assert_rewrite("batches", "datasets", "published", "runs")
 import datasets
 
 from configs import common
@@ -48,6 +48,22 @@ def tiny_config():
     config.schedule.warmup_steps = 4
     config.mesh.data = 1
     return config
+
+
+@pytest.fixture
+def data_config(tiny_config):
+    """Small batches of small images, shuffled through a small buffer."""
+    tiny_config.batch_size = 8
+    tiny_config.image_size = 16
+    tiny_config.dataset.update(shuffle_buffer=10, in_memory_mb=0)
+    return tiny_config
+
+
+@pytest.fixture
+def plain(data_config):
+    """Resizing alone, so that a view stands for its example."""
+    data_config.augment.update(crop="none", flip=False)
+    return data_config
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 
-import datasets
 import numpy as np
 import pytest
 import tensorflow as tf
-from datasets import picture
-from PIL import Image
+from batches import assert_same, take, views
 
 import input_pipeline
 import preprocess
@@ -33,63 +31,38 @@ def source(request, image_folder, tfds_folders):
     return open_source(names[request.param], None, split)
 
 
-@pytest.fixture
-def config(tiny_config):
-    tiny_config.batch_size = 8
-    tiny_config.image_size = 16
-    tiny_config.dataset.update(shuffle_buffer=10, in_memory_mb=0)
-    return tiny_config
-
-
-def take(batches, count):
-    return list(itertools.islice(batches, count))
-
-
-def assert_same(batches, others):
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], other[name])
-
-
-def test_batches(source, config):
-    batch = next(train_batches(source, config))
+def test_batches(source, data_config):
+    batch = next(train_batches(source, data_config))
     assert batch["images"].shape == (8, 16, 16, 3)
     assert batch["images"].dtype == np.uint8
     assert batch["labels"].shape == (8,)
     assert batch["labels"].dtype == np.int32
 
 
-def test_two_pipelines_give_the_same_bytes(source, config):
-    config.augment.update(randaugment_layers=2, color_jitter=(0.4, 0.4, 0.4))
+def test_two_pipelines_give_the_same_bytes(source, data_config):
+    data_config.augment.update(randaugment_layers=2, color_jitter=(0.4, 0.4, 0.4))
     steps = 2 * source.num_examples // 8 + 2
     assert_same(
-        take(train_batches(source, config), steps), take(train_batches(source, config), steps)
+        take(train_batches(source, data_config), steps),
+        take(train_batches(source, data_config), steps),
     )
 
 
-def test_a_pipeline_begins_at_any_step(source, config):
+def test_a_pipeline_begins_at_any_step(source, data_config):
     """In the first epoch, at its end, and epochs later."""
-    whole = take(train_batches(source, config), 24)
+    whole = take(train_batches(source, data_config), 24)
     for step in (1, 6, 7, 13, 20):
-        resumed = take(train_batches(source, config, first_step=step), 24 - step)
+        resumed = take(train_batches(source, data_config, first_step=step), 24 - step)
         assert_same(resumed, whole[step:])
 
 
-def test_the_seed_changes_order_and_crops(source, config):
-    one = take(train_batches(source, config), 3)
-    config.seed = 1
-    other = take(train_batches(source, config), 3)
+def test_the_seed_changes_order_and_crops(source, data_config):
+    one = take(train_batches(source, data_config), 3)
+    data_config.seed = 1
+    other = take(train_batches(source, data_config), 3)
     assert any(
         not np.array_equal(a["labels"], b["labels"]) for a, b in zip(one, other, strict=True)
     )
-
-
-@pytest.fixture
-def plain(config):
-    """Resizing alone, so that a view stands for its example."""
-    config.augment.update(crop="none", flip=False)
-    return config
 
 
 @pytest.mark.parametrize("n", [1, 10, 1442, 50_000])
@@ -116,10 +89,6 @@ def test_every_epoch_of_every_seed_has_an_order_of_its_own(source, plain):
         seen = views(take(train_batches(source, plain), 3 * n // 8 + 1))
         orders += [tuple(seen[epoch * n : (epoch + 1) * n]) for epoch in range(3)]
     assert len(set(orders)) == 9
-
-
-def views(batches):
-    return [image.tobytes() for batch in batches for image in batch["images"]]
 
 
 def every_view(source):
@@ -191,178 +160,22 @@ def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, 
         assert len(real_images(itertools.chain(*parts))) == 3
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path, config):
-    for i in range(30):
-        path = tmp_path / "train" / "cat" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(i)).save(path)
-    (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
-    source = open_source(str(tmp_path), None, "train")
-    for batches in (train_batches(source, config), eval_batches(source, config)):
-        with pytest.raises(UserError, match=r"cat/17\.png can't be decoded"):
-            take(batches, 8)
-    (tmp_path / "train" / "cat" / "17.png").unlink()
-    with pytest.raises(UserError, match=r"cat/17\.png can't be read: .*No such file"):
-        take(train_batches(source, config), 8)
-
-
-def test_a_truncated_jpeg_is_named(tmp_path, config):
-    folder = tmp_path / "train" / "cat"
-    folder.mkdir(parents=True)
-    for i in range(8):
-        Image.fromarray(picture(i)).save(folder / f"{i}.jpg")
-    whole = (folder / "3.jpg").read_bytes()
-    (folder / "3.jpg").write_bytes(whole[: len(whole) // 4])
-    source = open_source(str(tmp_path), None, "train")
-    with pytest.raises(UserError, match=r"cat/3\.jpg can't be decoded"):
-        take(train_batches(source, config), 4)
-
-
-@pytest.fixture(params=["folder", "tfrecord", "in_memory", "array_record"])
-def damaged(request, tmp_path):
-    """Sources of 53 examples with one that is no image; and which index that is."""
-    if request.param == "folder":
-        for i in range(53):
-            path = tmp_path / "train" / "cat" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture(i)).save(path)
-        (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
-        source = open_source(str(tmp_path), None, "train")
-        names = [source.describe(i) for i in range(53)]
-        return source, {i for i, name in enumerate(names) if name.endswith("/17.png")}
-    kind = "array_record" if request.param == "array_record" else "tfrecord"
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
-    file = next(folder.glob("*-train.*-00002-of-00005"))
-    if kind == "array_record":
-        content = bytearray(file.read_bytes())
-        content[200:400] = bytes(200)
-        file.write_bytes(content)
-        return open_source(str(folder), None, "train"), {21, 22}  # of its 11
-    spoil_tfrecord(file, record=4)
-    source = open_source(str(folder), None, "train")
-    # 11 + 10 before this file; of its 11 records those from the spoiled one on are lost.
-    lost = set(range(21 + 4, 32))
-    return (source.in_memory(tolerant=True) if request.param == "in_memory" else source), lost
-
-
-def spoil_tfrecord(path, record):
-    """Changes a byte in the middle of a record: its checksum doesn't hold any more."""
-    content, place = bytearray(path.read_bytes()), 0
-    for _ in range(record):
-        place += 16 + int.from_bytes(content[place : place + 8], "little")
-    content[place + 50] ^= 255
-    path.write_bytes(content)
-
-
-def test_damaged_examples_are_skipped_and_told(damaged, plain, caplog):
-    """Others keep their steps; the damaged ones are told by name once, and counted."""
-    source, lost = damaged
-    plain.dataset.on_error = "skip"
-    whole = take(train_batches(source, plain), 20)
-    assert source.damaged == lost
-    named = [r.message for r in caplog.records if r.message.startswith("Skipping")]
-    assert sorted(named) == sorted(
-        f"Skipping {source.describe(i)}: it can't be read or decoded" for i in lost
-    )
-    assert_same(take(train_batches(source, plain, first_step=9), 11), whole[9:])
-    input_pipeline.report_damaged(source)
-    assert f"Skipped {len(lost)} damaged of 53 examples of {source.name}" in caplog.text
-    # Where nothing is damaged, a batch is what it would be without the damage.
-    blank = np.zeros((16, 16, 3), np.uint8).tobytes()
-    assert blank not in views(whole)
-    assert {batch["images"].shape for batch in whole} == {(8, 16, 16, 3)}
-
-
-def test_damaged_examples_do_not_count_in_evaluation(damaged, plain):
-    source, lost = damaged
-    plain.dataset.on_error = "skip"
-    batches = list(eval_batches(source, plain))
-    good = np.concatenate([batch["mask"] for batch in batches])
-    assert set(np.flatnonzero(~good[:53])) == lost
-    assert not good[53:].any()
-    assert source.damaged == lost
-
-
-def test_skipping_changes_nothing_where_nothing_is_damaged(source, config):
-    config.augment.randaugment_layers = 1
-    stopping = take(train_batches(source, config), 4)
-    config.dataset.on_error = "skip"
-    assert_same(take(train_batches(source, config), 4), stopping)
+def test_skipping_changes_nothing_where_nothing_is_damaged(source, data_config):
+    data_config.augment.randaugment_layers = 1
+    stopping = take(train_batches(source, data_config), 4)
+    data_config.dataset.on_error = "skip"
+    assert_same(take(train_batches(source, data_config), 4), stopping)
     assert not source.damaged
 
 
-def test_a_batch_of_damaged_examples_stops(tmp_path, config):
-    for i in range(8):
-        path = tmp_path / "train" / "cat" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("not an image")
-    config.dataset.on_error = "skip"
-    source = open_source(str(tmp_path), None, "train")
-    with pytest.raises(UserError, match="no example of a whole batch can be read"):
-        next(train_batches(source, config))
-
-
-def test_a_damaged_tfrecord_file_is_named(tmp_path, config):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    spoil_tfrecord(path, record=4)
-    source = open_source(str(folder), None, "train")
-    for in_memory_mb in (0, 1000):
-        config.dataset.in_memory_mb = in_memory_mb
-        with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
-            take(train_batches(source, config), 8)
-    with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
-        take(eval_batches(source, config), 8)
-
-
-def test_a_damaged_array_record_file_is_named(tmp_path, config):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "array_record"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    content = bytearray(path.read_bytes())
-    content[200:400] = bytes(200)
-    path.write_bytes(content)
-    source = open_source(str(folder), None, "train")
-    for batches in (train_batches(source, config), eval_batches(source, config)):
-        with pytest.raises(UserError, match=rf"{path} can't be read: the record is damaged or"):
-            take(batches, 8)
-
-
-@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
-def test_a_missing_file_is_named(tmp_path, kind):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    path.unlink()
-    with pytest.raises(UserError, match=f"1 of 5 files are missing, the first {path}"):
-        open_source(str(folder), None, "train")
-
-
-def test_a_file_cut_off_between_records_is_named(tmp_path, config):
-    """Fewer records than the metadata says: none is taken for another."""
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    content, place = path.read_bytes(), 0
-    for _ in range(4):
-        place += 16 + int.from_bytes(content[place : place + 8], "little")
-    path.write_bytes(content[:place])
-    source = open_source(str(folder), None, "train")
-    for in_memory_mb in (0, 1):
-        config.dataset.in_memory_mb = in_memory_mb
-        for batches in (train_batches(source, config), eval_batches(source, config)):
-            with pytest.raises(UserError, match=rf"example \d+ of .*{path} can't be read"):
-                take(batches, 8)
-    config.dataset.on_error = "skip"
-    take(train_batches(source, config), 14)
-    assert source.damaged == set(range(25, 32))
-
-
-def test_small_tfrecord_splits_are_held_in_memory(tfds_folders, config):
+def test_small_tfrecord_splits_are_held_in_memory(tfds_folders, data_config):
     """Then their order is the global one, as that of ArrayRecord."""
     tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
-    config.dataset.in_memory_mb = 1
-    held = take(train_batches(tfrecord, config), 10)
-    assert_same(take(train_batches(tfrecord.in_memory(), config), 10), held)
-    config.dataset.in_memory_mb = 0
-    buffered = take(train_batches(tfrecord, config), 10)
+    data_config.dataset.in_memory_mb = 1
+    held = take(train_batches(tfrecord, data_config), 10)
+    assert_same(take(train_batches(tfrecord.in_memory(), data_config), 10), held)
+    data_config.dataset.in_memory_mb = 0
+    buffered = take(train_batches(tfrecord, data_config), 10)
     assert any(
         not np.array_equal(a["labels"], b["labels"]) for a, b in zip(held, buffered, strict=True)
     )
@@ -449,9 +262,9 @@ def test_a_program_ends_with_its_batches_unread(tfds_folders):
     assert done.returncode == 0
 
 
-def test_batches_that_processes_cannot_share(source, config):
+def test_batches_that_processes_cannot_share(source, data_config):
     with pytest.raises(UserError, match="batch_size 8 is not divisible by 3 processes"):
-        train_batches(source, config, process_count=3)
+        train_batches(source, data_config, process_count=3)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +289,7 @@ def test_batches_that_processes_cannot_share(source, config):
         ({"augment.crop_area": (0.5, 0.1)}, "augment.crop_area"),
     ],
 )
-def test_mistakes_in_the_configuration(change, message, config):
-    config.update_from_flattened_dict(change)
+def test_mistakes_in_the_configuration(change, message, data_config):
+    data_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
-        input_pipeline.check(config)
+        input_pipeline.check(data_config)

@@ -16,6 +16,9 @@ import soak
 from PIL import Image
 from runs import ONE_DEVICE, ROOT, assert_same_run, command
 
+import evaluate
+import train
+from configs import digits
 from vit_jax import checkpoint, distributed
 from vit_jax.errors import UserError
 
@@ -47,12 +50,12 @@ def finish(process, code=0):
     return stdout, stderr
 
 
-def alone(*arguments, script="train.py", devices=4):
-    """The same by one process."""
+def alone(*arguments, devices=4):
+    """Training by one process."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = ONE_DEVICE | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     options = dict(cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command(*arguments, script=script), **options)
+    return subprocess.Popen(command(*arguments), **options)
 
 
 def wait_for(path: pathlib.Path, text: str, process) -> None:
@@ -74,22 +77,23 @@ def assert_close(workdir, other):
 
 
 def test_two_processes_are_one_program(tmp_path):
-    """Training and evaluation, against one process with as many devices."""
+    """Training and evaluation, against one process with twice the devices."""
     two, one = tmp_path / "two", tmp_path / "one"
     short = (*QUICK, "--config.total_steps=20", "--config.mesh.fsdp=2")
-    process = launch("train.py", *short, f"--workdir={two}")
-    stdout, _ = finish(process)
+    stdout, _ = finish(launch("train.py", *short, f"--workdir={two}"))
     assert stdout.count("Test accuracy") == 1  # the first process speaks for all
-    finish(alone(*short, f"--workdir={one}"))
+    config = digits.get_config("quick")
+    config.update(checkpoint_every_steps=20, total_steps=20)
+    config.mesh.fsdp = 2
+    train.train(config, one)
     assert_close(two, one)
     assert json.loads((two / "config.json").read_text()) == json.loads(
         (one / "config.json").read_text()
     )
     evaluated, _ = finish(launch("evaluate.py", f"--workdir={two}", "--json"))
-    expected, _ = finish(alone(f"--workdir={one}", "--json", script="evaluate.py"))
     lines = [line for line in evaluated.splitlines() if line.startswith("{")]
     assert len(lines) == 1
-    assert json.loads(lines[0]) == pytest.approx(json.loads(expected), rel=1e-3)
+    assert json.loads(lines[0]) == pytest.approx(evaluate.evaluate(one), rel=1e-3)
 
 
 FEEDING = f"""

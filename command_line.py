@@ -1,5 +1,6 @@
 """What the scripts share: flags with their configuration file, and users' mistakes in one line."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -26,7 +27,9 @@ EXIT_LOST = 76
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # What a collective says when another process is gone; the rest is this one's own fault.
 GONE = re.compile(
-    r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|gloo|nccl|connection|peer", re.I
+    r"^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b"
+    r"|gloo.*(connection|peer|timed out)|remote process exited",
+    re.DOTALL | re.IGNORECASE,
 )
 GRACE_SECONDS = 10  # for the others to end in the same way
 HERE = pathlib.Path(__file__).resolve().parent
@@ -52,26 +55,26 @@ CONFIG = config_flags.DEFINE_config_file(  # --config.a.b=value overrides its fi
 
 
 def run(
-    main: Callable, needs_config: bool = True, takes_paths: bool = False, compiles: bool = False
+    main: Callable, needs_config: bool = True, takes_paths: bool = False, trains: bool = False
 ) -> None:
     """Parses the command line and calls main(); a mistake of the user ends in one line, exit 2.
 
     takes_paths: whether main takes the list of arguments that aren't flags.
-    compiles: whether it knows --compile_for.
+    trains: whether it knows --compile_for, and saves when asked to stop; others just stop.
     """
 
     def parse_checked(argv):
         rest = parse(argv)
         if len(rest) > 1 and not takes_paths:
             stop(f"Unknown argument {rest[1]!r}: flags begin with --")
-        if COMPILE_FOR.value and not compiles:
+        if COMPILE_FOR.value and not trains:
             stop("--compile_for is train.py's")
         if needs_config or config_name():
             check_preset()
         return rest
 
     def guarded_main(argv):
-        guarded(lambda: main(argv[1:]) if takes_paths else main())
+        guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
 
     app.run(guarded_main, flags_parser=parse_checked)
 
@@ -140,13 +143,14 @@ def missing_preset() -> str:
     return f"{found}; configs/ has {', '.join(presets)}"
 
 
-def guarded(main: Callable) -> None:
+def guarded(main: Callable, preemptible: bool) -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells of each thing it does
     try:
         if COMPILE_FOR.value:
             topology.without_accelerator()
         else:
-            distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, HEARTBEAT.value)
+            joining = (COORDINATOR.value, PROCESSES.value, PROCESS.value, HEARTBEAT.value)
+            distributed.start(*joining, preemptible)
         main()
     except UserError as error:
         stop(str(error))
@@ -158,11 +162,22 @@ def guarded(main: Callable) -> None:
         message = "Interrupted: a run goes on from its last checkpoint with the same command"
         stop(message, EXIT_INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" ({error.filename})" if error.filename else ""
+            stop(f"The disk is full{where}: make room, and start the same command again")
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
-            lost(error)
+        for cause in causes(error):
+            if isinstance(cause, jax.errors.JaxRuntimeError) and GONE.search(str(cause)):
+                lost(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
+
+
+def causes(error: BaseException | None):
+    """An error, what it was raised from, and so on: libraries wrap those of JAX."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def lost(error: Exception) -> None:

@@ -53,7 +53,7 @@ def train(config, workdir) -> dict[str, float]:
     host = {name: feeding[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    config = resolved(config, train_set)
+    config = resolved(config, train_set, host["process_count"])
     image_shape = input_pipeline.image_shape(config)
 
     program = Program(config, image_shape, mesh)
@@ -135,8 +135,8 @@ def stopped_after(step):
     return Preempted(f"Stopped after step {step}, saved: the same command goes on from there")
 
 
-def resolved(config, train_set):
-    """The configuration with what follows from the dataset filled in."""
+def resolved(config, train_set, num_parts):
+    """The configuration with what follows from the dataset, and who reads it, filled in."""
     config = config.copy_and_resolve_references()
     if config.num_classes not in (None, train_set.num_classes):
         raise UserError(
@@ -145,6 +145,7 @@ def resolved(config, train_set):
         )
     config.num_classes = train_set.num_classes
     config.dataset.order = input_pipeline.order(train_set, config.dataset)
+    config.dataset.parts = num_parts if config.dataset.order == "buffer" else 1
     if config.total_steps is None:
         if config.num_epochs is None:
             raise UserError("Neither config.num_epochs nor config.total_steps is set")
@@ -225,4 +226,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command_line.run(main, compiles=True)
+    command_line.run(main, trains=True)

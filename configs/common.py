@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this are held encoded in memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
     config.dataset.order = placeholder(str)  # "global" or "buffer", filled in when the run starts
+    config.dataset.parts = placeholder(int)  # that are shuffled each by itself; likewise
     config.dataset.on_error = "stop"  # or "skip": examples that can't be read or decoded
 
     config.augment = ConfigDict()

@@ -19,8 +19,10 @@ on_every_host() {
     gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
 }
 
+running="pgrep -f '^[.]venv/bin/python ' >/dev/null"
 stop() {
-    on_every_host "pkill -TERM -f '^[.]venv/bin/python ' || true"
+    on_every_host "pkill -TERM -f '^[.]venv/bin/python ' || true
+while $running; do sleep 1; done"
 }
 
 if [[ $1 == stop ]]; then
@@ -28,6 +30,7 @@ if [[ $1 == stop ]]; then
     exit
 fi
 
+on_every_host "if $running; then echo 'A script is running here: stop it first' >&2; exit 2; fi"
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf "$code/vit_jax.tgz"

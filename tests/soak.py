@@ -94,7 +94,6 @@ def start(workdir: pathlib.Path, processes: int, arguments) -> subprocess.Popen:
         command += ["launch/local.py", f"--num_processes={processes}"]
     command += ["train.py", f"--workdir={workdir}", *arguments]
     workdir.mkdir(exist_ok=True)
-    (workdir / "started").unlink(missing_ok=True)
     return subprocess.Popen(
         command,
         cwd=ROOT,

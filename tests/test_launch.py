@@ -29,7 +29,12 @@ GCLOUD = """
 for last; do :; done
 case "$4" in
     scp) for host in a b; do mkdir -p "$HOSTS/$host"; cp "$5" "$HOSTS/$host/"; done ;;
-    ssh) for host in a b; do (cd "$HOSTS/$host" && bash -c "${last#--command=}"); done ;;
+    ssh)
+        for host in a b; do
+            mkdir -p "$HOSTS/$host"
+            (cd "$HOSTS/$host" && bash -c "${last#--command=}")
+        done
+        ;;
 esac
 """
 # Instead of an environment: one that tells what is called in it, and where.
@@ -45,6 +50,7 @@ def test_tpu_pod(tmp_path):
     """All hosts get the code, and run the command, its arguments as they were given."""
     stand_in(tmp_path, "gcloud", GCLOUD)
     stand_in(tmp_path, "python3", PYTHON3)
+    stand_in(tmp_path, "pgrep", "exit 1")
     arguments = ["train.py", "--config=configs/digits.py", "--config.model.patch_size=(4, 2)"]
     hosts = tmp_path / "hosts"
     done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
@@ -52,16 +58,32 @@ def test_tpu_pod(tmp_path):
     for host in ("a", "b"):
         assert f"{host} python {' '.join(arguments)}\n" in done.stdout
         assert (hosts / host / "vit_jax" / "vit_jax" / "models" / "vit.py").is_file()
+    stand_in(tmp_path, "pgrep", "exit 0")
+    done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
+    assert done.returncode == 2
+    assert "A script is running here: stop it first" in done.stderr
     done = run(["launch/tpu_pod.sh", "slice"], tmp_path)
     assert done.returncode == 2
     assert "launch/tpu_pod.sh NAME ZONE train.py" in done.stderr
+
+
+def test_tpu_pod_stop_waits(tmp_path):
+    """Until nothing runs on any host: the next start would find its TPU taken."""
+    stand_in(tmp_path, "gcloud", GCLOUD)
+    stand_in(tmp_path, "pkill", 'echo told "$1"')
+    looks = tmp_path / "looks"  # the third one of a host finds nothing any more
+    stand_in(tmp_path, "pgrep", f"echo >> {looks}; (($(wc -l < {looks}) % 3))")
+    hosts = str(tmp_path / "hosts")
+    done = run(["launch/tpu_pod.sh", "slice", "zone", "stop"], tmp_path, HOSTS=hosts)
+    assert (done.returncode, done.stdout) == (0, "told -TERM\n" * 2)
+    assert len(looks.read_text()) == 6
 
 
 SRUN = """
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids="${pids:-} $!"; done
 code=0
-for pid in $pids; do wait "$pid" || code=$?; done
+for pid in $pids; do wait "$pid" || { got=$?; ((got <= code)) || code=$got; }; done
 exit $code
 """
 
@@ -82,11 +104,34 @@ def test_slurm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "asked"), [(75, "requeue 77\n"), (137, "requeue 77\n"), (2, ""), (1, ""), (130, "")]
+    ("codes", "code", "requeued"),
+    [
+        ((75, 75), 75, True),
+        ((76, 137), 137, True),
+        ((0, 2), 2, False),
+        ((2, 134), 2, False),  # a mistake that one process finds: the other loses it
+        ((76, 1), 1, False),
+        ((130, 130), 130, False),
+    ],
 )
-def test_slurm_queues_what_was_stopped_again(tmp_path, code, asked):
-    stand_in(tmp_path, "srun", f"exit {code}")
+def test_slurm_queues_what_was_stopped_again(tmp_path, codes, code, requeued):
+    stand_in(tmp_path, "srun", SRUN)
     stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
-    done = run(["launch/slurm.sh", "train.py"], tmp_path, SLURM_JOB_ID="77")
+    stand_in(tmp_path, "python", f"codes=({codes[0]} {codes[1]}); exit ${{codes[$SLURM_PROCID]}}")
+    job = str(os.getpid())
+    given = dict(SLURM_JOB_ID=job, PYTHON=str(tmp_path / "python"))
+    done = run(["launch/slurm.sh", "train.py"], tmp_path, **given)
     assert done.returncode == code
-    assert asked == ((tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else "")
+    assert (tmp_path / "asked").exists() == requeued
+    assert not (ROOT / f".slurm_{job}_failed").exists()
+
+
+def test_slurm_tells_the_processes_to_stop(tmp_path):
+    """SIGTERM to a task is one to its script, whose exit code counts."""
+    stand_in(tmp_path, "srun", '"$@" & task=$!; sleep 1; kill -TERM $task; wait $task')
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    stand_in(tmp_path, "python", "trap 'exit 75' TERM; for i in {1..100}; do sleep 0.1; done")
+    given = dict(SLURM_JOB_ID="77", PYTHON=str(tmp_path / "python"))
+    done = run(["launch/slurm.sh", "train.py"], tmp_path, **given)
+    assert done.returncode == 75
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"

@@ -18,6 +18,17 @@ def test_another_configuration_is_refused_by_field(tmp_path, tiny_config):
     run_folder.check_config(tmp_path, tiny_config)  # this doesn't change the numbers
 
 
+def test_a_buffered_order_on_other_processes_is_told(tmp_path, tiny_config, caplog):
+    tiny_config.dataset.update(order="buffer", parts=2)
+    run_folder.write_config(tmp_path, tiny_config)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    run_folder.check_config(tmp_path, tiny_config)
+    assert not caplog.records
+    tiny_config.dataset.parts = 4
+    run_folder.check_config(tmp_path, tiny_config)
+    assert "one for each of 2 processes, and is for 4 from here on" in caplog.text
+
+
 def test_what_is_recorded_is_read_again(tmp_path, tiny_config):
     assert run_folder.read_config(tmp_path) is None
     assert run_folder.read_class_names(tmp_path) is None
@@ -46,5 +57,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     for folder in ("/proc/run", tmp_path / "file", tmp_path / "run"):
         with pytest.raises(UserError, match=f"{folder} can't be written .*--workdir"):
             run_folder.make(folder)
-    with pytest.raises(UserError, match="mount the bucket"):
+    with pytest.raises(UserError, match="name a folder"):
         run_folder.make("gs://bucket/run")

@@ -29,7 +29,7 @@ from runs import (
 import input_pipeline
 import train
 from configs import common, recipes
-from vit_jax import checkpoint, metrics, models, sharding, train_state
+from vit_jax import checkpoint, metrics, models, run_folder, sharding, train_state
 from vit_jax.errors import Preempted, UserError
 from vit_jax.run_log import NonFiniteError
 
@@ -179,6 +179,7 @@ def test_a_run_keeps_its_order(tfds_folders, tmp_path):
     config.schedule.warmup_steps = 0
     config.dataset.update(name=tfds_folders["tfrecord"], channels=3, in_memory_mb=0)
     train.train(config, tmp_path)
+    assert run_folder.read_config(tmp_path).dataset.parts == 1
     config.dataset.name = tfds_folders["array_record"]
     with pytest.raises(UserError, match="dataset.order: 'buffer' -> 'global'"):
         train.train(config, tmp_path)

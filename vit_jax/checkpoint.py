@@ -26,6 +26,17 @@ from vit_jax.train_state import TrainState
 logger = logging.getLogger("vit_jax")
 
 
+class Manager(ocp.CheckpointManager):
+    """Orbax's, without its own look at the cluster's notice.
+
+    JAX counts one series of points at which a program may stop, and `Preemption` has it: a step
+    of Orbax's in between, larger or smaller, would move the stop to a point that never comes.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """A run's checkpoints: the latest two, the best, and on request every n-th are kept.
 
@@ -54,7 +65,7 @@ class Checkpoints:
                     get_metric_fn=options["best_fn"], n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        self.manager = ocp.CheckpointManager(
+        self.manager = Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),

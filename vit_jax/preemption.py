@@ -14,11 +14,12 @@ logger = logging.getLogger("vit_jax")
 class Preemption:
     """Listens, inside a `with`, for SIGTERM, SIGINT and the cluster's notice.
 
-    A second SIGINT stops at once. Where there are several processes, a notice to one is one to
-    all, and all agree on the step after which they stop: SIGTERM is JAX's to handle then.
+    A second SIGINT stops at once. Where processes were joined, a notice to one is one to all, and
+    all agree on the step after which they stop: SIGTERM is JAX's to handle then.
     """
 
     def __init__(self):
+        self.joined = jax.distributed.is_initialized()  # with others, or alone in a cluster
         self.asked = False
         self.reached = False
         self.points = 0
@@ -28,7 +29,7 @@ class Preemption:
         if threading.current_thread() is not threading.main_thread():
             return self  # signals are the main thread's
         self.previous[signal.SIGINT] = signal.signal(signal.SIGINT, self.on_signal)
-        if jax.process_count() == 1:
+        if not self.joined:
             self.previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self.on_signal)
         return self
 
@@ -42,13 +43,13 @@ class Preemption:
         if not self.asked:
             logger.warning("Asked to stop: saving where it is; Ctrl-C again stops at once")
         self.asked = True
-        if jax.process_count() > 1:
+        if self.joined:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> bool:
         """Whether the run is to stop here; once so, always. All processes call it equally often."""
         self.points += 1
-        if jax.process_count() > 1:
+        if self.joined:
             self.reached |= multihost_utils.reached_preemption_sync_point(self.points)
         else:
             self.reached |= self.asked

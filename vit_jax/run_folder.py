@@ -8,6 +8,7 @@
 """
 
 import json
+import logging
 import pathlib
 import tempfile
 import time
@@ -21,6 +22,8 @@ from etils import epath
 from vit_jax import distributed
 from vit_jax.errors import UserError
 
+logger = logging.getLogger("vit_jax")
+
 # Fields that may differ when a run is taken up again: they change what is shown or stored, or
 # where it runs, but not which numbers come out.
 MAY_CHANGE = (
@@ -32,6 +35,7 @@ MAY_CHANGE = (
     "on_nonfinite",
     "dataset.data_dir",
     "dataset.on_error",
+    "dataset.parts",
     "mesh",
 )
 
@@ -44,8 +48,8 @@ def make(workdir) -> None:
     """
     if "://" in str(workdir):
         raise UserError(
-            f"--workdir={workdir}: logs are appended to, which buckets don't do; mount the bucket, "
-            "or name a local folder"
+            f"--workdir={workdir}: logs are appended to and checkpoints renamed, which buckets don't "
+            "do; name a folder, of several processes on a file system that all of them see"
         )
     folder = pathlib.Path(workdir)
     try:
@@ -97,6 +101,13 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"{workdir} holds a run with another configuration (there -> here): "
             f"{'; '.join(changes)}. Take another --workdir, or the old values"
+        )
+    there, here = old.get("dataset.parts"), new["dataset.parts"]
+    if there not in (None, here):
+        logger.warning(
+            f"{workdir}: the dataset was read in parts, one for each of {there} processes, and is "
+            f"for {here} from here on: of this epoch some examples come twice, and some don't. "
+            "ArrayRecord files have an order that doesn't depend on the processes"
         )
 
 

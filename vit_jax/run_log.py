@@ -11,10 +11,10 @@ import time
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 from vit_jax import run_folder
+from vit_jax.curves import Curves
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -51,7 +51,7 @@ class RunLog:
             self.drop_rows_after(first_step)
             self.rows = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
             self.unwritten = []  # rows, while the disk is full
-            self.curves = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+            self.curves = Curves(workdir, first_step)
         self.bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,
@@ -152,8 +152,7 @@ class RunLog:
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         self.unwritten.append(json.dumps({"step": step, **values}) + "\n")
         self.write_rows()
-        for name, value in values.items():
-            self.curves.add_scalar(name, value, step)
+        self.curves.add(step, values)
 
     def write_rows(self) -> None:
         """All or none of them, with those that couldn't be written before."""
@@ -184,6 +183,15 @@ class ConsoleHandler(logging.Handler):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         with contextlib.suppress(OSError, ValueError):  # the terminal was closed: the file has it
             tqdm.tqdm.write(self.format(record), file=stream)
+            stream.flush()  # to a file or a pipe too, as a cluster's logs are
+
+
+class LogFile(logging.FileHandler):
+    """<workdir>/train.log; while the disk is full, the console alone has the lines."""
+
+    def handleError(self, record):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def start_logging(workdir=None) -> None:
@@ -203,7 +211,7 @@ def start_logging(workdir=None) -> None:
     if workdir is None or jax.process_index() != 0:
         return
     run_folder.make(workdir)
-    file = logging.FileHandler(pathlib.Path(workdir) / "train.log")
+    file = LogFile(pathlib.Path(workdir) / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
 

@@ -48,8 +48,8 @@ def make(workdir) -> None:
     """
     if "://" in str(workdir):
         raise UserError(
-            f"--workdir={workdir}: logs are appended to and checkpoints renamed, which buckets don't "
-            "do; name a folder, of several processes on a file system that all of them see"
+            f"--workdir={workdir}: logs are appended to and checkpoints renamed, which buckets "
+            "don't do; name a folder, which all processes see if there are several"
         )
     folder = pathlib.Path(workdir)
     try:

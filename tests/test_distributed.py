@@ -247,6 +247,7 @@ def test_a_mistake_that_one_process_finds_ends_all(tmp_path):
     assert "00.png can't be" in stderr
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_shared_are_noticed(tmp_path):
     address = f"--coordinator_address=localhost:{local.free_port()}"
     arguments = [address, "--num_processes=2"]

@@ -138,7 +138,7 @@ def test_what_can_be_wrong_with_a_file(tmp_path):
 def test_a_run_starts_from_a_run_at_another_resolution(tmp_path):
     """Digits of 8x8, then of 16x16: better than from scratch in the same few steps."""
     config = digits.get_config()
-    config.update(total_steps=300, eval_every_steps=0, checkpoint_every_steps=0, best_metric="")
+    config.update(total_steps=150, eval_every_steps=0, checkpoint_every_steps=0, best_metric="")
     config.mesh.data = 8
     config.model.update(width=32, depth=2, mlp_dim=64)
     config.schedule.warmup_steps = 20
@@ -149,7 +149,7 @@ def test_a_run_starts_from_a_run_at_another_resolution(tmp_path):
     result = train.train(config, tmp_path / "larger")
     assert result["accuracy"] > scratch["accuracy"] + 0.05
     # Of a step; and what the run's own model says of its parameters.
-    config.init_from = str(tmp_path / "small" / "checkpoints" / "300")
+    config.init_from = str(tmp_path / "small" / "checkpoints" / "150")
     model = models.from_config(run_folder.read_config(tmp_path / "small"))
     params = pretrained.load(config.init_from, model, (8, 8))
     _, restored = checkpoint.restore_params(tmp_path / "small")

@@ -109,7 +109,9 @@ def test_killed_and_started_again_gives_the_same_bits(finished, tmp_path, moment
     assert_same_run(tmp_path, workdir)
 
 
-@pytest.mark.parametrize(("moment", "step"), [(30 + 3, 30), (60 + 6 + 3, 60)])
+@pytest.mark.parametrize(
+    ("moment", "step"), [(30 + 3, 30), pytest.param(60 + 6 + 3, 60, marks=slow)]
+)
 def test_stopped_in_the_middle_of_an_evaluation(tmp_path, moment, step, monkeypatch):
     """It is made up for, and its checkpoint can be the best."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -228,7 +230,7 @@ def test_another_configuration_in_the_same_folder(finished):
 @pytest.mark.parametrize(
     "preset",
     # The others differ in sizes, which `quick` replaces, and in scan and remat.
-    [pytest.param(name, marks=() if name in ("digits", "vit_b16") else slow) for name in PRESETS],
+    [pytest.param(name, marks=() if name == "vit_b16" else slow) for name in PRESETS],
 )
 def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     config = importlib.import_module(f"configs.{preset}").get_config("quick")

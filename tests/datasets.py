@@ -31,6 +31,13 @@ def make_image_folder(root):
             image.save(folder / f"{i:02d}.{suffix}")
 
 
+def make_pngs(folder: pathlib.Path, count: int) -> None:
+    """Pictures 0.png, 1.png and so on."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(picture(i)).save(folder / f"{i}.png")
+
+
 class Pictures(tfds.core.GeneratorBasedBuilder):
     """Small pictures in three classes, prepared as any TFDS dataset is."""
 

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 from batches import assert_same, take, views
-from datasets import picture
+from datasets import make_pngs, picture
 from PIL import Image
 
 import input_pipeline
@@ -15,10 +15,7 @@ from vit_jax.errors import UserError
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path, data_config):
-    for i in range(30):
-        path = tmp_path / "train" / "cat" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(i)).save(path)
+    make_pngs(tmp_path / "train" / "cat", 30)
     (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
     source = open_source(str(tmp_path), None, "train")
     for batches in (train_batches(source, data_config), eval_batches(source, data_config)):
@@ -45,10 +42,7 @@ def test_a_truncated_jpeg_is_named(tmp_path, data_config):
 def damaged(request, tmp_path):
     """Sources of 53 examples with one that is no image; and which index that is."""
     if request.param == "folder":
-        for i in range(53):
-            path = tmp_path / "train" / "cat" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture(i)).save(path)
+        make_pngs(tmp_path / "train" / "cat", 53)
         (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
         source = open_source(str(tmp_path), None, "train")
         names = [source.describe(i) for i in range(53)]

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("batches", "datasets", "published", "runs")
+pytest.register_assert_rewrite("batches", "datasets", "published", "whole_runs")
 import datasets
 
 from configs import common

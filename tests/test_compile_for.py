@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import TINY
-from runs import ONE_DEVICE, ROOT
+from whole_runs import ONE_DEVICE, ROOT
 
 import compile_for
 from configs import common, vit_s16

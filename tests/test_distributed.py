@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soak
 from PIL import Image
-from runs import ONE_DEVICE, ROOT, assert_same_run, command
+from whole_runs import ONE_DEVICE, ROOT, assert_same_run, command
 
 import command_line
 import evaluate

@@ -1,5 +1,5 @@
 import pytest
-from runs import quick_config
+from whole_runs import quick_config
 
 import evaluate
 import train

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ONE_DEVICE, ROOT
+from whole_runs import ONE_DEVICE, ROOT
 
 
 def stand_in(folder: pathlib.Path, name: str, script: str) -> None:

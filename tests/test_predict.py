@@ -9,8 +9,8 @@ import pytest
 from conftest import GOLDEN, tiny_model
 from PIL import Image
 from published import CASES
-from runs import quick_config, run_script
 from test_export import drawn
+from whole_runs import quick_config, run_script
 
 import evaluate
 import input_pipeline

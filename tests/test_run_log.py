@@ -4,7 +4,7 @@ import resource
 
 import jax.numpy as jnp
 import tensorflow as tf
-from runs import rows
+from whole_runs import rows
 
 from vit_jax import run_log
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY, randomized
 from PIL import Image
-from runs import (
+from whole_runs import (
     ONE_DEVICE,
     ROOT,
     assert_same_run,

@@ -16,8 +16,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_jax import distributed, topology
+from vit_jax.aot import topology
 from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
+from vit_jax.parallel import distributed
 
 EXIT_USER_ERROR = 2
 EXIT_DOES_NOT_FIT = 3

@@ -14,8 +14,13 @@ from absl import flags
 
 import command_line
 import input_pipeline
-from vit_jax import checkpoint, metrics, models, pretrained, run_log, sharding, train_state
+from vit_jax import models, pretrained
 from vit_jax.errors import UserError
+from vit_jax.parallel import feeding
+from vit_jax.parallel.mesh import create_mesh, replicated
+from vit_jax.runs import checkpoint, run_log
+from vit_jax.training import metrics, steps
+from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint. Default: the latest.")
@@ -52,18 +57,18 @@ def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
 
 def numbers(config, model, params, eval_set) -> dict[str, float]:
     """Of these parameters on a split, as `config` says."""
-    mesh = sharding.create_mesh()
-    eval_step = jax.jit(train_state.make_eval_step(model, config))
+    mesh = create_mesh()
+    eval_step = jax.jit(steps.make_eval_step(model, config))
     batches = input_pipeline.eval_batches(
         eval_set,
         config,
-        batch_size=train_state.eval_batch_size(config, mesh),
+        batch_size=eval_batch_size(config, mesh),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
-    result = metrics.evaluate(eval_step, params, sharding.to_devices(batches, mesh))
-    input_pipeline.report_damaged(eval_set)
+    params = jax.device_put(jax.device_get(params), replicated(mesh))
+    result = metrics.evaluate(eval_step, params, feeding.to_devices(batches, mesh))
+    input_pipeline.report_corrupt(eval_set)
     return result
 
 

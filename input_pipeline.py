@@ -10,7 +10,10 @@ draws what the model gets to see of it.
 """
 
 import atexit
+import itertools
+import logging
 import os
+import pathlib
 import weakref
 from collections.abc import Iterator
 
@@ -21,11 +24,22 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import tensorflow as tf
 
-import preprocess
-from damage import decoded, filled_in, marked, noted, report_damaged, unreadable
-from shuffle import buffer_shuffled, globally_shuffled, process_part
-from sources import RandomAccess, RecordFiles, Source, count_classes, open_files, open_source
+from vit_jax import checks
+from vit_jax.checks import size_pair
+from vit_jax.data import preprocess
+from vit_jax.data.corrupt import decoded, filled_in, marked, noted, report_corrupt, unreadable
+from vit_jax.data.shuffle import buffer_shuffled, globally_shuffled, process_part
+from vit_jax.data.sources import (
+    RandomAccess,
+    RecordFiles,
+    Source,
+    count_classes,
+    open_files,
+    open_source,
+)
 from vit_jax.errors import UserError
+
+logger = logging.getLogger("vit_jax")
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
 
@@ -38,16 +52,14 @@ __all__ = [
     "open_source",
     "open_splits",
     "order",
-    "report_damaged",
+    "report_corrupt",
     "train_batches",
 ]
 
 
 def image_shape(config) -> tuple[int, int, int]:
-    """(height, width, channels) the model sees; `config.image_size` is an int or a pair."""
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width, config.dataset.channels
+    """Returns (height, width, channels) of the images that the model sees."""
+    return *size_pair("config.image_size", config.image_size), config.dataset.channels
 
 
 def open_splits(dataset) -> tuple[Source, Source]:
@@ -63,34 +75,20 @@ def num_classes(dataset) -> int:
 
 
 def check(config) -> None:
-    """Raises UserError for an image size or an augmentation that can't be."""
-    size = config.image_size
-    sides = (size,) if isinstance(size, int) else size
-    if not isinstance(sides, (tuple, list)) or len(sides) != 1 + (sides is size):
-        raise UserError(f"config.image_size is {size!r}; it takes pixels, or (height, width)")
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"config.image_size is {size!r}; it takes whole numbers above 0")
-    channels = config.dataset.channels
-    if channels not in (1, 3):
-        raise UserError(f"config.dataset.channels is {channels}; it can be 1 or 3")
-    if config.dataset.on_error not in ("stop", "skip"):
-        raise UserError(
-            f"config.dataset.on_error is {config.dataset.on_error!r}; it can be 'stop', 'skip'"
-        )
-    for name in ("in_memory_mb", "shuffle_buffer"):
-        least = 0 if name == "in_memory_mb" else 1
-        if config.dataset[name] < least:
-            raise UserError(
-                f"config.dataset.{name} is {config.dataset[name]}; it is {least} or more"
-            )
+    """Raises UserError for a dataset, an image size or an augmentation that can't work."""
+    size_pair("config.image_size", config.image_size)
+    dataset, augment = config.dataset, config.augment
+    checks.check_choice("config.dataset.channels", dataset.channels, (1, 3))
+    checks.check_choice("config.dataset.on_error", dataset.on_error, ("stop", "skip"))
+    checks.check_range("config.dataset.in_memory_mb", dataset.in_memory_mb)
+    checks.check_range("config.dataset.shuffle_buffer", dataset.shuffle_buffer, 1)
     for name in ("mean", "std"):
-        values = config.augment[name]
-        if len(values) not in (1, channels):
+        if len(augment[name]) not in (1, dataset.channels):
             raise UserError(
-                f"config.augment.{name} {tuple(values)} takes one number, or one for each of the "
-                f"{channels} channels (config.dataset.channels)"
+                f"config.augment.{name} is {tuple(augment[name])}; it must have one number, or one "
+                f"for each of the {dataset.channels} channels (config.dataset.channels)"
             )
-    preprocess.check(config.augment)
+    preprocess.check(augment)
 
 
 def train_batches(
@@ -257,7 +255,75 @@ def local_batch_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-if __name__ == "__main__":
-    import contact_sheet
+SHEET_STEPS, SHEET_IMAGES = 4, 8  # rows and columns of the contact sheet
 
-    contact_sheet.main()
+
+def contact_sheet_batches(source: Source, config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields images in [0, 1] and targets of a run's first steps, after all augmentation.
+
+    The batches have SHEET_IMAGES examples, so that what is drawn once per batch shows.
+    """
+    import jax
+
+    from vit_jax.training import augment, steps
+
+    config = config.copy_and_resolve_references()
+    config.update(batch_size=SHEET_IMAGES, accum_steps=1)
+    mean, std = np.array(config.augment.mean), np.array(config.augment.std)
+    for step, batch in enumerate(itertools.islice(train_batches(source, config), SHEET_STEPS)):
+        augment_key, _ = jax.random.split(steps.step_key(config.seed, step))
+        images, targets = augment.train_inputs(
+            batch["images"], batch["labels"], augment_key, source.num_classes, config.augment
+        )
+        yield np.clip(np.asarray(images) * std + mean, 0.0, 1.0), np.asarray(targets)
+
+
+def show(config, name: str, path: str | None) -> None:
+    """Draws a contact sheet of the training split.
+
+    Args:
+        name: the configuration's, for the title.
+        path: of the PNG.
+
+    Raises:
+        UserError: no such folder, or a configuration or dataset that can't work.
+    """
+    from vit_jax.data import contact_sheet
+    from vit_jax.runs import run_log
+    from vit_jax.training import augment
+
+    run_log.start_logging()
+    if path is None:
+        raise UserError("--show=FILE.png is missing: the picture to draw")
+    if not path.endswith(".png") or not pathlib.Path(path).parent.is_dir():
+        raise UserError(f"--show is {path!r}; it must be a .png file in an existing folder")
+    check(config)
+    augment.check(config.augment)
+    dataset = config.dataset
+    source = open_source(dataset.name, dataset.data_dir, dataset.train_split)
+    settings = ", ".join(preprocess.describe(config.augment) + augment.describe(config.augment))
+    contact_sheet.draw(
+        contact_sheet_batches(source, config),
+        source.class_names,
+        f"{name}, {source.name}\n{settings}",
+        path,
+        config.augment.label_smoothing,
+    )
+    report_corrupt(source)
+    logger.info(f"{path}: {SHEET_STEPS} steps of {SHEET_IMAGES} images\n{settings}")
+
+
+def main() -> None:
+    from absl import flags
+
+    import command_line
+
+    flags.adopt_module_key_flags(command_line)
+    path = flags.DEFINE_string("show", None, "The PNG to draw a contact sheet to.")
+    command_line.run(
+        lambda: show(command_line.CONFIG.value, command_line.config_name(), path.value)
+    )
+
+
+if __name__ == "__main__":
+    main()

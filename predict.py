@@ -20,9 +20,12 @@ from absl import flags
 import command_line
 import input_pipeline
 from configs import common
-from vit_jax import models, pretrained, run_log, visualize, weights
-from vit_jax.classifier import BATCH_SIZE, Classifier
+from vit_jax import models, pretrained
 from vit_jax.errors import UserError
+from vit_jax.figures.attention import draw_attention
+from vit_jax.inference.classifier import BATCH_SIZE, Classifier
+from vit_jax.pretrained import weights
+from vit_jax.runs import run_log
 
 flags.adopt_module_key_flags(command_line)
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights by themselves; see pretrained.load.")
@@ -118,7 +121,7 @@ def predict(classifier: Classifier, source, top: int, as_json: bool, attention: 
     if attention and drawn:
         images, captions = zip(*drawn, strict=True)
         images = np.stack(images)
-        visualize.draw_attention(images, classifier.attention(images), captions, attention)
+        draw_attention(images, classifier.attention(images), captions, attention)
         left_out = source.num_examples - bad - len(drawn)
         if not as_json:
             left_out = f", {left_out} left out" if left_out else ""

@@ -1,142 +1,207 @@
-"""Trains a Vision Transformer as a configuration says: config -> mesh -> data -> model -> loop.
+"""Trains a Vision Transformer: config -> mesh -> data -> step -> loop.
 
     python train.py --config=configs/vit_b16.py
     python train.py --config=configs/digits.py --config.seed=1 --workdir=runs/digits_seed1
 
-Started again with the same --workdir, a run goes on from its last checkpoint.
+The same command again resumes from the last checkpoint. The training step itself is
+`make_train_step` in vit_jax/training/steps.py.
 """
 
 import contextlib
 import logging
+from typing import NamedTuple
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 import command_line
-import compile_for
 import input_pipeline
-from configs import finetune
-from vit_jax import (
-    checkpoint,
-    distributed,
-    flops,
-    metrics,
-    pretrained,
-    run_folder,
-    run_log,
-    sharding,
-    train_state,
-)
+from vit_jax import models, pretrained
+from vit_jax.aot import compile_for
 from vit_jax.errors import Preempted, UserError
-from vit_jax.preemption import Preemption
-from vit_jax.program import Program, keeping_compiled
+from vit_jax.parallel import distributed, feeding, sharding
+from vit_jax.parallel.mesh import check_batch_size, create_mesh
+from vit_jax.parallel.preemption import Preemption
+from vit_jax.runs import checkpoint, run_folder, run_log
+from vit_jax.runs.compilation_cache import compilation_cache
+from vit_jax.scaling import flops
+from vit_jax.training import metrics, optim, schedules, steps
+from vit_jax.training.program import Program
+from vit_jax.training.train_state import with_params
 
 logger = logging.getLogger("vit_jax")
 
 flags.adopt_module_key_flags(command_line)
 
 
-def train(config, workdir) -> dict[str, float]:
-    """Trains, or takes up, the run in `workdir`; returns its last evaluation.
+class Run(NamedTuple):
+    """What the loop needs besides the state and the batches."""
+
+    config: ConfigDict
+    program: Program  # the model and the compiled steps
+    eval_sets: dict  # name -> Source; "val" is the run's result, and picks the best checkpoint
+    process: dict  # this process's share of an evaluation set: process_index, process_count
+    checkpoints: checkpoint.Checkpoints
+    log: run_log.RunLog
+    preemption: Preemption
+
+
+def train(config: ConfigDict, workdir) -> dict[str, float]:
+    """Trains, or resumes, the run in `workdir`.
+
+    Returns:
+        The metrics of its last evaluation.
 
     Raises:
-        UserError: a configuration, dataset or folder that can't work; a run that diverged.
+        UserError: a configuration, dataset or folder that can't work, or a run that diverged.
+        Preempted: the run was asked to stop, and is saved.
     """
     run_log.start_logging(workdir)
     run_folder.check_shared(workdir)
+    check(config)
     if config.init_from_required and not config.init_from:
-        raise UserError(finetune.where_weights_are(config.model.variant, command()))
-    input_pipeline.check(config)
-    mesh = sharding.create_mesh(**config.mesh)
-    train_state.check_batch_size(config.batch_size, config.accum_steps, mesh)  # before the data
-    feeding = sharding.feeding(mesh, config.batch_size)
-    host = {name: feeding[name] for name in ("process_index", "process_count")}
+        raise UserError(f"{config.init_from_hint}:\n{command()} --config.init_from=PATH")
+    mesh = create_mesh(**config.mesh)
+    check_batch_size(config.batch_size, config.accum_steps, mesh)
+    share = feeding.process_rows(mesh, config.batch_size)
+    process = {name: share[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    config = resolved(config, train_set, host["process_count"])
+    config = resolve(config, train_set, share["process_count"])
     image_shape = input_pipeline.image_shape(config)
-
     program = Program(config, image_shape, mesh)
     run_folder.check_config(workdir, config)
+
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
         weights = pretrained.from_config(config, program.model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-    with keeping_compiled(workdir):
+    with compilation_cache(workdir):
         program.compile()
-        state = checkpoints.restore_latest(program.shapes) or program.init()
+        state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
     if weights is not None:
-        state = train_state.with_params(state, weights)
+        state = with_params(state, weights)
     first_step = int(state.step)
 
-    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **feeding)
-    batches = sharding.to_devices(batches, mesh)
-
-    def evaluate(params, stop=lambda: False):
-        size = program.eval_batch_size
-        batches = input_pipeline.eval_batches(eval_set, config, batch_size=size, **host)
-        batches = sharding.to_devices(batches, mesh)
-        return metrics.evaluate(program.eval_step, params, batches, stop)
-
+    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
+    batches = feeding.to_devices(batches, mesh)
     log_summary(program, train_set, eval_set, state)
     if jax.process_index() == 0:
         run_folder.write_config(workdir, config)
         run_folder.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(Preemption())  # until the last checkpoint is written
-        stack.callback(input_pipeline.report_damaged, train_set, eval_set)
+        preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
+        stack.callback(input_pipeline.report_corrupt, train_set, eval_set)
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        state = loop(config, state, batches, program.train_step, evaluate, checkpoints, log, asked)
-        return log.last_evaluation or evaluate(state.eval_params)
+        run = Run(config, program, {"val": eval_set}, process, checkpoints, log, preemption)
+        results = loop(run, state, batches)
+    return results["val"]
 
 
-def loop(config, state, batches, train_step, evaluate, checkpoints, log, asked):
-    """The steps from the state's to the last, with their evaluations and checkpoints.
+def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
+    """Takes the remaining steps, evaluating and saving on the way.
+
+    Returns:
+        The last results of each evaluation set: {name: metrics}.
 
     Raises:
         Preempted: the run was asked to stop, and is saved.
     """
-
-    def due(step, every):
-        return step == config.total_steps or (every and step % every == 0)
-
-    def evaluate_and_save(step, state, evaluates, saves):
-        """A stop in the middle of the evaluation leaves it to the next start."""
-        log.flush()  # raises where a number isn't finite, before it is saved
-        with log.pause():
-            result = evaluate(state.eval_params, asked.sync) if evaluates else None
-            if result:
-                log.write_evaluation(step, result)
-            # The best evaluation is worth nothing without its parameters.
-            if saves or asked.reached or (result and config.best_metric):
-                checkpoints.save(step, state, result)
-        if asked.reached and (step < config.total_steps or not result):
-            raise stopped_after(step)
-
-    first = int(state.step)
-    owed = log.writes and not log.evaluated  # the first process has the rows
-    if first and due(first, config.eval_every_steps) and distributed.anywhere(owed):
-        if not (result := evaluate(state.eval_params, asked.sync)):
-            raise stopped_after(first)
-        checkpoints.add_evaluation(first, result)
-        log.write_evaluation(first, result)
-    for step in range(first + 1, config.total_steps + 1):
-        state, values = train_step(state, next(batches))
+    config, log = run.config, run.log
+    results = resume_evaluation(run, state)
+    for step in range(int(state.step) + 1, config.total_steps + 1):
+        state, values = run.program.train_step(state, next(batches))
         log.record(step, values)
-        evaluates = due(step, config.eval_every_steps)
-        saves = due(step, config.checkpoint_every_steps)
-        if asked.sync() or evaluates or saves:
-            evaluate_and_save(step, state, evaluates, saves)
-    return state
+        evaluates = is_due(step, config.eval_every_steps, config.total_steps)
+        saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
+        if not (run.preemption.sync() or evaluates or saves):
+            continue
+        log.flush()  # raises if a value isn't finite, before the state is saved
+        with log.pause():
+            results = evaluate(run, state) if evaluates else None
+            for name in results or ():
+                log.write_evaluation(step, name, results[name])
+            # A best evaluation is worth nothing without its parameters.
+            if saves or run.preemption.stopping or (results and config.best_metric):
+                run.checkpoints.save(step, state, results and results["val"])
+        if run.preemption.stopping and (step < config.total_steps or not results):
+            raise stopped_after(step)
+    results = results or evaluate(run, state)  # of a run that was finished already
+    if results is None:
+        raise stopped_after(config.total_steps)
+    return results
 
 
-def stopped_after(step):
-    return Preempted(f"Stopped after step {step}, saved: the same command goes on from there")
+def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
+    """Evaluates the state on every evaluation set.
+
+    Returns:
+        {name: metrics}; None if a request to stop interrupted it: the restart runs it again.
+    """
+    results, program = {}, run.program
+    for name, eval_set in run.eval_sets.items():
+        batches = input_pipeline.eval_batches(
+            eval_set, run.config, batch_size=program.eval_batch_size, **run.process
+        )
+        batches = feeding.to_devices(batches, program.mesh)
+        results[name] = metrics.evaluate(
+            program.eval_step, state.eval_params, batches, run.preemption.sync
+        )
+        if results[name] is None:
+            return None
+    return results
 
 
-def resolved(config, train_set, num_parts):
-    """The configuration with what follows from the dataset, and who reads it, filled in."""
+def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
+    """Runs the evaluation that an earlier start was stopped in; None if there was none."""
+    step, log = int(state.step), run.log
+    was_due = step and is_due(step, run.config.eval_every_steps, run.config.total_steps)
+    # Only process 0 has metrics.jsonl.
+    if not was_due or not distributed.any_process(log.writes and not log.evaluated):
+        return None
+    results = evaluate(run, state)
+    if results is None:
+        raise stopped_after(step)
+    run.checkpoints.add_evaluation(step, results["val"])
+    for name in results:
+        log.write_evaluation(step, name, results[name])
+    return results
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the last, happens at a step."""
+    return step == last or bool(every and step % every == 0)
+
+
+def stopped_after(step: int) -> Preempted:
+    return Preempted(f"Stopped after step {step}, saved: the same command resumes from there")
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a configuration before anything is opened or made: every part of the code is asked.
+
+    Raises:
+        UserError: naming the field, its value and what it must be.
+    """
+    input_pipeline.check(config)
+    models.check_image(models.from_config(config), input_pipeline.image_shape(config)[:2])
+    steps.check(config)
+    optim.check(config.optimizer)
+    schedules.check(config.schedule)
+    pretrained.check(config)
+    checkpoint.check(config)
+    if config.num_epochs is None and config.total_steps is None:
+        raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
+
+
+def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
+    """Fills in the fields that depend on the dataset and the process count.
+
+    Raises:
+        UserError: the dataset has another number of classes, or is too small for one step.
+    """
     config = config.copy_and_resolve_references()
     if config.num_classes not in (None, train_set.num_classes):
         raise UserError(
@@ -144,25 +209,23 @@ def resolved(config, train_set, num_parts):
             f"{train_set.num_classes} classes: leave it out"
         )
     config.num_classes = train_set.num_classes
+    config.model.representation_size = models.from_config(config).representation_size
     config.dataset.order = input_pipeline.order(train_set, config.dataset)
-    config.dataset.parts = num_parts if config.dataset.order == "buffer" else 1
+    config.dataset.parts = process_count if config.dataset.order == "buffer" else 1
     if config.total_steps is None:
-        if config.num_epochs is None:
-            raise UserError("Neither config.num_epochs nor config.total_steps is set")
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps < 1:
-        raise UserError(f"The run would have {config.total_steps} steps: set config.total_steps")
+        raise UserError(f"config.total_steps is {config.total_steps}; it must be at least 1")
     return config
 
 
-def log_summary(program, train_set, eval_set, state) -> None:
-    """One screen on what is about to run."""
+def log_summary(program: Program, train_set, eval_set, state) -> None:
+    """Logs one screen on the run that is about to start."""
     config, model, mesh = program.config, program.model, program.mesh
-    image_shape = program.image_shape
-    mebibytes = 1 / 2**20
+    height, width, channels = program.image_shape
     memory = program.train_step.memory_analysis()
     epochs = config.total_steps * config.batch_size / train_set.num_examples
-    size = "x".join(map(str, image_shape))
+    mebibyte = 2**20
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"mesh {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
@@ -173,28 +236,28 @@ def log_summary(program, train_set, eval_set, state) -> None:
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",
         f"Parameters   {flops.num_params(state.params):,}",
-        f"FLOPs        {flops.forward_flops(model, image_shape) / 1e9:,.3g} G an image of "
-        f"{size}, forward",
-        f"Memory       {flops.num_bytes_on_device(state) * mebibytes:,.1f} MiB of state and "
-        f"{memory.temp_size_in_bytes * mebibytes:,.1f} MiB of temporaries a device",
+        f"FLOPs        {flops.forward_flops(model, program.image_shape) / 1e9:,.3g} G per image "
+        f"of {height}x{width}x{channels}, forward",
+        f"Memory       {sharding.num_bytes_on_device(state) / mebibyte:,.1f} MiB of state and "
+        f"{memory.temp_size_in_bytes / mebibyte:,.1f} MiB of temporaries per device",
         f"Run          {config.total_steps:,} steps of {config.batch_size} ({epochs:,.1f} epochs)"
         f", {config.optimizer.name}, {config.schedule.name} from {config.schedule.base_lr:g}",
     ):
         logger.info(line)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
-        logger.info("\n".join(["", *sharding.table(state.params, mesh), ""]))
+        logger.info("\n".join(["", *sharding.partition_table(state.params, mesh), ""]))
     if step := int(state.step):
         logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
 
 
 def command() -> str:
-    """How this run was started, as far as its preset."""
+    """Returns the command line that started this run, without overrides."""
     preset = command_line.config_name() or "configs/finetune.py"
     return f"{command_line.python()} train.py --config={preset}"
 
 
-def farewell(config, workdir, result) -> None:
-    """The result, where everything is, and what to try next."""
+def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
+    """Logs the result, where the run's files are, and what to try next."""
     python = command_line.python()
     folder = (
         f"{python} train.py --config=configs/vit_ti16.py --config.dataset.name=FOLDER "
@@ -205,24 +268,33 @@ def farewell(config, workdir, result) -> None:
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
-        "\n\nWorth trying next:"
-        f"\n  another seed      {command()} --config.seed=1 --workdir={workdir}_seed1"
-        f"\n  its numbers       {python} evaluate.py --workdir={workdir}"
-        f"\n  its predictions   {python} predict.py --workdir={workdir} IMAGE..."
-        f"\n  a published size  {python} train.py --config=configs/vit_b16.py:quick"
+        "\n\nNext, you could try"
+        f"\n  another seed       {command()} --config.seed=1 --workdir={workdir}_seed1"
+        f"\n  evaluation         {python} evaluate.py --workdir={workdir}"
+        f"\n  predictions        {python} predict.py --workdir={workdir} IMAGE..."
+        f"\n  a published model  {python} train.py --config=configs/vit_b16.py:quick"
         f"\n  your own images, in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg:\n  {folder}"
     )
 
 
+def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
+    """Compiles the run's steps for a TPU slice and reports; the dataset needn't be prepared."""
+    run_log.start_logging()
+    check(config)
+    config = config.copy_and_resolve_references()
+    config.num_classes = config.num_classes or input_pipeline.num_classes(config.dataset)
+    compile_for.check(config, input_pipeline.image_shape(config), slice_name, workdir)
+
+
 def main():
-    workdir = command_line.WORKDIR.value or command_line.default_workdir()
-    config = command_line.CONFIG.value
+    config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     if slice_name := command_line.COMPILE_FOR.value:
-        compile_for.check(config, slice_name, command_line.WORKDIR.value)
+        compile_only(config, slice_name, workdir)
         return
+    workdir = workdir or command_line.default_workdir()
     result = train(config, workdir)
     if jax.process_index() == 0:
-        farewell(config, workdir, result)
+        print_summary(config, workdir, result)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def pipelines(jpegs) -> dict:
 
     import input_pipeline
     from configs import common
-    from sources import RandomAccess
+    from vit_jax.data.sources import RandomAccess
 
     encoded = tf.constant(jpegs)
     labels = tf.range(len(jpegs), dtype=tf.int64) % 1000
@@ -164,8 +164,8 @@ def measure_memory(kind: str) -> tuple[float, float, int]:
 
     import input_pipeline
     from configs import common
-    from shuffle import globally_shuffled
-    from sources import RandomAccess, open_source
+    from vit_jax.data.shuffle import globally_shuffled
+    from vit_jax.data.sources import RandomAccess, open_source
 
     million, batch_size = 1_000_000, 4096
     config = common.get_config()
@@ -225,7 +225,8 @@ def print_speed(speed: dict[str, float]) -> None:
 
 def print_cores(speed: dict[str, float]) -> None:
     """Computed from FLOPs, not measured on an accelerator."""
-    from vit_jax import flops, models
+    from vit_jax import models
+    from vit_jax.scaling import flops
 
     plain = speed["ours: crop, flip"]
     randaugment = speed["ours: crop, flip, RandAugment(2, 10)"]

@@ -24,7 +24,9 @@ def write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     import orbax.checkpoint as ocp
 
     from configs import common
-    from vit_jax import export, models, run_folder
+    from vit_jax import models
+    from vit_jax.pretrained import export
+    from vit_jax.runs import run_folder
 
     model = models.create("B/16")
     shapes = jax.eval_shape(

@@ -10,9 +10,9 @@ about twenty minutes on two cores.
 
 import sys
 
-import compile_for
 from configs import vit_b16, vit_h14, vit_l16, vit_s16, vit_ti16
-from vit_jax import run_log, topology
+from vit_jax.aot import compile_for, topology
+from vit_jax.runs import run_log
 
 SLICES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 PRESETS = {

@@ -3,23 +3,23 @@ r"""Fine-tunes published weights as the paper did: 384 px, SGD, 500 to 20,000 st
 python train.py --config=configs/finetune.py:model=B/16,dataset=cifar10 \
     --config.init_from=gs://vit_models/imagenet21k/ViT-B_16.npz
 
-Keys: model=, a published size; dataset=, one of those below or a folder of
-<split>/<class>/*.jpg|png; steps=; sweep trains without a part of the training split and evaluates
-on that part, to choose a rate with. And in place of the paper's recipe:
+Keys: model, a published size; dataset, one of those below or a folder of
+<split>/<class>/*.jpg|png; steps; sweep, which holds out a part of the training split to evaluate
+on, for choosing a learning rate. Instead of the paper's recipe:
   probe              trains the head alone
-  layer_decay=0.75   the layers learn the slower the nearer they are to the input
-  adamw              AdamW at 2e-5, for short runs (steps=1000)
-Without weights the run tells where the published ones are. Try it without any: quick.
+  layer_decay=0.75   lowers the learning rate of each layer towards the input
+  adamw              AdamW with learning rate 2e-5, for short runs (steps=1000)
+Without weights, the run prints where to find published ones. Try it without any: quick.
 
-Published, in % of the test images right (arXiv:2010.11929, table 5; pre-trained on ImageNet-21k;
-not measured with this code):
+Published accuracies on the test split, in % (arXiv:2010.11929, Table 5; pre-trained on
+ImageNet-21k; not measured with this code):
                      B/16   B/32   L/16   L/32   H/14
   cifar10           98.95  98.79  99.16  99.13  99.27
   cifar100          91.67  91.97  93.44  93.04  93.82
   pets              94.43  93.02  94.73  93.09  94.82
   flowers           99.38  99.11  99.61  99.19  99.51
   imagenet          83.97  81.28  85.15  80.99  85.13
-Google's code reproduced, with the files of gs://vit_models/imagenet21k and no dropout
+Reproduced by Google's code with the files in gs://vit_models/imagenet21k and no dropout
 (github.com/google-research/vision_transformer, README):
                      B/16   B/32   L/16   L/32   R50+B/16
   cifar10           99.02  98.88  99.13  99.06  98.72
@@ -29,21 +29,28 @@ Google's code reproduced, with the files of gs://vit_models/imagenet21k and no d
 
 from configs import common
 
-# TFDS name, training and test split, the sweep's part for training, steps, warm-up, and the rates
-# that the paper tried (its table 4). Warm-up: Google's code, and for the short ones big_vision's
-# configs/transfer.py; the paper has none.
-RATES = (0.001, 0.003, 0.01, 0.03)
+# Rates: what the paper tried (Table 4); the last one is the default. Warmup: Google's code, and
+# for the short runs big_vision's configs/transfer.py; the paper has none. sweep_percent: the part
+# of the training split that a sweep trains on.
+SHORT = dict(steps=500, warmup_steps=100, sweep_percent=90, rates=(0.001, 0.003, 0.01, 0.03))
+CIFAR = dict(steps=10_000, warmup_steps=500, sweep_percent=98, rates=(0.001, 0.003, 0.01, 0.03))
 DATASETS = {
-    "cifar10": ("cifar10", "train", "test", 98, 10_000, 500, RATES),
-    "cifar100": ("cifar100", "train", "test", 98, 10_000, 500, RATES),
-    "pets": ("oxford_iiit_pet", "train", "test", 90, 500, 100, RATES),
-    "flowers": ("oxford_flowers102", "train", "test", 90, 500, 100, RATES),
-    "imagenet": ("imagenet2012", "train", "validation", 99, 20_000, 500, (*RATES[1:], 0.06)),
+    "cifar10": CIFAR | dict(name="cifar10", eval_split="test"),
+    "cifar100": CIFAR | dict(name="cifar100", eval_split="test"),
+    "pets": SHORT | dict(name="oxford_iiit_pet", eval_split="test"),
+    "flowers": SHORT | dict(name="oxford_flowers102", eval_split="test"),
+    "imagenet": dict(
+        name="imagenet2012",
+        eval_split="validation",
+        steps=20_000,
+        warmup_steps=500,
+        sweep_percent=99,
+        rates=(0.003, 0.01, 0.03, 0.06),
+    ),
 }
-FOLDER = ("train", "val", 90, 500, 100, RATES)
 
 BUCKET = "gs://vit_models"
-# Under BUCKET/imagenet21k: the paper's, pre-trained on ImageNet-21k.
+# In BUCKET/imagenet21k: the paper's, pre-trained on ImageNet-21k.
 PAPER = {
     "B/16": "ViT-B_16",
     "B/32": "ViT-B_32",
@@ -52,8 +59,8 @@ PAPER = {
     "H/14": "ViT-H_14",
     "R50+B/16": "R50+ViT-B_16",
 }
-# Under BUCKET/augreg: the best of AugReg's for ImageNet-21k by its own evaluation, as the README of
-# Google's code lists them.
+# In BUCKET/augreg: AugReg's best for ImageNet-21k by its own evaluation, as listed in the README
+# of Google's code.
 AUGREG = {
     "Ti/16": "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
     "S/32": "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0",
@@ -78,24 +85,25 @@ def get_config(arg=None):
         layer_decay=0.0,
         adamw=False,
     )
-    known = DATASETS.get(options.dataset, (options.dataset, *FOLDER))
-    name, train_split, eval_split, percent, steps, warmup, rates = known
+    folder = SHORT | dict(name=options.dataset, eval_split="val")
+    dataset = DATASETS.get(options.dataset, folder)
     config = common.get_config()
     config.model.variant = options.model
     config.image_size = 378 if options.model.endswith("/14") else 384  # a multiple of the patch
     config.init_from_required = True
+    config.init_from_hint = where_to_find_weights(options.model)
 
-    config.dataset.update(name=name, train_split=train_split, eval_split=eval_split)
+    config.dataset.update(name=dataset["name"], eval_split=dataset["eval_split"])
     if options.sweep:
-        config.dataset.train_split = f"{train_split}[:{percent}%]"
-        config.dataset.eval_split = f"{train_split}[{percent}%:]"
-    config.augment.eval_crop = 1.0  # the whole shorter side (Google's code squeezes to a square)
+        config.dataset.train_split = f"train[:{dataset['sweep_percent']}%]"
+        config.dataset.eval_split = f"train[{dataset['sweep_percent']}%:]"
+    config.augment.eval_crop = 1.0  # the whole shorter side; Google's code squeezes to a square
 
     config.batch_size = 512
-    config.total_steps = options.steps or steps
+    config.total_steps = options.steps or dataset["steps"]
     config.optimizer.update(name="sgd", momentum=0.9, weight_decay=0.0)
-    config.schedule.base_lr = rates[-1]  # --config.schedule.base_lr= for the others of the sweep
-    config.schedule.warmup_steps = min(warmup, config.total_steps // 5)
+    config.schedule.base_lr = dataset["rates"][-1]
+    config.schedule.warmup_steps = min(dataset["warmup_steps"], config.total_steps // 5)
 
     if options.probe:
         config.optimizer.frozen = ("(?!head)",)
@@ -108,22 +116,21 @@ def get_config(arg=None):
     config.log_every_steps = 50
     config.eval_every_steps = max(config.total_steps // 5, 1)
     if options.quick:
-        config.init_from_required = False  # nothing published is of that size
+        config.init_from_required = False  # nothing of that size is published
         common.quick(config)
     return config
 
 
-def where_weights_are(model: str, command: str) -> str:
-    """What a run without weights is told. command: how it was started."""
+def where_to_find_weights(model: str) -> str:
+    """Returns what to print if a run has no weights to start from."""
     files = [f"{BUCKET}/imagenet21k/{PAPER[model]}.npz"] if model in PAPER else []
     files += [f"{BUCKET}/augreg/{AUGREG[model]}.npz"] if model in AUGREG else []
     published = " and ".join(files)
     if not files:
         sizes = ", ".join(sorted({*PAPER, *AUGREG}))
-        published = f"none for {model} (but for {sizes}, under {BUCKET})"
+        published = f"none for {model}, but for {sizes} in {BUCKET}"
     return (
-        "Fine-tuning starts from weights: set --config.init_from=PATH to a published file, a run, "
-        f"or hf:owner/name. Published by Google: {published}; gs://vit_models is "
-        "https://storage.googleapis.com/vit_models to a browser. So:\n"
-        f"{command} --config.init_from={files[0] if files else 'PATH'}"
+        "Fine-tuning starts from weights: set --config.init_from to a published file, a run, or "
+        f"hf:owner/name. Published by Google: {published} (in a browser, "
+        "https://storage.googleapis.com/vit_models)"
     )

@@ -13,4 +13,6 @@ from configs import common
 
 
 def get_config(arg=None):
-    return common.imagenet("B/16", arg)
+    options = common.imagenet_options(arg)
+    config = common.imagenet("B/16", options)
+    return common.quick(config) if options.quick else config

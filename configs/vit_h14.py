@@ -12,7 +12,8 @@ from configs import common
 
 
 def get_config(arg=None):
-    config = common.imagenet("H/14", arg)
-    config.model.scan = True  # one block compiled once, not one a layer
-    config.model.remat = "full"  # a block's activations are computed again, not kept
-    return config
+    options = common.imagenet_options(arg)
+    config = common.imagenet("H/14", options)
+    config.model.scan = True  # compiles one block, not one per layer
+    config.model.remat = "full"  # recomputes a block's activations in the backward pass
+    return common.quick(config) if options.quick else config

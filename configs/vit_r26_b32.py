@@ -11,4 +11,6 @@ from configs import common
 
 
 def get_config(arg=None):
-    return common.imagenet("R26+B/32", arg)
+    options = common.imagenet_options(arg)
+    config = common.imagenet("R26+B/32", options)
+    return common.quick(config) if options.quick else config

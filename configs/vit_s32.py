@@ -11,4 +11,6 @@ from configs import common
 
 
 def get_config(arg=None):
-    return common.imagenet("S/32", arg)
+    options = common.imagenet_options(arg)
+    config = common.imagenet("S/32", options)
+    return common.quick(config) if options.quick else config

@@ -27,7 +27,8 @@ pytest.register_assert_rewrite("batches", "datasets", "published", "whole_runs")
 import datasets
 
 from configs import common
-from vit_jax import models, sharding
+from vit_jax import models
+from vit_jax.parallel import mesh as meshes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -37,7 +38,7 @@ TINY = dict(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64)
 @pytest.fixture(scope="session")
 def one_device():
     """A mesh over a single device."""
-    return sharding.create_mesh(devices=jax.devices()[:1])
+    return meshes.create_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture

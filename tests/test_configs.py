@@ -3,7 +3,8 @@
 import pytest
 
 from configs import cifar10, common, finetune, recipes, vit_b16, vit_s16, vit_ti16
-from vit_jax import augment, models, optim
+from vit_jax import models
+from vit_jax.training import augment, optim
 
 
 def test_augreg_by_strength_and_by_size():

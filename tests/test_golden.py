@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, tiny_model
 
-from vit_jax import optim, train_state
+from vit_jax.training import optim, steps, train_state
 
 # The recipes of tests/golden/README.md.
 RECIPES = {
@@ -46,7 +46,7 @@ def test_training_follows_the_reference_run(recipe, tiny_config, one_device, mon
     monkeypatch.setattr(train_state.augment, "normalize", lambda images, *_: images)
     tx, learning_rate = optim.create(config, tree("init/"), config.total_steps)
     init, _ = train_state.initializer(model, tx, (32, 32, 3), config, one_device)
-    step = jax.jit(train_state.make_train_step(model, tx, learning_rate, config))
+    step = jax.jit(steps.make_train_step(model, tx, learning_rate, config))
 
     state, losses = init(), []
     for images, labels in zip(reference["images"], reference["labels"], strict=True):

@@ -17,8 +17,10 @@ import input_pipeline
 import predict
 import train
 import vit_jax
-from vit_jax import export, models, pretrained, run_folder, weights
+from vit_jax import models, pretrained
 from vit_jax.errors import UserError
+from vit_jax.pretrained import export, weights
+from vit_jax.runs import run_folder
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,13 @@ from whole_runs import (
 import input_pipeline
 import train
 from configs import common, recipes
-from vit_jax import checkpoint, metrics, models, run_folder, sharding, train_state
+from vit_jax import models
 from vit_jax.errors import Preempted, UserError
-from vit_jax.run_log import NonFiniteError
+from vit_jax.parallel import feeding, sharding
+from vit_jax.parallel import mesh as meshes
+from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs.run_log import NonFiniteError
+from vit_jax.training import metrics, steps, train_state
 
 PRESETS = sorted(
     path.stem
@@ -292,7 +296,7 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
     losses = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
-        mesh = sharding.create_mesh(devices=jax.devices()[:devices])
+        mesh = meshes.create_mesh(devices=jax.devices()[:devices])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "create_mesh", lambda mesh=mesh, **_: mesh)
             train.train(quick_config(total_steps=30), workdir)
@@ -320,12 +324,12 @@ def test_evaluation_of_13_images_in_eights_is_that_one_by_one(image_folder, tiny
     assert eval_set.num_examples == 13
     model = models.from_config(tiny_config)
     params = randomized(train_state.init_params(model, (32, 32, 3), 0))
-    eval_step = jax.jit(train_state.make_eval_step(model, tiny_config))
-    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    eval_step = jax.jit(steps.make_eval_step(model, tiny_config))
+    mesh = meshes.create_mesh(devices=jax.devices()[:1])
     results, losses = [], []
     for size in (8, 1):
         batches = input_pipeline.eval_batches(eval_set, tiny_config, batch_size=size)
-        batches = list(sharding.to_devices(batches, mesh))
+        batches = list(feeding.to_devices(batches, mesh))
         results.append(metrics.evaluate(eval_step, params, batches))
         losses += [float(eval_step(params, batch)["loss"]) for batch in batches]
     assert results[0] == pytest.approx(results[1], rel=1e-5)

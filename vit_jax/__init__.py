@@ -1,10 +1,27 @@
-"""The Vision Transformer in JAX and Flax."""
+"""The Vision Transformer in JAX and Flax.
+
+The modules `models`, `pretrained`, `checkpoint` and `optim` and the class `Classifier` are
+imported on first use. Needs the packages of requirements-library.txt; only `vit_jax.data` needs
+TensorFlow.
+"""
+
+import importlib
+
+LAZY = {
+    "Classifier": "vit_jax.inference.classifier",
+    "checkpoint": "vit_jax.runs.checkpoint",
+    "models": "vit_jax.models",
+    "optim": "vit_jax.training.optim",
+    "pretrained": "vit_jax.pretrained",
+}
 
 
 def __getattr__(name: str):
-    """`vit_jax.Classifier`, imported when it is asked for."""
-    if name == "Classifier":
-        from vit_jax.classifier import Classifier
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(LAZY[name])
+    return getattr(module, name) if name == "Classifier" else module
 
-        return Classifier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})

@@ -1,22 +1,22 @@
-"""The exceptions that end a script in one line."""
+"""Exceptions that end a script with one line instead of a traceback."""
 
 
 class UserError(ValueError):
-    """Something the user asked for can't be done.
+    """A mistake in what the user asked for.
 
-    The message is complete by itself: what was found, what was expected, the way out. The
-    scripts print it as it is, without a traceback, and exit with code 2.
+    The message stands alone: what was found, what was expected, and the fix. Scripts print it
+    and exit with code 2.
     """
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
-
-
 class DoesNotFit(Exception):
-    """A run needs more memory than the machine has that it was compiled for."""
+    """A run needs more memory than the devices it was compiled for have."""
 
 
 class Preempted(Exception):
-    """A run was asked to stop, and has saved where it is; the message says so."""
+    """A run was asked to stop and has saved a checkpoint."""
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of another library's error message."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,18 +1,93 @@
-"""Names of the leaves in a tree of parameters, and where two trees differ."""
+"""The names of a model's parameters: the one place that knows them.
 
-from collections.abc import Iterator
+A name is a parameter's path in the tree of `model.init`, such as
+"Transformer/encoderblock_0/LayerNorm_0/scale". Blocks have numbers, or are stacked by `scan`
+under "encoderblock" with a leading axis over the layers. D: width, H: heads, d: D / H.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
 
 import jax
+from jax.sharding import PartitionSpec as P
+
+EMBEDDING = "embedding"
+POSEMB = "Transformer/posembed_input/pos_embedding"
+ENCODER_NORM = "Transformer/encoder_norm"
+PRE_LOGITS, HEAD, MAP_HEAD = "pre_logits", "head", "MAPHead_0"
+
+# Modules of a block, and of the MAP head.
+NORM_0, NORM_1 = "LayerNorm_0", "LayerNorm_1"
+ATTENTION = "MultiHeadDotProductAttention_0"
+QUERY, KEY, VALUE, OUT = (f"{ATTENTION}/{part}" for part in ("query", "key", "value", "out"))
+MLP_IN, MLP_OUT = "MlpBlock_0/Dense_0", "MlpBlock_0/Dense_1"
+
+# Every parameter of a block, and how tensor parallelism splits it: by heads and by MLP units, so
+# that a block needs one sum over devices after attention and one after the MLP (arXiv:1909.08053,
+# section 3). A parameter that isn't here is refused by tensor parallelism and on export.
+BLOCK_PARAMETERS = {
+    f"{NORM_0}/scale": P(None),  # (D,)
+    f"{NORM_0}/bias": P(None),
+    **{f"{module}/kernel": P(None, "tensor", None) for module in (QUERY, KEY, VALUE)},  # (D, H, d)
+    **{f"{module}/bias": P("tensor", None) for module in (QUERY, KEY, VALUE)},  # (H, d)
+    f"{OUT}/kernel": P("tensor", None, None),  # (H, d, D)
+    f"{OUT}/bias": P(None),
+    f"{NORM_1}/scale": P(None),
+    f"{NORM_1}/bias": P(None),
+    f"{MLP_IN}/kernel": P(None, "tensor"),  # (D, mlp_dim)
+    f"{MLP_IN}/bias": P("tensor"),
+    f"{MLP_OUT}/kernel": P("tensor", None),  # (mlp_dim, D)
+    f"{MLP_OUT}/bias": P(None),
+}
+
+# The MAP head is a block with one query, and a LayerNorm less.
+BLOCK = re.compile(r"(?:encoderblock(?:_(?P<index>\d+))?|MAPHead_0)/(?P<parameter>(?!probe$).+)$")
+STEM = re.compile(r"(conv_root|gn_root|block\d+)/")  # a hybrid's
 
 
 def path_name(path) -> str:
-    """A leaf's path as users write it: "Transformer/encoderblock_0/LayerNorm_0/scale"."""
+    """Returns the name of a leaf, given its path as `jax.tree` has it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def block_parameter(name: str) -> str | None:
+    """Returns a name without its block, a key of BLOCK_PARAMETERS; None outside blocks."""
+    match = BLOCK.search(name)
+    return match["parameter"] if match else None
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a parameter has a leading axis over the layers."""
+    return "encoderblock/" in name
+
+
+def block_index(name: str) -> int | None:
+    """Returns the number of the block that a parameter is in; None outside numbered blocks."""
+    match = BLOCK.search(name)
+    return int(match["index"]) if match and match["index"] else None
+
+
+def num_blocks(names: Iterable[str]) -> int:
+    """Returns how many blocks there are among the names of unstacked parameters."""
+    return len({index for name in names if (index := block_index(name)) is not None})
+
+
+def is_input_layer(name: str) -> bool:
+    """Whether a parameter comes before the first block: patches, stem, positions, class token."""
+    return bool(name in (POSEMB, "cls") or name.startswith(f"{EMBEDDING}/") or STEM.match(name))
+
+
+def is_known(name: str) -> bool:
+    """Whether a parameter of an unstacked model is among the names in this file."""
+    if (parameter := block_parameter(name)) is not None:
+        return parameter in BLOCK_PARAMETERS
+    modules = (EMBEDDING, ENCODER_NORM, PRE_LOGITS, HEAD)
+    return is_input_layer(name) or name == f"{MAP_HEAD}/probe" or name.rpartition("/")[0] in modules
+
+
 def differing_shapes(theirs: dict, ours: dict) -> Iterator[tuple]:
-    """(name, shape there, shape here) of each parameter that differs; "missing" stands for none."""
+    """Yields (name, their shape, our shape) of parameters that differ; a shape may be "missing"."""
     for name in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(name, "missing"), ours.get(name, "missing")
-        if there != here:
-            yield name, there, here
+        their_shape, our_shape = theirs.get(name, "missing"), ours.get(name, "missing")
+        if their_shape != our_shape:
+            yield name, their_shape, our_shape

@@ -4,9 +4,13 @@ import difflib
 
 import jax.numpy as jnp
 
+from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
-from vit_jax.models import checks, variants
+from vit_jax.models import variants
+from vit_jax.models.checks import check_fields, check_image
 from vit_jax.models.vit import VisionTransformer
+
+__all__ = ["FIELDS", "VisionTransformer", "check_image", "create", "from_config"]
 
 FIELDS = tuple(
     name for name in VisionTransformer.__dataclass_fields__ if name not in ("parent", "name")
@@ -16,37 +20,42 @@ DTYPES = ("float32", "bfloat16")
 
 
 def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTransformer:
-    """The model of that name, any field of `VisionTransformer` overridden by keyword.
+    """Creates a model by name; keywords override any field of `VisionTransformer`.
 
     Args:
-        variant: size and patch as the papers write them, such as "B/16".
-        num_classes: units of the head; None or 0 for no head (features come out).
-        **fields: module fields; `dtype` may be a name ("bfloat16").
+        variant: size and patch size as the papers write them, such as "B/16".
+        num_classes: the number of classes; None or 0 removes the head.
+        **fields: module fields. `dtype` may be a name ("bfloat16"). `representation_size` may be
+            True, for the width. Another `width` without an `mlp_dim` makes that 4 x width.
 
     Raises:
-        UserError: an unknown variant or field, or a choice that the field doesn't have.
+        UserError: an unknown variant or field, or an impossible value.
     """
     for name in fields:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"Unknown model field {name!r}: {hint}The fields: {', '.join(FIELDS)}")
+    size = variants.fields(variant)
+    if fields.get("width", size["width"]) != size["width"]:
+        size.pop("mlp_dim", None)
+    fields = {"mlp_dim": None, **size, **fields}
+    if fields["mlp_dim"] is None:
+        fields["mlp_dim"] = 4 * fields["width"]
+    if fields.get("representation_size") is True:
+        fields["representation_size"] = fields["width"]
     if isinstance(fields.get("dtype"), str):
-        if fields["dtype"] not in DTYPES:
-            known = ", ".join(map(repr, DTYPES))
-            raise UserError(f"dtype is {fields['dtype']!r}; it can be {known}")
+        check_choice("config.dtype", fields["dtype"], DTYPES)
         fields["dtype"] = jnp.dtype(fields["dtype"])
-    model = VisionTransformer(
-        num_classes=num_classes or None, **{**variants.fields(variant), **fields}
-    )
-    checks.check_fields(model)
+    model = VisionTransformer(num_classes=num_classes or None, **fields)
+    check_fields(model)
     return model
 
 
 def from_config(config) -> VisionTransformer:
-    """The model of a run: `config.model`, `config.dtype`, `config.num_classes`."""
+    """Creates a run's model from `config.model`, `config.dtype` and `config.num_classes`."""
     fields = {name: value for name, value in config.model.items() if value is not None}
-    if isinstance(fields.get("patch_size"), list):  # as config.json has it
+    if isinstance(fields.get("patch_size"), list):  # from a config.json
         fields["patch_size"] = tuple(fields["patch_size"])
     if stem := fields.get("resnet"):
         fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}

@@ -19,10 +19,14 @@ def attend(
     impl: str = "xla",
     weights: list | None = None,
 ):
-    """`jax.nn.dot_product_attention`; where it can't serve, the plain computation.
+    """Computes attention: (N, Lq, H, D / H).
 
-    It can't drop attention weights, nor hand them out: a list given as `weights` receives them
-    after softmax, float32 (N, H, Lq, Lk). The softmax is float32 either way.
+    Calls `jax.nn.dot_product_attention`, unless attention weights are to be dropped or returned,
+    which it can't do. The softmax is float32 in either case.
+
+    Args:
+        impl: its implementation, "xla", "cudnn" or "auto".
+        weights: a list that the weights after softmax, float32 (N, H, Lq, Lk), are appended to.
     """
     if weights is None and (deterministic or dropout_rate == 0.0):
         impl = None if impl == "auto" else impl

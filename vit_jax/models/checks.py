@@ -1,80 +1,85 @@
-"""Whether a model's fields go together; each mistake is named with what would do."""
+"""Checks of a model's fields, and of its inputs."""
 
 from collections.abc import Sequence
 
 import jax
 
+from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
+from vit_jax.models import posemb, vit
 
 CHOICES = {
     "pool": ("cls", "gap", "map", "none"),
     "pool_norm": ("before", "after"),
-    "posemb": ("learned", "sincos2d", "sincos1d", "none"),
+    "posemb": ("learned", *posemb.FIXED, "none"),
     "norm": ("pre", "post"),
-    "gelu": ("tanh", "exact"),
+    "gelu": tuple(vit.GELUS),
     "attention_impl": ("xla", "cudnn", "auto"),
     "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
-CAPTURES = ("blocks", "attention")
 
 
 def check_fields(model) -> None:
-    """Raises UserError for a field that has no such value, or fields that don't go together."""
+    """Raises UserError for a field with an impossible value, or fields that exclude each other."""
     for field, choices in CHOICES.items():
-        if getattr(model, field) not in choices:
-            known = ", ".join(map(repr, choices))
-            raise UserError(f"model.{field} is {getattr(model, field)!r}; it can be {known}")
-    numbers = {name: (getattr(model, name),) for name in ("width", "depth", "num_heads")}
-    numbers["mlp_dim"] = () if model.mlp_dim is None else (model.mlp_dim,)
-    numbers["patch_size"] = model.patch_shape
-    for field, values in numbers.items():
-        if not all(isinstance(value, int) and value > 0 for value in values):
-            raise UserError(
-                f"model.{field} is {getattr(model, field)!r}; it takes whole numbers above 0"
-            )
-    if model.pool_norm == "after" and (model.pool, model.norm) != ("gap", "pre"):
-        raise UserError(
-            f"model.pool_norm 'after' goes with pool 'gap' and norm 'pre', not with "
-            f"{model.pool!r} and {model.norm!r}"
-        )
-    if model.resnet is not None:
-        check_resnet(model.resnet)
+        check_choice(f"model.{field}", getattr(model, field), choices)
+    size_pair("model.patch_size", model.patch_size)
+    for field in ("width", "depth", "num_heads", "mlp_dim", "representation_size"):
+        value = getattr(model, field)
+        is_optional = field in ("mlp_dim", "representation_size")
+        if not (is_optional and value is None) and not (type(value) is int and value > 0):
+            raise UserError(f"model.{field} is {value!r}; it must be a whole number above 0")
     for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
         if not 0 <= getattr(model, field) < 1:
-            raise UserError(f"model.{field} is {getattr(model, field)}; it lies in [0, 1)")
+            raise UserError(
+                f"model.{field} is {getattr(model, field)}; it must be at least 0 and below 1"
+            )
     if model.width % model.num_heads:
         raise UserError(
             f"model.width {model.width} is not divisible by model.num_heads {model.num_heads}"
         )
-    unit = {"sincos2d": 4, "sincos1d": 2}.get(model.posemb, 1)
-    if model.width % unit:
-        raise UserError(f"posemb {model.posemb!r} needs a width divisible by {unit}")
+    _, divisor = posemb.FIXED.get(model.posemb, (None, 1))
+    if model.width % divisor:
+        raise UserError(
+            f"model.width {model.width} is not divisible by {divisor}, which model.posemb "
+            f"{model.posemb!r} needs"
+        )
+    if model.pool_norm == "after" and (model.pool, model.norm) != ("gap", "pre"):
+        raise UserError(
+            "model.pool_norm 'after' needs model.pool 'gap' and model.norm 'pre', not "
+            f"{model.pool!r} and {model.norm!r}"
+        )
     if model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(
             f"model.attention_impl 'cudnn' needs a GPU; this is a {jax.default_backend()}: "
-            "take 'xla' or 'auto'"
+            "use 'xla' or 'auto'"
         )
+    if model.resnet is not None:
+        check_resnet(model.resnet)
 
 
 def check_resnet(resnet) -> None:
-    """Raises UserError for a stem that can't be."""
+    """Raises UserError for a ResNet stem that can't be built."""
     if set(resnet) != {"num_layers", "width_factor"}:
         raise UserError(
-            f"model.resnet has {', '.join(sorted(resnet)) or 'nothing'}; it takes num_layers, such "
-            "as (3, 4, 9), and width_factor"
+            f"model.resnet has {', '.join(sorted(resnet)) or 'nothing'}; it must have num_layers, "
+            "such as (3, 4, 9), and width_factor"
         )
     num_layers, channels = resnet["num_layers"], 64 * resnet["width_factor"]
-    if not all(isinstance(n, int) and n > 0 for n in num_layers):
-        raise UserError(f"model.resnet.num_layers is {tuple(num_layers)}; it takes units, above 0")
+    if not all(type(units) is int and units > 0 for units in num_layers):
+        raise UserError(
+            f"model.resnet.num_layers is {tuple(num_layers)}; it must be the number of units, "
+            "above 0, of each stage"
+        )
     if channels < 32 or channels % 32:
         raise UserError(
-            f"model.resnet.width_factor is {resnet['width_factor']}; it takes multiples of 0.5: "
+            f"model.resnet.width_factor is {resnet['width_factor']}; it must be a multiple of 0.5: "
             "group norm has 32 groups"
         )
 
 
 def check_image(model, image_size: Sequence[int]) -> None:
-    """Raises UserError where the patch doesn't divide the (height, width)."""
+    """Raises UserError if the patch size doesn't divide (height, width)."""
     sides = zip(("height", "width"), image_size, model.token_pixels, strict=True)
     for side, pixels, patch in sides:
         if pixels % patch:
@@ -82,11 +87,5 @@ def check_image(model, image_size: Sequence[int]) -> None:
             near = f"{below} or {above}" if below else f"{above}"
             raise UserError(
                 f"image {side} {pixels} is not divisible by the patch size {patch}: "
-                f"take an image_size of {near}, or another patch_size"
+                f"use an image_size of {near}, or another patch_size"
             )
-
-
-def check_capture(capture: Sequence[str]) -> None:
-    for name in capture:
-        if name not in CAPTURES:
-            raise UserError(f"capture has {name!r}; it can have {', '.join(CAPTURES)}")

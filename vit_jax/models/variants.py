@@ -1,49 +1,57 @@
-"""The published sizes of the Vision Transformer, by the names the papers give them."""
+"""The published sizes of the Vision Transformer, by the names the papers give them.
 
-import re
+To add a size, give it a row in SIZES; any patch size goes with it.
+"""
 
 from vit_jax.errors import UserError
 
 # Ti to H: Table 1 of arXiv:2010.11929 and of arXiv:2012.12877; g and G: Table 2 of
-# arXiv:2106.04560.
+# arXiv:2106.04560. mlp_dim is 4 x width where it isn't given.
 SIZES = {
-    "Ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
-    "S": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
-    "B": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
-    "L": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
-    "H": dict(width=1280, depth=32, mlp_dim=5120, num_heads=16),
-    "g": dict(width=1408, depth=40, mlp_dim=6144, num_heads=16),
-    "G": dict(width=1664, depth=48, mlp_dim=8192, num_heads=16),
+    "Ti": dict(width=192, depth=12, num_heads=3),
+    "S": dict(width=384, depth=12, num_heads=6),
+    "B": dict(width=768, depth=12, num_heads=12),
+    "L": dict(width=1024, depth=24, num_heads=16),
+    "H": dict(width=1280, depth=32, num_heads=16),
+    "g": dict(width=1408, depth=40, num_heads=16, mlp_dim=6144),
+    "G": dict(width=1664, depth=48, num_heads=16, mlp_dim=8192),
 }
 
-# Patch (in features of the stem) and units of the stem's stages, as in Google's configs/models.py.
-# The patch of R+Ti/16 spans 32 pixels, there as here: the root alone already strides by four.
+# Size, patch size (in features of the stem) and units of each stage of the stem, as in Google's
+# configs/models.py. A patch of R+Ti/16 covers 32 pixels, in Google's code too: its stem, the root
+# alone, already has stride 4.
 HYBRIDS = {
-    "R+Ti/16": (8, ()),
-    "R26+S/32": (1, (2, 2, 2, 2)),
-    "R26+B/32": (1, (2, 2, 2, 2)),
-    "R50+B/16": (1, (3, 4, 9)),
-    "R50+L/32": (1, (3, 4, 6, 3)),
+    "R+Ti/16": dict(size="Ti", patch_size=8, num_layers=()),
+    "R26+S/32": dict(size="S", patch_size=1, num_layers=(2, 2, 2, 2)),
+    "R26+B/32": dict(size="B", patch_size=1, num_layers=(2, 2, 2, 2)),
+    "R50+B/16": dict(size="B", patch_size=1, num_layers=(3, 4, 9)),
+    "R50+L/32": dict(size="L", patch_size=1, num_layers=(3, 4, 6, 3)),
 }
 
 PUBLISHED = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "B/8", "L/32", "L/16", "H/14", "g/14", "G/14")
 
 
 def fields(variant: str) -> dict:
-    """The module fields a name such as "B/16" stands for: a size and a patch edge in pixels.
+    """Returns the module fields that a name such as "B/16" stands for.
 
-    Any patch goes with any size ("S/14"); hybrids are those of HYBRIDS. Raises UserError for
-    another name.
+    Args:
+        variant: SIZE/PATCH, with any patch size in pixels ("S/14"), or a hybrid in HYBRIDS.
+
+    Raises:
+        UserError: another name.
     """
-    if variant in HYBRIDS:
-        patch_size, num_layers = HYBRIDS[variant]
-        size = variant.partition("+")[2].partition("/")[0]
-        resnet = dict(num_layers=num_layers, width_factor=1)
-        return dict(SIZES[size], patch_size=patch_size, resnet=resnet)
-    match = re.fullmatch(r"([A-Za-z]+)/([1-9]\d*)", str(variant))
-    if not match or match[1] not in SIZES:
+    if hybrid := HYBRIDS.get(variant):
+        resnet = dict(num_layers=hybrid["num_layers"], width_factor=1)
+        return size_fields(hybrid["size"]) | dict(patch_size=hybrid["patch_size"], resnet=resnet)
+    size, _, patch_size = str(variant).rpartition("/")
+    if size not in SIZES or not patch_size.isdecimal() or int(patch_size) < 1:
         raise UserError(
-            f"Unknown variant {variant!r}: expected SIZE/PATCH with a size of "
+            f"Unknown variant {variant!r}: expected SIZE/PATCH with one of the sizes "
             f"{', '.join(SIZES)}; published are {' '.join((*PUBLISHED, *HYBRIDS))}"
         )
-    return dict(SIZES[match[1]], patch_size=int(match[2]))
+    return size_fields(size) | dict(patch_size=int(patch_size))
+
+
+def size_fields(size: str) -> dict:
+    """Returns the fields of a row of SIZES, mlp_dim included."""
+    return dict(mlp_dim=4 * SIZES[size]["width"]) | SIZES[size]

@@ -1,7 +1,8 @@
 """The Vision Transformer (Dosovitskiy et al., arXiv:2010.11929).
 
-Modules and parameters carry the names of Google's Flax code, so that published files load
-with little translation. N: images, (h, w): grid of patches, L: tokens, D: width, H: heads.
+Modules and parameters have the names of Google's Flax code, so that published checkpoints load
+with little translation; `vit_jax/paths.py` lists the parameters. In shapes, N: images, (h, w):
+the grid of patches, L: tokens, D: width, H: heads.
 """
 
 import functools
@@ -11,16 +12,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import checks, resnet
+from vit_jax.checks import check_choice, lookup, size_pair
+from vit_jax.models import posemb, resnet
 from vit_jax.models.attention import attend
-from vit_jax.models.posemb import sincos_1d, sincos_2d
-from vit_jax.sharding import examples_split
+from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
+# The MLP's activation by name. To add one, give it a row.
+GELUS = {
+    "tanh": functools.partial(nn.gelu, approximate=True),  # Google's and big_vision's
+    "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch's default
+}
+
+BLOCK_CAPTURES = ("blocks", "attention")
+CAPTURES = (*BLOCK_CAPTURES, "tokens")
+
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between: the MLP of Eq. 3."""
+    """Two dense layers with a GELU in between: the MLP of Eq. 3."""
 
     mlp_dim: int
     gelu: str = "tanh"
@@ -36,7 +46,7 @@ class MlpBlock(nn.Module):
             bias_init=nn.initializers.normal(stddev=1e-6),
         )
         y = dense(self.mlp_dim)(x)  # (N, L, mlp_dim)
-        y = nn.gelu(y, approximate=self.gelu == "tanh")
+        y = lookup("model.gelu", self.gelu, GELUS)(y)
         y = dropout(y, self.dropout_rate, key)
         return dense(x.shape[-1])(y)
 
@@ -44,8 +54,8 @@ class MlpBlock(nn.Module):
 class EncoderBlock(nn.Module):
     """Self-attention and MLP, each in a residual branch: Eq. 2 and 3.
 
-    All its random choices come from the one key it is given, so that a block does the same
-    whether it stands in a Python loop, under `nn.scan` or under `nn.remat`.
+    All randomness comes from the one key passed in, so a block computes the same in a Python
+    loop, under `nn.scan` and under `nn.remat`.
     """
 
     num_heads: int
@@ -61,15 +71,22 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask, drop_path_rate, key):
-        """x (N, L, D); mask (N, L), drop_path_rate () and key, each may be None.
+        """Applies the block.
 
-        Without a key nothing is dropped.
-        Returns x (N, L, D) and what `capture` asks for: blocks (N, L, D), attention (N, H, L, L).
+        Args:
+            x: (N, L, D).
+            mask: bool (N, L), False for tokens to ignore; or None.
+            drop_path_rate: float (), the probability of dropping a branch; or None.
+            key: the source of all randomness; None drops nothing.
+
+        Returns:
+            x (N, L, D), and a dict of what `capture` names: blocks (N, L, D), attention
+            (N, H, L, L).
         """
         layer_norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_eps, dtype=self.dtype)
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = [] if "attention" in self.capture else None
-        x = examples_split(x)
+        x = shard_examples(x)
 
         def attention(y):  # (N, L, D)
             y = nn.MultiHeadDotProductAttention(
@@ -96,13 +113,13 @@ class EncoderBlock(nn.Module):
         else:
             x = layer_norm(name="LayerNorm_0")(x + attention(x))
             x = layer_norm(name="LayerNorm_1")(x + mlp(x))
-        x = examples_split(x)
+        x = shard_examples(x)
         captured = {"blocks": x, "attention": weights[0] if weights else None}
         return x, {name: captured[name] for name in self.capture}
 
 
 class AddPositionEmbs(nn.Module):
-    """Adds a learned vector to each token, the class token included: Eq. 1."""
+    """Adds a learned vector to each token, including the class token: Eq. 1."""
 
     @nn.compact
     def __call__(self, x):  # (N, L, D)
@@ -111,11 +128,10 @@ class AddPositionEmbs(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks, and the last LayerNorm of a pre-norm encoder (Eq. 1-4).
+    """Position embedding, blocks, and the last LayerNorm: Eq. 1-4.
 
-    With `pool_first` the tokens are averaged before that norm, and one comes out.
-
-    A post-norm encoder ends in its last block's norm and has no `encoder_norm`.
+    With `pool_first` the tokens are averaged before the last LayerNorm. A post-norm encoder ends
+    with its last block's LayerNorm and has no `encoder_norm`.
     """
 
     depth: int
@@ -129,7 +145,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask, train: bool, capture: tuple[str, ...]):
-        """x (N, L, D), mask (N, L) or None -> x (N, L, D), captured arrays (depth, N, ...)."""
+        """Returns x (N, L, D), (N, 1, D) with `pool_first`, and a dict of the captured arrays."""
         if self.learned_posemb:
             x = AddPositionEmbs(name="posembed_input")(x)
         keys = rates = None
@@ -139,12 +155,16 @@ class Encoder(nn.Module):
             keys = keys[1:]
         if self.stochastic_depth_rate:  # linear in depth (arXiv:1603.09382, section 3)
             rates = jnp.linspace(0.0, self.stochastic_depth_rate, self.depth)
-        x, captured = self.blocks(x, mask, rates, keys, capture)
+        in_blocks = tuple(name for name in capture if name in BLOCK_CAPTURES)
+        x, captured = self.blocks(x, mask, rates, keys, in_blocks)
+        tokens = x
         if self.pool_first:
             x = mean_token(x, mask)[:, None]
         if self.block["norm"] == "pre":
             epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
             x = nn.LayerNorm(epsilon=epsilon, dtype=dtype, name="encoder_norm")(x)
+        if "tokens" in capture:
+            captured["tokens"] = tokens if self.pool_first else x
         return x, captured
 
     def blocks(self, x, mask, rates, keys, capture):
@@ -202,35 +222,38 @@ class MAPHead(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images in, logits out; every choice the field makes for this model is a field.
+    """The Vision Transformer; `models.create` makes one by name.
 
     Attributes:
-        num_classes: units of the head; None: no head, the pooled representation comes out.
-        patch_size: pixels, an int or (height, width); in a hybrid, features of the stem.
-        resnet: None, or the stem of a hybrid, dict(num_layers=(3, 4, 9), width_factor=1): see
-            `resnet.stem`.
-        width, depth, num_heads, mlp_dim: the encoder's size; mlp_dim None is 4 x width.
-        pool: what the head sees: "cls" the class token, "gap" the mean over patches, "map"
-            attention pooling, "none" every token (logits become (N, L, num_classes)).
-        pool_norm: where the last LayerNorm stands when pool is "gap": "before" the mean, or
-            "after" it (timm's fc_norm).
-        posemb: "learned" (a row for the class token), "sincos2d", "sincos1d" or "none".
-        norm: "pre" (the paper) or "post" (LayerNorm after each residual sum).
+        num_classes: the number of classes; None removes the head, and the pooled representation
+            is returned.
+        patch_size: in pixels, an int or (height, width); in a hybrid, in features of the stem.
+        resnet: the stem of a hybrid, such as dict(num_layers=(3, 4, 9), width_factor=1), see
+            `resnet.stem`; None: no stem.
+        width, depth, num_heads, mlp_dim: the size of the encoder. mlp_dim None is 4 x width.
+        pool: the input of the head. "cls": the class token; "gap": the mean over patches; "map":
+            attention pooling; "none": every token, for logits (N, L, num_classes). For features
+            of the patches capture "tokens" instead.
+        pool_norm: where the last LayerNorm is if pool is "gap": "before" the mean, or "after" it
+            (timm's fc_norm).
+        posemb: position embeddings: "learned" (with a row for the class token), "sincos2d",
+            "sincos1d" or "none".
+        norm: "pre" (the paper) or "post" (a LayerNorm after each residual sum).
         gelu: "tanh" (Google's) or "exact" (PyTorch's).
-        layer_norm_eps: epsilon of every LayerNorm.
-        representation_size: width of a tanh layer before the head; None: no such layer.
-        head_bias_init: initial bias of the head; its weights start at zero.
+        layer_norm_eps: the epsilon of every LayerNorm.
+        representation_size: the width of a tanh layer before the head; None: no such layer.
+        head_bias_init: the initial bias of the head, whose weights start at zero.
         dropout_rate: after the position embedding, in the MLPs and after both branches.
         attention_dropout_rate: on the attention weights.
-        stochastic_depth_rate: of the last block, falling linearly to 0 at the first.
-        scan: one compiled block looped over; parameters stacked under `encoderblock`.
+        stochastic_depth_rate: of the last block, decreasing linearly to 0 at the first.
+        scan: loops over one compiled block; parameters are stacked under `encoderblock`.
         remat: "none", "full" (recompute each block in the backward pass), "dots_saveable" or
-            "dots_with_no_batch_dims_saveable" (keep the matrix products, recompute the rest).
+            "dots_with_no_batch_dims_saveable" (save the matrix products, recompute the rest).
         attention_impl: of `jax.nn.dot_product_attention`: "xla", "cudnn", or "auto" for JAX's
-            choice. Attention dropout and captured attention take the plain computation.
-        dtype: of matrix products and activations. Parameters, LayerNorm statistics, softmax
-            and logits are float32 whatever it is. A float32 product is one on every device: not
-            TF32 on a GPU, not bfloat16 passes on a TPU.
+            choice. Attention dropout and captured attention use a plain implementation.
+        dtype: of matrix products and activations. Parameters, LayerNorm statistics, softmax and
+            logits are always float32. Float32 products don't use TF32 on GPU or bfloat16 passes
+            on TPU.
     """
 
     num_classes: int | None = 1000
@@ -258,27 +281,28 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False, mask=None, capture: Sequence[str] = ()):
-        """Logits of a batch of images.
+        """Returns the logits of a batch of images.
 
         Args:
-            images: float (N, height, width, channels), sides divisible by the patch.
-            train: turns dropout and stochastic depth on; they draw from rngs={"dropout": key}.
+            images: float (N, height, width, channels); the patch size divides height and width.
+            train: turns on dropout and stochastic depth, which draw from rngs={"dropout": key}.
             mask: bool (N, L) over the patches in row order; False hides a patch from attention
                 and pooling.
-            capture: of "blocks" (each block's output, (depth, N, L, D)) and "attention" (each
-                block's weights after softmax, (depth, N, H, L, L)); L counts the class token,
-                which comes first.
+            capture: intermediate arrays to return too. "blocks": each block's output, before the
+                last LayerNorm, (depth, N, L, D). "attention": each block's weights after
+                softmax, (depth, N, H, L, L). "tokens": the tokens that are pooled, after the
+                last LayerNorm unless pool_norm is "after", (N, L, D). The class token, if there
+                is one, comes first in L.
 
         Returns:
-            float32 (N, num_classes); (N, L, num_classes) for pool "none"; (N, D) without a head.
-            With `capture`, a pair of that and a dict of the captured arrays.
+            float32 (N, num_classes); (N, L, num_classes) if pool is "none"; (N, D) without a
+            head. With `capture`, a pair of that and a dict of the captured arrays.
 
         Raises:
-            UserError: a choice the field doesn't have, or an image the patch doesn't divide.
+            UserError: an image that the patch size doesn't divide, or an unknown capture.
         """
-        checks.check_fields(self)
-        checks.check_image(self, images.shape[1:3])
-        checks.check_capture(capture)
+        for name in capture:
+            check_choice("capture", name, CAPTURES)
         precision = "float32" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(precision):
             logits, captured = self.logits(images, train, mask, tuple(capture))
@@ -293,16 +317,16 @@ class VisionTransformer(nn.Module):
         )(x)  # (N, h, w, D)
         n, h, w, d = x.shape
         x = x.reshape(n, h * w, d)
-        if self.posemb in ("sincos1d", "sincos2d"):
-            table = sincos_1d(h * w, d) if self.posemb == "sincos1d" else sincos_2d(h, w, d)
-            x = x + table.astype(x.dtype)
+        if self.posemb in posemb.FIXED:
+            positions, _ = posemb.FIXED[self.posemb]
+            x = x + positions(h, w, d).astype(x.dtype)
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
             mask = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         x, captured = self.encoder()(x, mask, train, capture)
-        x = examples_split(self.pooled(x, mask))
-        return examples_split(self.classify(x)), captured
+        x = shard_examples(self.pooled(x, mask))
+        return shard_examples(self.classify(x)), captured
 
     def encoder(self) -> Encoder:
         shared = ("num_heads", "norm", "gelu", "layer_norm_eps", "dropout_rate")
@@ -320,7 +344,7 @@ class VisionTransformer(nn.Module):
             name="Transformer",
         )
 
-    def pooled(self, x, mask):  # (N, L, D) -> (N, D), or (N, L, D) for pool "none"
+    def pooled(self, x, mask):  # (N, L, D) -> (N, D); (N, L, D) if pool is "none"
         if self.pool == "cls" or self.pool_norm == "after":
             return x[:, 0]
         if self.pool == "gap":
@@ -353,17 +377,17 @@ class VisionTransformer(nn.Module):
 
     @property
     def patch_shape(self) -> tuple[int, int]:
-        patch = self.patch_size
-        return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
+        """Height and width of a patch; in a hybrid, in features of the stem."""
+        return size_pair("model.patch_size", self.patch_size)
 
     @property
     def token_pixels(self) -> tuple[int, int]:
-        """Height and width of the part of the image that a token stands for."""
+        """Height and width in pixels of the part of an image that a token represents."""
         stride = 1 if self.resnet is None else resnet.stride(self.resnet["num_layers"])
         return tuple(stride * side for side in self.patch_shape)
 
     def grid(self, image_size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of tokens in an image of (height, width, ...)."""
+        """Returns the rows and columns of tokens of an image of (height, width, ...)."""
         sides = zip(image_size[:2], self.token_pixels, strict=True)
         return tuple(side // pixels for side, pixels in sides)
 
@@ -373,14 +397,17 @@ def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)
 
 
 def dropout(x, rate, key):
-    """Zeroes elements with probability `rate` and scales the rest; key None: the identity."""
+    """Zeroes elements with probability `rate`, scales up the rest; the identity without a key."""
     return nn.Dropout(rate, deterministic=key is None)(x, rng=key)
 
 
 def drop_path(x, rate, key):
     """Stochastic depth (arXiv:1603.09382): drops the whole branch of an example.
 
-    x (N, L, D); `rate` may be traced. Key or rate None: the identity.
+    Args:
+        x: (N, L, D).
+        rate: float (), may be traced; None: the identity.
+        key: None: the identity.
     """
     if key is None or rate is None:
         return x

@@ -1,0 +1,65 @@
+"""Positions and patches of another size."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+from conftest import randomized, tiny_model
+
+from vit_jax.pretrained import resize
+
+
+@pytest.mark.parametrize("old", [(4, 4), (3, 5), (1, 6)])
+@pytest.mark.parametrize("new", [(4, 4), (7, 7), (3, 9), (1, 2), (16, 5)])
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_positions_are_resized_as_by_scipy(old, new, has_class_token):
+    length = old[0] * old[1] + has_class_token
+    positions = np.random.default_rng(0).normal(size=(1, length, 6)).astype(np.float32)
+    resized = resize.resize_positions(positions, old, new, has_class_token)
+    table = positions[0, int(has_class_token) :].reshape(*old, 6)
+    zoom = (new[0] / old[0], new[1] / old[1], 1)
+    expected = scipy.ndimage.zoom(table, zoom, order=1).reshape(-1, 6)
+    np.testing.assert_allclose(resized[0, int(has_class_token) :], expected, atol=1e-6)
+    np.testing.assert_array_equal(
+        resized[0, : int(has_class_token)], positions[0, :has_class_token]
+    )
+
+
+@pytest.mark.parametrize("new", [(8, 8), (9, 13), (16, 16), (12, 8)])
+def test_larger_patches_of_larger_images_give_the_same_tokens(new):
+    """arXiv:2212.08013, section 3.4: exactly, where patches grow."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(8, 8, 3, 5)).astype(np.float32)
+    patches = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
+    larger = jax.image.resize(patches, (4, *new, 3), "bilinear")
+    tokens = np.einsum("nhwc,hwcd->nd", patches, kernel)
+    resized = resize.resize_patches(kernel, new)
+    assert resized.shape == (*new, 3, 5)
+    np.testing.assert_allclose(
+        np.einsum("nhwc,hwcd->nd", larger, resized), tokens, atol=1e-3, rtol=1e-4
+    )
+
+
+def test_smaller_patches_are_the_nearest_by_least_squares():
+    """The solution of the paper's equation 4, with the two-dimensional resizing written out."""
+    kernel = np.random.default_rng(0).normal(size=(8, 8, 2, 3)).astype(np.float32)
+    basis = np.eye(64, dtype=np.float32).reshape(64, 8, 8)
+    resizing = np.asarray(jax.image.resize(basis, (64, 5, 4), "bilinear", antialias=False))
+    expected = np.linalg.pinv(resizing.reshape(64, 20)) @ kernel.reshape(64, -1)
+    np.testing.assert_allclose(
+        resize.resize_patches(kernel, (5, 4)), expected.reshape(5, 4, 2, 3), atol=1e-4
+    )
+
+
+def test_a_model_with_other_patches_gives_the_same_logits_on_larger_images():
+    small, large = tiny_model(patch_size=8), tiny_model(patch_size=16)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    params = randomized(small.init(jax.random.key(0), images)["params"])
+    logits = small.apply({"params": params}, images)
+    # One patch at a time is resized: the whole image's resizing looks across their borders.
+    patches = images.reshape(2, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5)
+    patches = jax.image.resize(patches, (2, 4, 4, 16, 16, 3), "bilinear")
+    larger = patches.transpose(0, 1, 3, 2, 4, 5).reshape(2, 64, 64, 3)
+    kernel = resize.resize_patches(params["embedding"]["kernel"], (16, 16))
+    params["embedding"] = params["embedding"] | {"kernel": kernel}
+    np.testing.assert_allclose(large.apply({"params": params}, larger), logits, atol=1e-4)

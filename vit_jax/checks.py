@@ -1,0 +1,47 @@
+"""Checks of values that users give; a mistake is one line with the field, the value and the fix."""
+
+from collections.abc import Iterable, Mapping
+
+from vit_jax.errors import UserError
+
+
+def check_choice(field: str, value, choices: Iterable) -> None:
+    """Raises UserError if `value` is not one of `choices`."""
+    if value not in (choices := tuple(choices)):
+        *first, last = map(repr, choices)
+        known = f"{', '.join(first)} or {last}" if first else last
+        raise UserError(f"{field} is {value!r}; it must be {known}")
+
+
+def lookup(field: str, name, table: Mapping):
+    """Returns `table[name]`; raises UserError with the known names for another one."""
+    check_choice(field, name, table)
+    return table[name]
+
+
+def check_range(field: str, value, low: float = 0, high: float | None = None) -> None:
+    """Raises UserError if a number is below `low` or above `high`."""
+    if value < low or (high is not None and value > high):
+        expected = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise UserError(f"{field} is {value!r}; it must be {expected}")
+
+
+def check_interval(field: str, value) -> None:
+    """Raises UserError if `value` is not (low, high) with 0 < low <= high <= 1."""
+    low_high = tuple(value)
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+        raise UserError(f"{field} is {low_high}; it must be (low, high), both above 0 and up to 1")
+
+
+def size_pair(field: str, value) -> tuple[int, int]:
+    """Returns (height, width) of a size in pixels: an int, or a pair of them.
+
+    Raises:
+        UserError: something else, or sizes that aren't above 0.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise UserError(
+            f"{field} is {value!r}; it must be a number of pixels above 0, or (height, width)"
+        )
+    return pair

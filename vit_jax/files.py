@@ -1,0 +1,22 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def atomic_path(path) -> Iterator[epath.Path]:
+    """Yields a temporary path to write to; it replaces `path` once the block ends well."""
+    path = epath.Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def write_atomically(path, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a restart after a kill, never sees half of it."""
+    content = content.encode() if isinstance(content, str) else content
+    with atomic_path(path) as unfinished:
+        unfinished.write_bytes(content)

@@ -1,0 +1,102 @@
+"""Several processes as one program."""
+
+import socket
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vit_jax.errors import UserError, first_line
+
+JOIN_SECONDS = 300  # how long processes wait for each other at the start
+NO_CLUSTER = "coordinator_address should be defined"  # in JAX's error if it finds no cluster
+
+
+def start(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = 100,
+    preemptible: bool = True,
+) -> None:
+    """Joins the other processes of the program, if there are any.
+
+    Without an address JAX asks the cluster manager, if it recognizes one (Cloud TPU, GKE, Slurm,
+    Open MPI). Must be called before JAX computes anything. Process 0 waits JOIN_SECONDS for the
+    others; then JAX aborts it.
+
+    Args:
+        coordinator_address: host:port of process 0.
+        num_processes: the number of processes.
+        process_id: the index of this process, from 0.
+        heartbeat_seconds: how long a process may be silent before the others stop.
+        preemptible: whether the program handles preemption notices (`Preemption`); SIGTERM is one
+            then, and doesn't end it.
+
+    Raises:
+        UserError: only some of the first three arguments, or process 0 can't be reached.
+    """
+    given = dict(
+        coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id
+    )
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together: "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    if not missing:
+        check_coordinator(coordinator_address, num_processes, process_id)
+    jax.config.update("jax_enable_preemption_service", preemptible)
+    try:
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            initialization_timeout=JOIN_SECONDS,
+        )
+    except ValueError as error:
+        if missing and NO_CLUSTER in str(error):
+            return
+        raise UserError(f"The processes can't join: {error}") from None
+    except RuntimeError as error:
+        raise UserError(
+            f"Process {process_id} can't join {coordinator_address}: {first_line(error)}"
+        ) from None
+
+
+def check_coordinator(address: str, num_processes: int, process_id: int) -> None:
+    """Raises UserError if process 0 doesn't answer, where JAX would abort without an exception."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator_address is {address!r}; it must be host:port")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id is {process_id}; with --num_processes={num_processes} it must be "
+            f"between 0 and {num_processes - 1}"
+        )
+    deadline = time.monotonic() + JOIN_SECONDS
+    while process_id > 0:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except (OSError, OverflowError) as error:  # process 0 may not listen yet
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"Process {process_id} can't join {address} ({error}): is process 0 running, "
+                    "and is this its address?"
+                ) from None
+            time.sleep(0.5)
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Returns whether the flag is true in any process; all processes must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -1,0 +1,67 @@
+"""Batches from the host to the devices: which examples a process loads, and global arrays."""
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_jax.errors import UserError
+from vit_jax.parallel.mesh import batch_sharding, num_shards
+
+AHEAD = 2  # batches transferred ahead of the one being computed on
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> dict:
+    """Returns which examples of each global batch this process loads.
+
+    Processes whose devices hold the same examples (tensor parallelism across hosts) load the same
+    ones. The rows of a process needn't be contiguous: on a TPU slice the mesh follows the torus.
+
+    Returns:
+        Keyword arguments of `input_pipeline.train_batches`: `process_count`, the number of
+        distinct shares of a batch; `process_index`, the share that this process loads; `rows`,
+        its indices into the global batch, int (batch_size / process_count,).
+
+    Raises:
+        UserError: processes would share only some of their examples.
+    """
+    rows_of = collections.defaultdict(set)
+    indices = batch_sharding(mesh).devices_indices_map((batch_size,))
+    for device, (rows,) in indices.items():
+        rows_of[device.process_index].update(range(*rows.indices(batch_size)))
+    rows_of = {process: tuple(sorted(rows)) for process, rows in rows_of.items()}
+    shares = sorted(set(rows_of.values()))
+    if sum(map(len, shares)) != batch_size or len(set(map(len, shares))) > 1:
+        raise UserError(
+            f"config.mesh.tensor {mesh.shape['tensor']} doesn't fit the processes: it must divide "
+            "the number of devices per process, or be a multiple of it"
+        )
+    rows = rows_of[jax.process_index()]
+    return dict(process_index=shares.index(rows), process_count=len(shares), rows=np.array(rows))
+
+
+def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
+    """Turns this process's NumPy batches into global arrays, sharded over their first axis.
+
+    Transfers are asynchronous: `ahead` batches are in flight while one is computed on.
+    """
+    sharding = batch_sharding(mesh)
+    process_count = process_rows(mesh, num_shards(mesh))["process_count"]
+    queue = collections.deque()
+    batches = iter(batches)
+
+    def put(array):
+        shape = (process_count * len(array), *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    def enqueue(count):
+        for batch in itertools.islice(batches, count):
+            queue.append(jax.tree.map(put, batch))
+
+    enqueue(ahead)
+    while queue:
+        enqueue(1)
+        yield queue.popleft()

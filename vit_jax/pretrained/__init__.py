@@ -1,0 +1,9 @@
+"""Other codebases' weights: `load` reads any of their formats, `save` writes them.
+
+`python -m vit_jax.pretrained SOURCE TARGET --format=hf` converts one format to another.
+"""
+
+from vit_jax.pretrained.export import save
+from vit_jax.pretrained.loading import check, from_config, image_size_of, load
+
+__all__ = ["check", "from_config", "image_size_of", "load", "save"]

@@ -1,0 +1,68 @@
+"""Losses: (logits, targets) -> one float32 number per example.
+
+To add one, write the function and give it a row in LOSSES.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import optax
+
+from vit_jax import checks
+from vit_jax.errors import UserError
+
+
+def softmax_cross_entropy(logits, targets):
+    """Returns the cross-entropy of softmax(logits), (N,).
+
+    Args:
+        logits, targets: (N, C); each target sums to 1.
+    """
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def sigmoid_cross_entropy(logits, targets):
+    """Returns one binary cross-entropy per class, summed over classes, (N,).
+
+    From arXiv:2006.07159, section 3.
+
+    Args:
+        logits, targets: (N, C).
+    """
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+
+class Loss(NamedTuple):
+    """A loss, and how logits (N, C) of a model trained with it become probabilities (N, C).
+
+    Keyword-only parameters of `function` are set by `config.loss_args`.
+    """
+
+    function: Callable
+    probabilities: Callable
+
+
+LOSSES = {
+    "softmax": Loss(softmax_cross_entropy, jax.nn.softmax),
+    "sigmoid": Loss(sigmoid_cross_entropy, jax.nn.sigmoid),
+}
+
+
+def create(name: str, args: Mapping | None = None) -> Loss:
+    """Returns the loss of that name, with its keyword parameters set.
+
+    Raises:
+        UserError: an unknown loss, or a parameter that the loss doesn't have.
+    """
+    loss = checks.lookup("config.loss", name, LOSSES)
+    parameters = inspect.signature(loss.function).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for arg in args or {}:
+        if arg not in known:
+            raise UserError(
+                f"config.loss_args has {arg!r}; {name!r} takes {', '.join(known) or 'none'}"
+            )
+    return loss._replace(function=functools.partial(loss.function, **(args or {})))

@@ -1,0 +1,188 @@
+"""The optimizer: clipping, update rule, weight decay, and learning rates per parameter.
+
+To add an update rule, write a function of `config.optimizer` and give it a row in OPTIMIZERS.
+"""
+
+import re
+
+import jax
+import numpy as np
+import optax
+
+from vit_jax import checks
+from vit_jax.errors import UserError
+from vit_jax.paths import block_index, is_input_layer, is_stacked, num_blocks, path_name
+from vit_jax.training import schedules
+
+DTYPES = ("float32", "bfloat16")
+
+
+def create(config, params, total_steps: int):
+    """Returns the gradient transformation and the learning rate of a run.
+
+    Args:
+        config: a run's configuration, or any object with `optimizer`, `schedule` and
+            `grad_clip_norm` (see configs/common.py).
+        params: the model's parameters, or their shapes.
+        total_steps: the length of the whole run.
+
+    Returns:
+        (optax.GradientTransformation, step -> learning rate).
+
+    Raises:
+        UserError: an unknown optimizer or schedule, or a pattern that matches no parameter.
+    """
+    optimizer = config.optimizer
+    update_rule = checks.lookup("config.optimizer.name", optimizer.name, OPTIMIZERS)
+    learning_rate = schedules.create(config.schedule, total_steps)
+    clip = optax.identity()
+    if config.grad_clip_norm:
+        clip = optax.clip_by_global_norm(config.grad_clip_norm)
+    tx = optax.chain(
+        clip,
+        update_rule(optimizer),
+        *scale_by_path(params, optimizer.lr_multipliers, optimizer.layer_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return freeze(tx, params, optimizer.frozen), learning_rate
+
+
+def check(config) -> None:
+    """Raises UserError for a `config.optimizer` that can't work, whatever the model."""
+    checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
+    for field in ("mu_dtype", "momentum_dtype"):
+        checks.check_choice(f"config.optimizer.{field}", config[field], DTYPES)
+    pairs = config.lr_multipliers
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise UserError(
+            f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs, such as "
+            "(('head', 10.0),)"
+        )
+
+
+def adamw(config) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+    return optax.chain(scale_by_adam(config), weight_decay(config))
+
+
+def adam(config) -> optax.GradientTransformation:
+    """Adam (arXiv:1412.6980); weight decay is added to the gradient, as an L2 penalty."""
+    return optax.chain(weight_decay(config), scale_by_adam(config))
+
+
+def sgd(config) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is added to the gradient, as an L2 penalty."""
+    momentum = optax.identity()
+    if config.momentum:
+        momentum = optax.trace(config.momentum, accumulator_dtype=config.momentum_dtype)
+    return optax.chain(weight_decay(config), momentum)
+
+
+# Gradients -> update directions, before the learning rate.
+OPTIMIZERS = {"adamw": adamw, "adam": adam, "sgd": sgd}
+
+
+def scale_by_adam(config) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype)
+
+
+def weight_decay(config) -> optax.GradientTransformation:
+    """Adds weight_decay x kernel; biases, norms and tokens don't decay."""
+    if not config.weight_decay:
+        return optax.identity()
+    return optax.add_decayed_weights(config.weight_decay, mask=is_kernel)
+
+
+def is_kernel(params):
+    """Returns the mask of the leaves named `kernel`."""
+    return jax.tree.map_with_path(lambda path, _: path_name(path).endswith("kernel"), params)
+
+
+def scale_by_path(params, multipliers, layer_decay) -> list[optax.GradientTransformation]:
+    """Returns transformations that scale each parameter's learning rate; [] if there are none.
+
+    Args:
+        multipliers: pairs (pattern, factor). The first pattern that matches the start of a
+            parameter's name (`re.match`) applies.
+        layer_decay: the head learns at the full rate, and each layer below it at this fraction of
+            the one above: block i of n at layer_decay ** (n - i), the embedding at
+            layer_decay ** (n + 1) (arXiv:2106.08254, appendix).
+    """
+    if not multipliers and not layer_decay:
+        return []
+    check_patterns(params, [pattern for pattern, _ in multipliers], "lr_multipliers")
+    depth = depth_of(params)
+
+    def factor(path, leaf):
+        name = path_name(path)
+        scale = next((value for pattern, value in multipliers if re.match(pattern, name)), 1.0)
+        return scale * layer_factor(name, leaf, depth, layer_decay) if layer_decay else scale
+
+    factors = jax.tree.map_with_path(factor, params)
+
+    def is_masked(leaf):  # a frozen parameter's update, see `freeze`
+        return isinstance(leaf, optax.MaskedNode)
+
+    def scale(updates, _):
+        return jax.tree.map(
+            lambda update, factor: update if is_masked(update) else update * factor,
+            updates,
+            factors,
+            is_leaf=is_masked,
+        )
+
+    return [optax.stateless(scale)]
+
+
+def layer_factor(name: str, leaf, depth: int, layer_decay: float):
+    """Returns a parameter's factor under layer decay; an array over the layers if stacked."""
+    if is_stacked(name):
+        factors = layer_decay ** np.arange(depth, 0, -1, dtype=np.float32)
+        return factors.reshape(depth, *[1] * (len(leaf.shape) - 1))
+    if (index := block_index(name)) is not None:
+        return layer_decay ** (depth - index)
+    return layer_decay ** (depth + 1) if is_input_layer(name) else 1.0
+
+
+def depth_of(params) -> int:
+    """Returns the number of blocks, numbered or stacked."""
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
+    stacked = next((leaf.shape[0] for name, leaf in leaves if is_stacked(name)), None)
+    return stacked or num_blocks(name for name, _ in leaves)
+
+
+def freeze(tx, params, patterns) -> optax.GradientTransformation:
+    """Keeps parameters at their values if a pattern matches the start of their name.
+
+    "(?!head)" freezes everything but the head. Frozen parameters get no update, no decay and no
+    optimizer state, and don't count in the clipped norm.
+    """
+    if not patterns:
+        return tx
+    check_patterns(params, patterns, "frozen")
+
+    def label(path, _):
+        frozen = any(re.match(pattern, path_name(path)) for pattern in patterns)
+        return "frozen" if frozen else "trained"
+
+    labels = jax.tree.map_with_path(label, params)
+    if "trained" not in jax.tree.leaves(labels):
+        raise UserError(f"config.optimizer.frozen {tuple(patterns)} freezes every parameter")
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def check_patterns(params, patterns, field: str) -> None:
+    """Raises UserError for a pattern that is invalid or matches no parameter."""
+    names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            matches = any(re.match(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(
+                f"config.optimizer.{field}: {pattern!r} is not a regular expression: {error}"
+            ) from None
+        if not matches:
+            raise UserError(
+                f"config.optimizer.{field}: {pattern!r} matches no parameter; the names are "
+                f"{', '.join(names[:3])}, ..."
+            )

@@ -1,0 +1,80 @@
+"""What a run computes: model, optimizer and compiled steps, for any mesh."""
+
+import functools
+
+import jax
+
+from vit_jax import models
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import sharding
+from vit_jax.training import optim, steps, train_state
+
+
+class Program:
+    """A run's model, optimizer and steps, compiled when first used.
+
+    The mesh may belong to this machine, or be described (`vit_jax/aot`).
+
+    Attributes:
+        model: the VisionTransformer.
+        tx: the optax transformation.
+        learning_rate: step -> learning rate.
+        init: () -> the initial TrainState, on the mesh.
+        shapes: the state's shapes with shardings, which a checkpoint is restored to.
+    """
+
+    def __init__(self, config, image_shape: tuple[int, int, int], mesh):
+        """Creates the model and the optimizer; compiles nothing.
+
+        Args:
+            config: a run's configuration, resolved.
+            image_shape: (H, W, C).
+            mesh: the mesh to compile for.
+
+        Raises:
+            UserError: a model or an optimizer that can't be made.
+        """
+        self.config, self.image_shape, self.mesh = config, image_shape, mesh
+        self.model = models.from_config(config)
+        params = jax.eval_shape(
+            lambda: train_state.init_params(self.model, image_shape, config.seed)
+        )
+        self.tx, self.learning_rate = optim.create(config, params, config.total_steps)
+        self.init, self.shapes = train_state.initializer(
+            self.model, self.tx, image_shape, config, mesh
+        )
+
+    @functools.cached_property
+    def train_step(self):
+        """`steps.make_train_step`, compiled."""
+        step = steps.make_train_step(self.model, self.tx, self.learning_rate, self.config)
+        return sharding.compile_train_step(step, self.shapes, self.batch_shapes)
+
+    @functools.cached_property
+    def eval_step(self):
+        """`steps.make_eval_step`, compiled."""
+        step = steps.make_eval_step(self.model, self.config)
+        batch = sharding.batch_shapes(
+            self.eval_batch_size, self.image_shape, self.mesh, with_mask=True
+        )
+        return sharding.compile_for_shapes(step, self.shapes.eval_params, batch)
+
+    def compile(self) -> None:
+        """Compiles both steps now, so that running out of memory shows before the first step."""
+        _ = self.train_step, self.eval_step
+
+    @property
+    def batch_shapes(self) -> dict:
+        """The shapes of a global training batch."""
+        return sharding.batch_shapes(self.config.batch_size, self.image_shape, self.mesh)
+
+    @property
+    def eval_batch_size(self) -> int:
+        """The global batch size of evaluation."""
+        return eval_batch_size(self.config, self.mesh)
+
+
+def eval_batch_size(config, mesh) -> int:
+    """Returns the size of a training microbatch, rounded up to a multiple of the shards."""
+    shards = meshes.num_shards(mesh)
+    return -(-config.batch_size // (config.accum_steps * shards)) * shards

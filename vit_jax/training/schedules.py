@@ -1,0 +1,94 @@
+"""Learning rate schedules: a linear warmup from 0 to `base_lr`, then one of SCHEDULES.
+
+To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES.
+`step` is a float32 scalar, `config` is `config.schedule`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from vit_jax import checks
+from vit_jax.errors import UserError
+
+
+def cosine(step, config, total_steps):
+    """Falls to `end_lr` at the last step along half a cosine (arXiv:1608.03983)."""
+    share = 0.5 * (1.0 + jnp.cos(jnp.pi * progress(step, config, total_steps)))
+    return config.end_lr + (config.base_lr - config.end_lr) * share
+
+
+def linear(step, config, total_steps):
+    """Falls to `end_lr` at the last step along a line."""
+    share = 1.0 - progress(step, config, total_steps)
+    return config.end_lr + (config.base_lr - config.end_lr) * share
+
+
+def rsqrt(step, config, total_steps):
+    """Falls as base_lr / sqrt(1 + t / timescale), t counted from the end of the warmup.
+
+    Over the last `cooldown_steps` it also falls linearly to 0 (arXiv:2106.04560, section 3.5).
+    """
+    since_warmup = jnp.maximum(step - config.warmup_steps, 0.0)
+    rate = config.base_lr / jnp.sqrt(1.0 + since_warmup / config.timescale)
+    if config.cooldown_steps:
+        rate *= jnp.clip((total_steps - step) / config.cooldown_steps, 0.0, 1.0)
+    return rate
+
+
+def constant(step, config, total_steps):
+    """Stays at `base_lr`."""
+    return config.base_lr
+
+
+def staircase(step, config, total_steps):
+    """Is multiplied by `decay_factor` every `decay_steps` steps of the run."""
+    return config.base_lr * config.decay_factor ** jnp.floor(step / config.decay_steps)
+
+
+SCHEDULES = {
+    "cosine": cosine,
+    "linear": linear,
+    "rsqrt": rsqrt,
+    "constant": constant,
+    "step": staircase,
+}
+
+
+def create(config, total_steps: int) -> Callable:
+    """Returns the function step -> learning rate, a float32 scalar.
+
+    Args:
+        config: `config.schedule`.
+        total_steps: the length of the whole run.
+
+    Raises:
+        UserError: an unknown schedule, or a warmup that takes the whole run.
+    """
+    schedule = checks.lookup("config.schedule.name", config.name, SCHEDULES)
+    warmup = config.warmup_steps
+    if warmup and warmup >= total_steps:
+        raise UserError(
+            f"config.schedule.warmup_steps {warmup} must be below the run's {total_steps} steps: "
+            "lower it, or train longer"
+        )
+
+    def learning_rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        rate = schedule(step, config, total_steps)
+        return rate * jnp.minimum(1.0, step / warmup) if warmup else jnp.asarray(rate, jnp.float32)
+
+    return learning_rate
+
+
+def check(config) -> None:
+    """Raises UserError for a `config.schedule` that can't work, whatever the length of the run."""
+    checks.check_choice("config.schedule.name", config.name, SCHEDULES)
+    if config.name == "step" and not config.decay_steps > 0:
+        raise UserError("config.schedule.name 'step' needs config.schedule.decay_steps above 0")
+
+
+def progress(step, config, total_steps):
+    """Returns the share of the steps after the warmup that is done, from 0 to 1."""
+    steps = max(total_steps - config.warmup_steps, 1)
+    return jnp.clip((step - config.warmup_steps) / steps, 0.0, 1.0)

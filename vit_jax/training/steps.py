@@ -1,0 +1,146 @@
+"""The training step and the evaluation step: pure functions of a state and a batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import checks
+from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
+from vit_jax.training import augment, losses, metrics
+from vit_jax.training.train_state import TrainState
+
+ON_NONFINITE = ("stop", "skip")
+
+
+def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
+    """Returns the function (state, batch) -> (state, metrics), to be compiled by `jax.jit`.
+
+    All randomness comes from a key made of (config.seed, state.step).
+
+    Args:
+        model: the VisionTransformer.
+        tx: the optax transformation.
+        learning_rate: step -> learning rate, for the metrics.
+        config: a run's configuration.
+
+    Returns:
+        A function of a TrainState and a batch: `images` uint8 (N, H, W, C), `labels` int32 (N,).
+        Its metrics are float32 scalars: `loss` and `accuracy` before the update, the
+        `learning_rate`, `grad_norm` before clipping, `param_norm` after the update. With
+        `config.on_nonfinite="skip"` an update is dropped if any of them isn't finite; `skipped`
+        counts these.
+    """
+    loss_fn = losses.create(config.loss, config.get("loss_args")).function
+
+    def forward(params, images, labels, key):
+        """Returns the mean loss, and the accuracy, of one microbatch."""
+        augment_key, dropout_key = jax.random.split(key)
+        images, targets = augment.train_inputs(
+            images, labels, augment_key, model.num_classes, config.augment
+        )
+        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
+        hits = jnp.argmax(logits, axis=-1) == labels
+        return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
+
+    def gradients(params, images, labels, key):
+        values, grads = jax.value_and_grad(forward, has_aux=True)(params, images, labels, key)
+        return values, sharding.shard_like_params(grads)
+
+    def train_step(state: TrainState, batch: dict):
+        key = step_key(config.seed, state.step)
+        (loss, accuracy), grads = accumulate(
+            gradients, state.params, (batch["images"], batch["labels"]), key, config.accum_steps
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - config.ema_decay)
+        values = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": learning_rate(state.step),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+        }
+        new_state = TrainState(state.step + 1, params, opt_state, ema_params, state.skipped)
+        if config.on_nonfinite == "skip":
+            finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
+            new_state = keep_if(finite, new_state, state)
+            values["skipped"] = new_state.skipped
+        return new_state, values
+
+    return train_step
+
+
+def make_eval_step(model, config) -> Callable:
+    """Returns the function (params, batch) -> `metrics.batch_sums`.
+
+    A batch is `images` uint8 (N, H, W, C), `labels` int32 (N,) and `mask` bool (N,).
+    """
+    loss_fn = losses.create(config.loss, config.get("loss_args")).function
+
+    def eval_step(params, batch):
+        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
+        logits = model.apply({"params": params}, images, train=False)
+        example_losses = loss_fn(logits, augment.soft_labels(batch["labels"], model.num_classes))
+        return metrics.batch_sums(logits, batch["labels"], example_losses, batch["mask"])
+
+    return eval_step
+
+
+def check(config) -> None:
+    """Raises UserError for a configuration whose steps can't work."""
+    losses.create(config.loss, config.get("loss_args"))
+    augment.check(config.augment)
+    checks.check_choice("config.on_nonfinite", config.on_nonfinite, ON_NONFINITE)
+    if config.model.pool == "none":
+        raise UserError(
+            "config.model.pool 'none' gives logits for each patch, and training needs them for "
+            "each image: use 'cls', 'gap' or 'map'"
+        )
+
+
+def step_key(seed: int, step):
+    """Returns the key that all on-device randomness of a training step comes from."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def accumulate(gradients: Callable, params, batch: tuple, key, accum_steps: int):
+    """Returns the mean of `gradients(params, *microbatch, key)` over the batch's microbatches.
+
+    Microbatches run sequentially. Microbatch i takes every accum_steps-th example, starting at
+    the i-th, so that no example moves to another device.
+    """
+    if accum_steps == 1:
+        return gradients(params, *batch, key)
+
+    def split(x):  # (N, ...) -> (accum_steps, N / accum_steps, ...)
+        return x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, microbatch):
+        batch, key = microbatch
+        return jax.tree.map(jnp.add, total, gradients(params, *batch, key)), None
+
+    microbatches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+    shapes = jax.eval_shape(gradients, params, *first, key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (microbatches, jax.random.split(key, accum_steps)))
+    return jax.tree.map(lambda leaf: leaf / accum_steps, total)
+
+
+def keep_if(finite, new: TrainState, old: TrainState) -> TrainState:
+    """Returns `new` if `finite`; else `old`, with the step and the schedule's count of `new`."""
+
+    def is_schedule(leaf):
+        return isinstance(leaf, optax.ScaleByScheduleState)
+
+    def choose(new, old):
+        return new if is_schedule(new) else jnp.where(finite, new, old)
+
+    kept = jax.tree.map(choose, new, old, is_leaf=is_schedule)
+    return kept.replace(step=new.step, skipped=old.skipped + jnp.where(finite, 0, 1))

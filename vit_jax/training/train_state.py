@@ -1,0 +1,80 @@
+"""The state of a run: step, parameters, optimizer state and the parameters' average."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.parallel import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a run carries from step to step.
+
+    Attributes:
+        step: int32 (), the number of steps taken.
+        params: the model's parameters.
+        opt_state: the optimizer's state.
+        ema_params: the exponential moving average of `params`; None if `config.ema_decay` is.
+        skipped: int32 (), the number of updates dropped by `config.on_nonfinite="skip"`.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    ema_params: dict | None
+    skipped: jax.Array
+
+    @property
+    def eval_params(self) -> dict:
+        """The parameters to evaluate and publish: the average if there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def init_params(model, image_shape: tuple[int, int, int], seed: int) -> dict:
+    """Returns the parameters that a run starts from; they depend on the seed alone."""
+    images = jnp.zeros((1, *image_shape))
+    return model.init(jax.random.key(seed), images, train=False)["params"]
+
+
+def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
+    """Returns a function that makes the initial state on the mesh, and the state's shapes.
+
+    Each device makes its own shards; no device ever holds more.
+
+    Args:
+        image_shape: (H, W, C).
+        config: a run's configuration, of which `seed` and `ema_decay` are used.
+
+    Returns:
+        (() -> TrainState, a TrainState of jax.ShapeDtypeStruct with shardings).
+    """
+
+    def init():
+        params = init_params(model, image_shape, config.seed)
+        ema_params = copy(params) if config.ema_decay else None
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, tx.init(params), ema_params, jnp.copy(zero))
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_sharding(shapes, mesh)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return jax.jit(init, out_shardings=shardings), shapes
+
+
+def with_params(state: TrainState, params: dict) -> TrainState:
+    """Returns an initial state with other parameters, sharded like the state's own."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    params = jax.device_put(params, shardings)
+    ema_params = None if state.ema_params is None else copy(params)
+    return state.replace(params=params, ema_params=ema_params)
+
+
+def copy(params: dict) -> dict:
+    """Copies parameters: the train step donates both them and their average."""
+    return jax.tree.map(jnp.copy, params)

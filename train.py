@@ -210,7 +210,7 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
         )
     config.num_classes = train_set.num_classes
     config.model.representation_size = models.from_config(config).representation_size
-    config.dataset.order = input_pipeline.order(train_set, config.dataset)
+    config.dataset.order = input_pipeline.shuffle_order(train_set, config.dataset)
     config.dataset.parts = process_count if config.dataset.order == "buffer" else 1
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)

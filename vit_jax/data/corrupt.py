@@ -1,5 +1,6 @@
-"""Examples that can't be read or decoded: told by name, and where that is asked for, skipped."""
+"""Corrupt examples, which can't be read or decoded: named in an error, or skipped and counted."""
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -11,110 +12,131 @@ from vit_jax.data import preprocess
 from vit_jax.data.sources import RecordFiles, Source
 from vit_jax.errors import UserError
 
-# Every process tells of its own part: not muted where "vit_jax" is.
-logger = logging.getLogger("vit_jax.damage")
+# With several processes "vit_jax" logs from the first one only; each logs its own corrupt examples.
+logger = logging.getLogger("vit_jax.corrupt")
 logger.setLevel(logging.INFO)
 
 
-def decoded(batches, source: Source, channels: int, examples_after) -> Iterator[dict]:
-    """Iterates over a dataset of batches; where one fails, says which image it was.
+def iterate_batches(
+    batches: tf.data.Dataset, source: Source, channels: int, examples_of: Callable
+) -> Iterator[dict]:
+    """Yields batches as NumPy arrays; if one fails, names the example that it failed on.
 
-    examples_after: the number of batches that came through -> a dataset of the (index, handle) of
-    the batch that follows, to look for the one that can't be decoded.
+    Args:
+        batches: the dataset of batches.
+        source: the split.
+        channels: 1 or 3.
+        examples_of: the number of a batch, from 0 -> dataset of its (..., index, handle).
+
+    Raises:
+        UserError: an example is corrupt.
     """
-    iterator, done = batches.as_numpy_iterator(), 0
-    while True:
+    iterator = batches.as_numpy_iterator()
+    for number in itertools.count():
         try:
             batch = next(iterator)
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            raise UserError(explanation(error, source, channels, examples_after(done))) from None
+            examples = examples_of(number)
+            raise UserError(describe_failure(error, source, channels, examples)) from None
         yield batch
-        done += 1
 
 
-def explanation(error, source: Source, channels: int, examples) -> str:
-    """What to tell the user of a batch that failed: which of its examples can't be decoded."""
+def describe_failure(error: tf.errors.OpError, source: Source, channels: int, examples) -> str:
+    """Returns the message for a failed batch: which of its examples is corrupt, and what to do."""
     try:
-        for index, handle in examples:
-            done = "read"
+        for *_, index, handle in examples:
+            problem = "read"
             try:
                 encoded, _ = source.fetch(handle)
-                done = "decoded"
+                problem = "decoded"
                 preprocess.decode(encoded, channels)
-            except tf.errors.OpError as culprit:
-                return failure(f"{source.describe(int(index))} can't be {done}", culprit)
+            except tf.errors.OpError as cause:
+                return failure_message(f"{source.describe(int(index))} can't be {problem}", cause)
     except tf.errors.OpError:
-        pass  # the file itself can't be read; maybe further on, where a buffer fills
-    return unreadable(error, source)
+        pass  # a file can't be read; maybe at a record that only fills the shuffle buffer
+    return describe_unreadable(error, source)
 
 
-def unreadable(error, source: Source) -> str:
-    """What to tell the user of a source that can't be read: the first such example."""
+def describe_unreadable(error: tf.errors.OpError, source: Source) -> str:
+    """Returns the message for a source that can't be read: its first unreadable example."""
     if isinstance(source, RecordFiles):
         logger.info(f"Looking for the record of {source.name} that can't be read")
-        records = source.in_order(0, source.num_examples, tolerant=True)
+        records = source.in_order(0, source.num_examples, ignore_errors=True)
         for index, _ in records.filter(lambda _, record: tf.equal(record, "")).take(1):
-            return failure(f"{source.describe(int(index))} can't be read", error)
-    return failure(f"{source.name} can't be read", error)
+            return failure_message(f"{source.describe(int(index))} can't be read", error)
+    return failure_message(f"{source.name} can't be read", error)
 
 
-def failure(what: str, error: tf.errors.OpError) -> str:
-    way_out = "mend it, or leave such examples out with --config.dataset.on_error=skip"
-    return f"{what}: {reason(error)}; {way_out}"
+def failure_message(problem: str, error: tf.errors.OpError) -> str:
+    return (
+        f"{problem}: {error_reason(error)}; fix it, or skip corrupt examples with "
+        "--config.dataset.on_error=skip"
+    )
 
 
-def reason(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the operations it went through."""
+def error_reason(error: tf.errors.OpError) -> str:
+    """Returns TensorFlow's message without the names of operations."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.split("\n")[0])
     text = re.sub(r".*(assertion failed: \[|Summarized data: b')(.*?)['\]].*", r"\2", text)
     return re.sub(r"Error in user-defined function .* transformation.*?: ", "", text).strip()
 
 
-def marked(view: Callable, image_shape: tuple[int, int, int]) -> Callable:
-    """`view`, with the fields index and damaged; zeros stand in for an image that fails."""
+def mark_corrupt(view: Callable, image_shape: tuple[int, int, int]) -> Callable:
+    """Wraps the function `view` so that a corrupt example gives zeros instead of an error.
+
+    Args:
+        view: (..., index, handle) -> fields of an example.
+        image_shape: (height, width, channels).
+
+    Returns:
+        The same function with two more fields: index, and corrupt, a bool.
+    """
     blank = {"images": tf.zeros(image_shape, tf.uint8), "labels": tf.constant(0)}
 
-    def attempt(*example):
+    def view_or_blank(*example):
         *_, index, _ = example
         views = tf.data.Dataset.from_tensors(example).map(view)
-        views = views.map(lambda good: good | {"damaged": False}).ignore_errors()
-        views = views.concatenate(tf.data.Dataset.from_tensors(blank | {"damaged": True}))
+        views = views.map(lambda fields: fields | {"corrupt": False}).ignore_errors()
+        views = views.concatenate(tf.data.Dataset.from_tensors(blank | {"corrupt": True}))
         return views.take(1).get_single_element() | {"index": index}
 
-    return attempt
+    return view_or_blank
 
 
-def noted(batches: Iterator[dict], source: Source) -> Iterator[dict]:
-    """Takes the field index out of the batches, and tells of each damaged example once."""
+def log_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
+    """Removes the field index from batches, and logs each corrupt example once."""
     for batch in batches:
-        for index in batch.pop("index")[batch["damaged"]].tolist():
-            if index not in source.damaged:
-                source.damaged.add(index)
+        for index in batch.pop("index")[batch["corrupt"]].tolist():
+            if index not in source.corrupt:
+                source.corrupt.add(index)
                 logger.warning(f"Skipping {source.describe(index)}: it can't be read or decoded")
         yield batch
 
 
-def filled_in(batches: Iterator[dict], source: Source) -> Iterator[dict]:
-    """In the place of a damaged example, the good one before it in the batch.
+def replace_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
+    """Replaces each corrupt example by the good one before it in the batch.
 
-    So the other examples stay where they would be, whatever is damaged.
+    So all other examples keep their places in the order of the run. Removes the field corrupt.
+
+    Raises:
+        UserError: all examples of a batch are corrupt.
     """
-    for batch in noted(batches, source):
-        good = np.flatnonzero(~batch.pop("damaged"))
+    for batch in batches:
+        good = np.flatnonzero(~batch.pop("corrupt"))
         if not len(good):
-            raise UserError(f"{source.name}: no example of a whole batch can be read or decoded")
-        any_row = np.arange(len(batch["labels"]))
-        rows = good[np.searchsorted(good, any_row, side="right") - 1]
+            raise UserError(f"{source.name}: all examples of a batch are corrupt")
+        all_rows = np.arange(len(batch["labels"]))
+        rows = good[np.searchsorted(good, all_rows, side="right") - 1]
         yield {name: values[rows] for name, values in batch.items()}
 
 
 def report_corrupt(*sources: Source) -> None:
-    """Logs how many examples were skipped."""
+    """Logs how many examples of each source were skipped."""
     for source in sources:
-        if count := len(source.damaged):
+        if count := len(source.corrupt):
             logger.warning(
-                f"Skipped {count} damaged of {source.num_examples:,} examples of {source.name}; "
+                f"Skipped {count} of {source.num_examples:,} examples of {source.name} as corrupt; "
                 "each is named above"
             )

@@ -1,4 +1,4 @@
-"""In which order examples are read: of every epoch another, decided by seed and epoch alone."""
+"""The order in which training examples are read: a new one each epoch, from the seed alone."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,80 +8,113 @@ from vit_jax.data.sources import RandomAccess, RecordFiles
 FOREVER = np.iinfo(np.int64).max
 
 
-def globally_shuffled(source: RandomAccess, seed, batch_size, first_step, rows) -> tf.data.Dataset:
-    """(epoch, index, handle) of these rows of each batch, from step `first_step` on.
+def global_shuffle(source: RandomAccess, seed, batch_size, first_step, rows) -> tf.data.Dataset:
+    """Returns the endless stream of (epoch, index, handle), permuted over the whole split.
 
-    Position p of the endless stream is in epoch p // n, at place p % n of a permutation of the n
-    examples that is computed, not stored.
+    Position p of the global stream is in epoch p // n, at position p % n of that epoch's
+    permutation of the n examples. Permutations are computed per index, not stored, so the stream
+    can start anywhere.
+
+    Args:
+        source: the split.
+        seed: `config.seed`.
+        batch_size: the size of the global batch.
+        first_step: the step to start at.
+        rows: indices into each global batch: the examples that this process reads.
     """
     n, local_batch, rows = source.num_examples, len(rows), tf.constant(rows, tf.int64)
 
     def example(local_position):
         step = local_position // local_batch
         position = step * batch_size + rows[local_position % local_batch]
-        epoch, place = position // n, position % n
-        index = permuted(place, tf.stack([tf.constant(seed, tf.int64), epoch]), n)
+        epoch, position_in_epoch = position // n, position % n
+        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+        index = permuted_index(position_in_epoch, epoch_seed, n)
         return epoch, index, index
 
     return tf.data.Dataset.range(first_step * local_batch, FOREVER).map(example)
 
 
-def permuted(place, seed, n: int) -> tf.Tensor:
-    """Where `place` of 0 .. n - 1 goes in a permutation that the seed, int64 (2,), decides.
+def permuted_index(position, seed, n: int) -> tf.Tensor:
+    """Returns the index at a position of a permutation of 0 .. n - 1.
 
-    `tf.random.experimental.index_shuffle` looks at a few low bits of each of the seed's words, as
-    many as the numbers below n have, halved: the words have to be hashes, and four rounds are few.
+    Args:
+        position: int64, a scalar or (k,).
+        seed: int64 (2,); it decides the permutation.
+        n: the number of indices.
     """
+    # The operation uses only a few low bits of each word of its seed (half as many as n - 1 has),
+    # so the words must be hashes. `tf.random.experimental.index_shuffle`, which wraps it, makes
+    # only four rounds.
     words = tf.random.stateless_uniform((3,), seed, None, None, tf.int32)
     return tf.raw_ops.RandomIndexShuffle(
-        index=place, seed=words, max_index=tf.constant(n - 1, tf.int64), rounds=8
+        index=position, seed=words, max_index=tf.constant(n - 1, tf.int64), rounds=8
     )
 
 
-def buffer_shuffled(
-    source: RecordFiles, seed, first_position, buffer_size, first, last, tolerant=False
+def buffer_shuffle(
+    source: RecordFiles, seed, first_position, buffer_size, first, last, ignore_errors=False
 ) -> tf.data.Dataset:
-    """(epoch, index, handle) of the records first .. last - 1, through a buffer seeded per epoch.
+    """Returns the endless stream of (epoch, index, handle), shuffled through a buffer.
 
-    Begins at `first_position` of the endless stream; what lies before is read and skipped. While
-    the last `buffer_size` records of an epoch leave the buffer, a second one fills with the next.
+    Even and odd epochs are two streams with a buffer each, so that the next epoch's buffer fills
+    while the last `buffer_size` records of an epoch leave theirs.
+
+    Args:
+        source: the split.
+        seed: `config.seed`; each epoch's order depends on it and on the epoch.
+        first_position: how many examples of the stream to skip; those of the first epoch are read.
+        buffer_size: the size of the buffer, in records.
+        first, last: the stream has examples first .. last - 1.
+        ignore_errors: as in `RecordFiles`.
     """
     n = last - first
     buffer_size = min(buffer_size, n)
-    first_epoch, offset = divmod(first_position, n)
+    first_epoch, num_skipped = divmod(first_position, n)
+
+    def skipped_in(epoch):
+        return tf.where(epoch == first_epoch, np.int64(num_skipped), np.int64(0))
 
     def epoch_records(epoch):
-        """A starter before the records: a prefetching stream fills its buffer once asked for it."""
-        records = source.shuffled(first, last, seed, epoch, buffer_size, tolerant)
-        records = records.skip(tf.where(epoch == first_epoch, np.int64(offset), np.int64(0)))
+        """Returns an epoch's records, after an empty one.
+
+        A prefetching stream fills its buffer once its first element is taken: the empty one
+        starts the epoch ahead of its first record.
+        """
+        records = source.shuffled(first, last, seed, epoch, buffer_size, ignore_errors)
         starter = tf.data.Dataset.from_tensors((np.int64(-1), ""))
-        return starter.concatenate(records).map(lambda *record: (epoch, *record))
+        records = starter.concatenate(records.skip(skipped_in(epoch)))
+        return records.map(lambda index, record: (epoch, index, record))
 
     def every_second_epoch(start):
         return tf.data.Dataset.range(start, FOREVER, 2).flat_map(epoch_records).prefetch(1)
 
-    def turns(epoch):
-        """Which stream gives next: an epoch's own, and once the other's starter."""
-        own = (epoch - first_epoch) % 2
-        count = n - tf.where(epoch == first_epoch, np.int64(offset), np.int64(0))
-        draining = tf.minimum(count, buffer_size)
+    def epoch_choices(epoch):
+        """Returns the streams to take from during an epoch: its own, and once the other one."""
+        stream = (epoch - first_epoch) % 2
+        count = n - skipped_in(epoch)
+        in_buffer = tf.minimum(count, buffer_size)
         return (
-            repeated(own, count - draining)
-            .concatenate(repeated(1 - own, 1))
-            .concatenate(repeated(own, draining))
+            repeat(stream, count - in_buffer)
+            .concatenate(repeat(1 - stream, 1))  # the next epoch's starter
+            .concatenate(repeat(stream, in_buffer))
         )
 
     streams = [every_second_epoch(first_epoch), every_second_epoch(first_epoch + 1)]
-    choices = tf.data.Dataset.range(first_epoch, FOREVER).flat_map(turns)
-    choices = repeated(np.int64(0), 1).concatenate(choices)  # the first epoch's starter
+    choices = tf.data.Dataset.range(first_epoch, FOREVER).flat_map(epoch_choices)
+    choices = repeat(np.int64(0), 1).concatenate(choices)  # the first epoch's starter
     records = tf.data.Dataset.choose_from_datasets(streams, choices)
     return records.filter(lambda epoch, index, record: index >= 0)
 
 
-def repeated(value, count) -> tf.data.Dataset:
+def repeat(value, count) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors(value).repeat(count)
 
 
-def process_part(num_examples: int, index: int, count: int) -> tuple[int, int]:
-    """The contiguous range of examples that is this process's; sizes differ by one at most."""
-    return num_examples * index // count, num_examples * (index + 1) // count
+def process_range(num_examples: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """Returns (first, last) of a process's examples first .. last - 1.
+
+    The ranges are contiguous, and their sizes differ by one at most.
+    """
+    first = num_examples * process_index // process_count
+    return first, num_examples * (process_index + 1) // process_count

@@ -1,0 +1,235 @@
+"""Opens a dataset by its name: the embedded digits, a folder of images, or a TFDS dataset."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from etils import epath
+
+from vit_jax.data.folders import open_folder
+from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select_split, split_error
+from vit_jax.errors import UserError
+
+ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
+
+
+def open_source(
+    name: str,
+    data_dir: str | None,
+    split: str,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """Opens one split of a dataset; reads no image.
+
+    Args:
+        name: "digits" (embedded), a TFDS name ("imagenet2012"), the folder of a prepared TFDS
+            dataset, or a folder of `<split>/<class>/*.jpg|png`.
+        data_dir: where TFDS keeps prepared datasets; None: TFDS's default.
+        split: such as "train" or "train[:99%]", in TFDS's notation for every kind of dataset.
+        class_names: of the training split; a folder's classes must be among them.
+
+    Raises:
+        UserError: the dataset or split is missing, or a folder isn't laid out as above.
+    """
+    if not name:
+        raise UserError("config.dataset.name is empty; it must be a TFDS dataset or a folder")
+    folder = pathlib.Path(name).expanduser()
+    if name == "digits":
+        return open_digits(split)
+    if folder.is_dir():
+        prepared = find_prepared(folder)
+        if len(prepared) > 1:
+            raise UserError(
+                f"{folder} has several datasets; set config.dataset.name to one of {prepared}"
+            )
+        if prepared:
+            return open_tfds(tfds.builder_from_directory(prepared[0]), split)
+        return open_folder(folder, split, class_names)
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise UserError(f"config.dataset.name is {name!r}, but there is no such folder")
+    return open_tfds(find_tfds(name, data_dir), split)
+
+
+def count_classes(name: str, data_dir: str | None, split: str) -> int:
+    """Returns the number of classes of a dataset; a dataset of TFDS needn't be prepared.
+
+    Raises:
+        UserError: it is neither on this machine nor known to TFDS.
+    """
+    try:
+        return open_source(name, data_dir, split).num_classes
+    except UserError as error:
+        try:
+            return tfds.builder(name).info.features["label"].num_classes
+        except Exception:  # TFDS raises many kinds for names it doesn't know
+            raise UserError(f"{error}. Or set --config.num_classes") from None
+
+
+def open_digits(split: str) -> RandomAccess:
+    """Opens scikit-learn's 1,797 handwritten digits, gray images of 8x8 pixels.
+
+    The splits are "train" and "test"; every fifth image of each class is in "test".
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
+    is_test = np.zeros(len(pixels), bool)
+    for digit in range(10):
+        is_test[np.flatnonzero(digits.target == digit)[4::5]] = True
+    whole_splits = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+    rows = select_split(split, whole_splits, "the embedded digits")
+    images = tf.constant([tf.io.encode_png(image).numpy() for image in pixels[rows]])
+    labels = tf.constant(digits.target[rows], tf.int64)
+    return RandomAccess(
+        name=f"digits, split {split}",
+        num_examples=len(rows),
+        class_names=tuple(str(name) for name in digits.target_names),
+        describe=lambda index: f"digit {rows[index]} of scikit-learn's",
+        fetch=lambda index: (images[index], labels[index]),
+    )
+
+
+def find_prepared(folder: pathlib.Path) -> list[str]:
+    """Returns the prepared TFDS datasets in a folder: it, <version>/ or <config>/<version>/."""
+    files = (folder.glob(f"{depth}dataset_info.json") for depth in ("", "*/", "*/*/"))
+    return sorted(str(path.parent) for paths in files for path in paths)
+
+
+def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a dataset that TFDS knows and has prepared on this machine.
+
+    Raises:
+        UserError: TFDS doesn't know it, or it isn't prepared.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError):  # an unknown name, config or version; not a name at all
+        raise UserError(
+            f"config.dataset.name is {name!r}, which is neither a folder nor a dataset that TFDS "
+            "knows: see tensorflow.org/datasets/catalog"
+        ) from None
+    if not builder.info.splits:
+        raise UserError(not_prepared(name, builder))
+    return builder
+
+
+def not_prepared(name: str, builder: tfds.core.DatasetBuilder) -> str:
+    """Returns the message for a dataset that TFDS knows but hasn't prepared."""
+    folder = pathlib.Path(builder.data_dir)  # <data_dir>/<name>[/<config>]/<version>
+    data_dir = folder.parents[len(builder.info.full_name.split("/")) - 1]
+    others = sorted(path.parent.name for path in folder.parent.glob("*/dataset_info.json"))
+    versions = f" (found only version {', '.join(others)}: name it as {name}:VERSION)"
+    return (
+        f"Dataset {name} isn't prepared: there is no {folder}{versions if others else ''}. "
+        f"Prepare it with `tfds build {name} --data_dir={data_dir}`, or set "
+        "--config.dataset.data_dir= to the folder that it is in, or train on your own images with "
+        "--config.dataset.name=FOLDER (<split>/<class>/*.jpg), or try the code on the embedded "
+        "digits with :quick after the preset's name"
+    )
+
+
+def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
+    """Opens a split of a prepared TFDS dataset.
+
+    Raises:
+        UserError: it isn't a classification dataset, or the split or its files are missing.
+    """
+    info = builder.info
+    check_features(info)
+    if ARRAY_RECORD in info.available_file_formats():  # maybe beside TFRecord files
+        info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)
+    files = split_files(info, split)
+    ends = np.cumsum([take for _, _, take in files])
+    num_examples = int(ends[-1])
+
+    def describe(index):
+        path, _, _ = files[np.searchsorted(ends, index, side="right")]
+        return f"example {index} of {info.full_name}, split {split}, in {path}"
+
+    common = dict(
+        name=f"{info.full_name}, split {split}",
+        num_examples=num_examples,
+        class_names=tuple(info.features["label"].names),
+        describe=describe,
+    )
+    if info.file_format == ARRAY_RECORD:
+        return RandomAccess(**common, fetch=array_record_reader(builder, split))
+    mean_bytes = info.dataset_size / sum(part.num_examples for part in info.splits.values())
+    num_bytes = round(mean_bytes * num_examples)
+    parse = record_parser(info.features)
+    return RecordFiles(**common, fetch=parse, files=files, num_bytes=num_bytes)
+
+
+def check_features(info: tfds.core.DatasetInfo) -> None:
+    """Raises UserError if a dataset has no images with class labels."""
+    if not {"image", "label"} <= set(info.features):
+        raise UserError(
+            f"Dataset {info.full_name} has the features {', '.join(info.features)}; it must have "
+            "`image` and `label`"
+        )
+    if not isinstance(info.features["label"], tfds.features.ClassLabel):
+        kind = type(info.features["label"]).__name__
+        raise UserError(
+            f"The label of dataset {info.full_name} is a {kind}; it must be a ClassLabel"
+        )
+
+
+def split_files(info: tfds.core.DatasetInfo, split: str) -> tuple[tuple[str, int, int], ...]:
+    """Returns (path, records to skip, records to take) of the files of a split.
+
+    Raises:
+        UserError: the split is unknown or empty, or files are missing.
+    """
+    try:
+        instructions = info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(split_error(split, info.full_name, error)) from None
+    files = tuple((part.filename, part.skip, num_records(part)) for part in instructions)
+    if not sum(take for _, _, take in files):
+        raise UserError(f"Split {split!r} of {info.full_name} is empty")
+    present = {path.name for path in epath.Path(files[0][0]).parent.iterdir()}
+    if missing := [path for path, _, _ in files if epath.Path(path).name not in present]:
+        raise UserError(
+            f"{info.full_name}, split {split}: {len(missing)} of {len(files)} files are missing, "
+            f"the first {missing[0]}; prepare the dataset again"
+        )
+    return files
+
+
+def num_records(part) -> int:
+    """Returns how many records a file instruction of TFDS takes; its -1 means the rest."""
+    return part.take if part.take >= 0 else part.examples_in_shard - part.skip
+
+
+def record_parser(features: tfds.features.FeaturesDict) -> Callable:
+    """Returns the function from a serialized record to (encoded image, label)."""
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def parse(record):
+        tf.debugging.Assert(record != "", ["the record is corrupt or missing"])
+        example = features.deserialize_example(record, decoders=decoders)
+        return example["image"], tf.cast(example["label"], tf.int64)
+
+    return parse
+
+
+def array_record_reader(builder: tfds.core.DatasetBuilder, split: str) -> Callable:
+    """Returns the function from an index into ArrayRecord files to (encoded image, label)."""
+    raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
+    records = builder.as_data_source(split, deserialize_method=raw)
+    parse = record_parser(builder.info.features)
+
+    def read(index):
+        try:
+            return records[index]
+        except (RuntimeError, ValueError, IndexError, OSError):  # what the reader raises
+            return b""
+
+    def fetch(index):
+        record = tf.numpy_function(read, [index], tf.string, stateful=False)
+        return parse(tf.ensure_shape(record, ()))
+
+    return fetch

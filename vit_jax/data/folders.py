@@ -1,0 +1,157 @@
+"""Folders and lists of image files as sources."""
+
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from vit_jax.data.sources import RandomAccess, select_split
+from vit_jax.errors import UserError
+
+logger = logging.getLogger("vit_jax")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def open_folder(
+    root: pathlib.Path, split: str, class_names: Sequence[str] | None = None
+) -> RandomAccess:
+    """Opens a split of a folder laid out as `<split>/<class>/*.jpg|png`; reads no image.
+
+    Files are ordered by a hash of their paths, so that a part such as `train[:90%]` has examples
+    of every class.
+
+    Args:
+        root: the folder.
+        split: in TFDS's notation.
+        class_names: the classes of the training split; None: the split's own, sorted by name.
+
+    Raises:
+        UserError: the split is missing or empty, a folder isn't laid out as above, or a class
+            isn't among `class_names`.
+    """
+    whole_splits = {name: list_classes(root / name) for name in folder_splits(root, split)}
+    classes = tuple(class_names or sorted(set().union(*whole_splits.values())))
+    for name, images in whole_splits.items():
+        if unknown := sorted(set(images) - set(classes)):
+            raise UserError(
+                f"{root / name} has classes that the training split lacks: {', '.join(unknown)}"
+            )
+
+    # File names and the indices of their folders, as arrays: there may be millions of files.
+    folders = [(name, label) for name, images in whole_splits.items() for label in images]
+    images_of = [whole_splits[name][label] for name, label in folders]
+    files = np.concatenate(images_of)
+    folder_of = np.repeat(np.arange(len(folders)), [len(images) for images in images_of])
+    folder_paths = [os.fsencode(f"{name}/{label}/") for name, label in folders]
+
+    order = hash_order(folder_paths[i] + file for i, file in zip(folder_of, files, strict=True))
+    split_of = np.array([name for name, _ in folders])[folder_of[order]]
+    indices = {name: order[split_of == name] for name in whole_splits}
+    selected = select_split(split, indices, str(root))
+
+    files, folder_of = tf.constant(files[selected]), tf.constant(folder_of[selected])
+    folder_paths = tf.constant(folder_paths)
+    labels = tf.constant([classes.index(label) for _, label in folders], tf.int64)
+
+    def path(index):
+        return tf.strings.join([f"{root}/", folder_paths[folder_of[index]], files[index]])
+
+    return RandomAccess(
+        name=f"{root}, split {split}",
+        num_examples=len(selected),
+        class_names=classes,
+        describe=lambda index: os.fsdecode(path(index).numpy()),
+        fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
+    )
+
+
+def folder_splits(root: pathlib.Path, split: str) -> list[str]:
+    """Returns the names of the whole splits in "train[:90%]+extra": train, extra.
+
+    Raises:
+        UserError: the folder lacks one of them.
+    """
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    names = [part.split("[")[0].strip() for part in split.split("+")]
+    for name in names:
+        if name not in folders:
+            raise UserError(
+                f"{root} has no split {name!r}: expected {root}/{name}/<class>/*.jpg|png, "
+                f"found the folders {', '.join(folders) or 'none'}"
+            )
+    return names
+
+
+def hash_order(paths: Iterable[bytes]) -> np.ndarray:
+    """Returns the indices that sort paths by their MD5 hashes."""
+    hashes = (int.from_bytes(hashlib.md5(path).digest()[:8], "big") for path in paths)
+    return np.argsort(np.fromiter(hashes, np.uint64), kind="stable")
+
+
+def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns class name -> the paths, as bytes, of its images relative to the class's folder.
+
+    Raises:
+        UserError: no classes at all, or a class without images.
+    """
+    classes, ignored = {}, []
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        files = list_files(folder / name)
+        images = [file for file in files if is_image(file)]
+        ignored += [file for file in files if not is_image(file)]
+        if not images:
+            raise UserError(f"{folder / name} has no images: expected *.jpg, *.jpeg or *.png")
+        classes[name] = np.array([os.fsencode(file) for file in images])
+    if not classes:
+        raise UserError(
+            f"{folder} has no class folders: expected {folder}/<class>/*.jpg|png, "
+            f"found {len(list(folder.iterdir()))} files"
+        )
+    if ignored:
+        logger.warning(
+            f"{folder}: ignoring {len(ignored)} files that aren't images, such as {ignored[0]}"
+        )
+    return classes
+
+
+def list_files(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of all files below a folder, relative to it."""
+    paths = []
+    for parent, _, files in os.walk(folder):
+        relative = os.path.relpath(parent, folder)
+        paths += files if relative == "." else [f"{relative}/{file}" for file in files]
+    return paths
+
+
+def is_image(file: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+
+
+def open_files(paths: Sequence[str]) -> RandomAccess:
+    """Opens files, and all images below folders, as a source of unlabeled images (label -1).
+
+    Raises:
+        UserError: a folder without images.
+    """
+    files = []
+    for path in map(pathlib.Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if is_image(file.name))
+            if not found:
+                raise UserError(f"{path} has no images: expected *.jpg, *.jpeg or *.png")
+        files += map(str, found)
+    names = tf.constant(files)
+    return RandomAccess(
+        name="the given images",
+        num_examples=len(files),
+        class_names=(),
+        describe=lambda index: files[index],
+        fetch=lambda index: (tf.io.read_file(names[index]), tf.constant(-1, tf.int64)),
+    )

@@ -174,7 +174,7 @@ def test_mistakes(digits_run, tmp_path):
         (lambda: predict.load(digits_run[0], None, None, ["a"]), "There are 1 class names"),
         (lambda: predict.check_png("a.jpg"), "it takes a .png file"),
         (lambda: predict.check_png("nowhere/a.png"), "in a folder that exists"),
-        (lambda: input_pipeline.open_files([str(tmp_path)]), "holds no image"),
+        (lambda: input_pipeline.open_files([str(tmp_path)]), "has no images"),
     ):
         with pytest.raises(UserError, match=match):
             load()

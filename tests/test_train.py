@@ -191,7 +191,7 @@ def test_a_run_keeps_its_order(tfds_folders, tmp_path):
         train.train(config, tmp_path)
 
 
-def test_damaged_examples_are_reported_at_the_end(tmp_path, caplog):
+def test_corrupt_examples_are_reported_at_the_end(tmp_path, caplog):
     """A run with some trains, counts them, and evaluates without them."""
     for split, count in (("train", 40), ("val", 10)):
         for i in range(count):
@@ -208,9 +208,8 @@ def test_damaged_examples_are_reported_at_the_end(tmp_path, caplog):
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"Skipping {path}: it can't be read or decoded" in log
     for split, count in (("train", 40), ("val", 10)):
-        assert (
-            f"Skipped 1 damaged of {count} examples of {tmp_path / 'images'}, split {split}" in log
-        )
+        source = f"{tmp_path / 'images'}, split {split}"
+        assert f"Skipped 1 of {count} examples of {source} as corrupt" in log
 
 
 def test_a_finished_run_is_left_alone(finished):
@@ -376,7 +375,7 @@ def test_a_truncated_checkpoint_gives_way(finished, tmp_path):
     assert result.returncode == 0
     read, moved = result.stderr.strip().splitlines()
     assert re.search(r"60/params can't be read", read)
-    assert re.search(r"Moved it to .*damaged_checkpoints/60", moved)
+    assert re.search(r"Moved it to .*corrupt_checkpoints/60", moved)
     assert_same_run(tmp_path / "run", workdir)
 
 

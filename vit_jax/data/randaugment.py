@@ -1,32 +1,40 @@
-"""RandAugment (arXiv:1909.13719) and colour jitter, as stateless TensorFlow operations.
+"""RandAugment (arXiv:1909.13719) and color jitter, as stateless TensorFlow operations.
 
-Images are uint8 (H, W, C) throughout. Operations that Pillow has compute what Pillow computes.
-The magnitudes are those the ViT recipes were published with (big_vision's `randaug(n, m)`, after
-TensorFlow's AutoAugment): 10 is the scale's unit, larger ones go on in proportion. Other than
-there, contrast blends with the image's mean grey, as Pillow does, and lengths scale with the image.
+Images are uint8 (H, W, C). Operations that Pillow has compute what Pillow computes. Magnitudes
+are those that the ViT recipes were published with (`randaug(n, m)` of big_vision, from
+TensorFlow's AutoAugment): strengths grow linearly with the magnitude, and 10 is the unit. Two
+things differ from that code: contrast blends with the image's mean gray, as in Pillow, and lengths
+in pixels scale with the image.
+
+To add an operation, write the function and give it a row in OPERATIONS; every row is drawn equally
+often.
 """
 
 import tensorflow as tf
 
-FILL = 128  # what geometry and cutout uncover
+FILL = 128  # the value of pixels that geometry and cutout leave empty
 
-# Lengths in pixels at magnitude 10 were made for images of 224; they scale with the image.
-TRANSLATE, CUTOUT, REFERENCE_SIZE = 100.0, 40.0, 224.0
+# Lengths in pixels at magnitude 10, for images that are 224 pixels wide.
+TRANSLATE, CUTOUT, REFERENCE_WIDTH = 100.0, 40.0, 224.0
 
 
 def randaugment(image, seed, layers: int, magnitude: float) -> tf.Tensor:
-    """`layers` operations in a row, each drawn from the sixteen, at that magnitude.
+    """Applies `layers` operations in a row, each drawn at random from OPERATIONS.
 
-    seed: int64 (2,), all the randomness.
+    Args:
+        image: uint8 (H, W, C).
+        seed: int64 (2,), the source of all randomness.
+        layers: the number of operations.
+        magnitude: their strength; 10 is the unit.
     """
     level = magnitude / 10.0
     for layer in range(layers):
         layer_seed = tf.random.fold_in(seed, layer)
-        choice_seed, sign_seed, place_seed = tf.unstack(tf.random.split(layer_seed, 3))
+        choice_seed, sign_seed, operation_seed = tf.unstack(tf.random.split(layer_seed, 3))
         choice = tf.random.stateless_uniform((), choice_seed, 0, len(OPERATIONS), tf.int32)
         sign = tf.where(tf.random.stateless_uniform((), sign_seed) < 0.5, -1.0, 1.0)
         branches = [
-            lambda op=op, image=image, sign=sign, seed=place_seed: op(image, level, sign, seed)
+            lambda op=op, image=image, sign=sign, seed=operation_seed: op(image, level, sign, seed)
             for op in OPERATIONS.values()
         ]
         shape = image.shape
@@ -35,7 +43,13 @@ def randaugment(image, seed, layers: int, magnitude: float) -> tf.Tensor:
 
 
 def color_jitter(image, seed, strengths: tuple[float, float, float]) -> tf.Tensor:
-    """Brightness, contrast and colour, each by a factor from [1 - strength, 1 + strength]."""
+    """Scales brightness, contrast and color, each by a random factor.
+
+    Args:
+        image: uint8 (H, W, C).
+        seed: int64 (2,), the source of all randomness.
+        strengths: of brightness, contrast and color; factors are in [1 - strength, 1 + strength].
+    """
     for i, (enhance, strength) in enumerate(
         zip((brightness, contrast, color), strengths, strict=True)
     ):
@@ -47,8 +61,8 @@ def color_jitter(image, seed, strengths: tuple[float, float, float]) -> tf.Tenso
 
 
 def autocontrast(image) -> tf.Tensor:
-    """Stretches each channel to 0 .. 255."""
-    channels = planes(image)
+    """Stretches the values of each channel to 0 .. 255."""
+    channels = to_planes(image)
     low, high = (tf.cast(f(channels, 1, True), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
     scale = tf.where(high > low, 255.0 / (high - low), 1.0)
     offset = tf.where(high > low, low * scale, 0.0)
@@ -57,23 +71,24 @@ def autocontrast(image) -> tf.Tensor:
 
 
 def equalize(image) -> tf.Tensor:
-    """Spreads each channel's histogram evenly."""
-    channels = tf.cast(planes(image), tf.int32)
+    """Equalizes the histogram of each channel."""
+    channels = tf.cast(to_planes(image), tf.int32)
     counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)  # (C, 256)
     brightest = tf.gather(counts, tf.reduce_max(channels, 1, True), batch_dims=1)
     step = (tf.reduce_sum(counts, 1, True) - brightest) // 255
     spread = (tf.cumsum(counts, axis=1, exclusive=True) + step // 2) // tf.maximum(step, 1)
     tables = tf.cast(tf.where(step > 0, tf.clip_by_value(spread, 0, 255), tf.range(256)), tf.uint8)
-    places = channels + 256 * tf.range(image.shape[-1])[:, None]
-    return from_planes(tf.gather(tf.reshape(tables, [-1]), places), image)
+    indices = channels + 256 * tf.range(image.shape[-1])[:, None]
+    return from_planes(tf.gather(tf.reshape(tables, [-1]), indices), image)
 
 
-def planes(image) -> tf.Tensor:
-    """(H, W, C) -> (C, H x W): TensorFlow is slow along a last axis of 3."""
+def to_planes(image) -> tf.Tensor:
+    """Returns (C, H x W), since TensorFlow is slow along a last axis of size 3."""
     return tf.transpose(tf.reshape(image, (-1, image.shape[-1])))
 
 
 def from_planes(channels, image) -> tf.Tensor:
+    """Returns planes (C, H x W) in the shape of `image`."""
     return tf.reshape(tf.transpose(channels), tf.shape(image))
 
 
@@ -82,13 +97,13 @@ def invert(image) -> tf.Tensor:
 
 
 def posterize(image, bits: int) -> tf.Tensor:
-    """Keeps the highest `bits` bits."""
+    """Keeps the highest `bits` bits of each value."""
     mask = 256 - (1 << (8 - bits))
     return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
 
 
 def solarize(image, threshold: int) -> tf.Tensor:
-    """Inverts what isn't below the threshold."""
+    """Inverts values from the threshold up."""
     if threshold > 255:
         return image
     inverted = 255 * tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8)
@@ -96,88 +111,92 @@ def solarize(image, threshold: int) -> tf.Tensor:
 
 
 def solarize_add(image, addition: int) -> tf.Tensor:
-    """Brightens what is below 128."""
-    room = tf.minimum(255 - image, tf.constant(min(addition, 255), tf.uint8))
-    return image + room * tf.cast(image < 128, tf.uint8)
+    """Adds to values below 128."""
+    added = tf.minimum(255 - image, tf.constant(min(addition, 255), tf.uint8))
+    return image + added * tf.cast(image < 128, tf.uint8)
 
 
 def color(image, factor) -> tf.Tensor:
-    """0: grey; 1: as it is."""
-    return blend(grey(image), image, factor)
+    """Scales the saturation; factor 0 is gray, 1 the image."""
+    return blend(grayscale(image), image, factor)
 
 
 def contrast(image, factor) -> tf.Tensor:
-    """0: the mean grey; 1: as it is."""
-    return blend(tf.floor(tf.reduce_mean(grey(image)) + 0.5), image, factor)
+    """Scales the contrast; factor 0 is the mean gray, 1 the image."""
+    return blend(tf.floor(tf.reduce_mean(grayscale(image)) + 0.5), image, factor)
 
 
 def brightness(image, factor) -> tf.Tensor:
-    """0: black; 1: as it is."""
+    """Scales the brightness; factor 0 is black, 1 the image."""
     return blend(0.0, image, factor)
 
 
 def sharpness(image, factor) -> tf.Tensor:
-    """0: smoothed; 1: as it is. The outermost pixels stay."""
+    """Scales the sharpness; factor 0 is smoothed, 1 the image. Border pixels don't change."""
     pixels = tf.cast(image, tf.float32)
     sums = pixels[:-2] + pixels[1:-1] + pixels[2:]
-    sums = sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]  # of 3x3 pixels
+    sums = sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]  # over 3x3 pixels
     smooth = tf.floor((sums + 4.0 * pixels[1:-1, 1:-1]) / 13.0 + 0.5)
     inner = blend(smooth, image[1:-1, 1:-1], factor)
     rows = tf.concat([image[1:-1, :1], inner, image[1:-1, -1:]], axis=1)
     return tf.concat([image[:1], rows, image[-1:]], axis=0)
 
 
-def grey(image) -> tf.Tensor:
-    """Luma (ITU-R 601), float32, in each channel; an image of one channel is grey already."""
+def grayscale(image) -> tf.Tensor:
+    """Returns the luma (ITU-R 601) in every channel, float32 (H, W, C)."""
     pixels = tf.cast(image, tf.float32)
     if image.shape[-1] != 3:
         return pixels
-    # In units of 1/65536, as whole numbers below 2**24, which float32 has exactly.
+    # In units of 1/65536: whole numbers below 2**24, which float32 represents exactly.
     weights = tf.constant([[19595.0], [38470.0], [7471.0]]) * tf.ones((1, 3))
     luma = tf.reshape(pixels, (-1, 3)) @ weights
     return tf.reshape(tf.floor((luma + 32768.0) / 65536.0), tf.shape(image))
 
 
 def blend(degenerate, image, factor) -> tf.Tensor:
-    """degenerate (float32) + factor x (image - degenerate), cut to 0 .. 255."""
+    """Returns degenerate + factor x (image - degenerate), clipped to 0 .. 255."""
     mixed = degenerate + factor * (tf.cast(image, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
 
 
 def shear_x(image, slope) -> tf.Tensor:
+    """Shears along the rows, by `slope` pixels per row."""
     return transform(image, ((1.0, slope, 0.0), (0.0, 1.0, 0.0)))
 
 
 def shear_y(image, slope) -> tf.Tensor:
+    """Shears along the columns, by `slope` pixels per column."""
     return transform(image, ((1.0, 0.0, 0.0), (slope, 1.0, 0.0)))
 
 
 def translate_x(image, pixels) -> tf.Tensor:
+    """Shifts the content to the left."""
     return translate(image, pixels, axis=1)
 
 
 def translate_y(image, pixels) -> tf.Tensor:
+    """Shifts the content up."""
     return translate(image, pixels, axis=0)
 
 
 def translate(image, pixels, axis: int) -> tf.Tensor:
-    """Shows what lies `pixels` further along the axis, rounded to whole pixels."""
+    """Shifts the content towards the start of an axis, by a rounded number of pixels."""
     shape = tf.unstack(tf.shape(image))
     side = shape[axis]
     shift = tf.clip_by_value(tf.cast(tf.floor(pixels + 0.5), tf.int32), -side, side)
     before, after = tf.maximum(-shift, 0), tf.maximum(shift, 0)
-    kept = slice(after, side - before)
-    kept = image[:, kept] if axis else image[kept]
-    borders = [fill([*shape[:axis], width, *shape[axis + 1 :]]) for width in (before, after)]
-    return tf.concat([borders[0], kept, borders[1]], axis)
+    remaining = slice(after, side - before)
+    content = image[:, remaining] if axis else image[remaining]
+    borders = [filled([*shape[:axis], width, *shape[axis + 1 :]]) for width in (before, after)]
+    return tf.concat([borders[0], content, borders[1]], axis)
 
 
-def fill(shape) -> tf.Tensor:
+def filled(shape) -> tf.Tensor:
     return tf.fill(shape, tf.constant(FILL, tf.uint8))
 
 
 def rotate(image, degrees) -> tf.Tensor:
-    """Anticlockwise about the centre."""
+    """Rotates counterclockwise about the center."""
     angle = degrees * (3.141592653589793 / 180.0)
     cos, sin = tf.cos(angle), tf.sin(angle)
     height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
@@ -187,12 +206,13 @@ def rotate(image, degrees) -> tf.Tensor:
 
 
 def transform(image, rows) -> tf.Tensor:
-    """The pixel at (x, y) comes from rows @ (x, y, 1), both in pixels from the image's corner.
+    """Applies an affine transform with nearest-neighbor sampling.
 
-    Nearest neighbour, as Pillow's `Image.transform(..., AFFINE)`.
+    As Pillow's `Image.transform(..., AFFINE)`: the output pixel at (x, y) is the input's at
+    rows @ (x, y, 1), both in pixels from the top left corner of the image.
     """
     (a, b, c), (d, e, f) = rows
-    # The operation counts from the first pixel's centre.
+    # TensorFlow's operation counts from the center of the first pixel.
     c, f = c + (a + b - 1.0) / 2, f + (d + e - 1.0) / 2
     matrix = tf.stack([tf.cast(v, tf.float32) for v in (a, b, c, d, e, f, 0.0, 0.0)])
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -205,54 +225,55 @@ def transform(image, rows) -> tf.Tensor:
     )[0]
 
 
-def cutout(image, half: int, seed) -> tf.Tensor:
-    """A square with sides of 2 x half pixels about a random pixel, cut off at the borders."""
+def cutout(image, half_side: int, seed) -> tf.Tensor:
+    """Fills a square of 2 x `half_side` pixels around a random pixel (arXiv:1708.04552)."""
     height, width = tf.unstack(tf.shape(image)[:2])
-    place = tf.random.stateless_uniform((2,), seed)
-    y = tf.cast(place[0] * tf.cast(height, tf.float32), tf.int32)
-    x = tf.cast(place[1] * tf.cast(width, tf.float32), tf.int32)
-    top, bottom = tf.maximum(y - half, 0), tf.minimum(y + half, height)
-    left, right = tf.maximum(x - half, 0), tf.minimum(x + half, width)
-    square = fill([bottom - top, right - left, tf.shape(image)[2]])
+    center = tf.random.stateless_uniform((2,), seed)
+    y = tf.cast(center[0] * tf.cast(height, tf.float32), tf.int32)
+    x = tf.cast(center[1] * tf.cast(width, tf.float32), tf.int32)
+    top, bottom = tf.maximum(y - half_side, 0), tf.minimum(y + half_side, height)
+    left, right = tf.maximum(x - half_side, 0), tf.minimum(x + half_side, width)
+    square = filled([bottom - top, right - left, tf.shape(image)[2]])
     rows = tf.concat([image[top:bottom, :left], square, image[top:bottom, right:]], axis=1)
     return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
-def pixels(image, at_reference: float):
-    """A length on an image of 224 pixels, scaled to this one's width."""
-    return at_reference * tf.cast(tf.shape(image)[1], tf.float32) / REFERENCE_SIZE
+def scaled(length: float, image):
+    """Returns a length, given for an image of REFERENCE_WIDTH, in pixels of this image."""
+    return length * tf.cast(tf.shape(image)[1], tf.float32) / REFERENCE_WIDTH
 
 
-def half_side(image, level: float):
-    return tf.cast(pixels(image, level * CUTOUT), tf.int32)
+def cutout_half_side(image, level: float):
+    return tf.cast(scaled(level * CUTOUT, image), tf.int32)
 
 
-def enhanced(level: float) -> float:
-    """The factor of the four enhancements."""
+def enhancement_factor(level: float) -> float:
+    """Returns the factor of color, contrast, brightness and sharpness."""
     return 1.8 * level + 0.1
 
 
-# Each takes (image, magnitude / 10, a random sign, a seed).
+# Name -> function of (image, level, sign, seed): level is magnitude / 10, and sign, -1 or 1, is
+# drawn at random.
 OPERATIONS = {
     "autocontrast": lambda image, level, sign, seed: autocontrast(image),
     "equalize": lambda image, level, sign, seed: equalize(image),
     "invert": lambda image, level, sign, seed: invert(image),
     "rotate": lambda image, level, sign, seed: rotate(image, 30.0 * level * sign),
     "posterize": lambda image, level, sign, seed: posterize(image, min(max(int(4 * level), 1), 8)),
-    # The published recipes computed this in uint8: 256 was 0, and inverted the image.
+    # The published recipes computed the threshold in uint8, where 256 is 0: all is inverted.
     "solarize": lambda image, level, sign, seed: solarize(image, int(256 * level) % 256),
-    "color": lambda image, level, sign, seed: color(image, enhanced(level)),
-    "contrast": lambda image, level, sign, seed: contrast(image, enhanced(level)),
-    "brightness": lambda image, level, sign, seed: brightness(image, enhanced(level)),
-    "sharpness": lambda image, level, sign, seed: sharpness(image, enhanced(level)),
+    "color": lambda image, level, sign, seed: color(image, enhancement_factor(level)),
+    "contrast": lambda image, level, sign, seed: contrast(image, enhancement_factor(level)),
+    "brightness": lambda image, level, sign, seed: brightness(image, enhancement_factor(level)),
+    "sharpness": lambda image, level, sign, seed: sharpness(image, enhancement_factor(level)),
     "shear_x": lambda image, level, sign, seed: shear_x(image, 0.3 * level * sign),
     "shear_y": lambda image, level, sign, seed: shear_y(image, 0.3 * level * sign),
     "translate_x": lambda image, level, sign, seed: translate_x(
-        image, pixels(image, TRANSLATE * level) * sign
+        image, scaled(TRANSLATE * level, image) * sign
     ),
     "translate_y": lambda image, level, sign, seed: translate_y(
-        image, pixels(image, TRANSLATE * level) * sign
+        image, scaled(TRANSLATE * level, image) * sign
     ),
-    "cutout": lambda image, level, sign, seed: cutout(image, half_side(image, level), seed),
+    "cutout": lambda image, level, sign, seed: cutout(image, cutout_half_side(image, level), seed),
     "solarize_add": lambda image, level, sign, seed: solarize_add(image, int(110 * level)),
 }

@@ -1,22 +1,25 @@
-"""Eight virtual CPU devices, and what several test files need."""
+"""Eight virtual CPU devices, and fixtures that several test files share."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# Before JAX starts.
+# JAX reads these when it starts; processes started by tests inherit them.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the time, and half as long without most optimizations.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.pop("PYTHONUNBUFFERED", None)  # output to a pipe is buffered, as on most machines
-# A program that several tests, workers and the runs they start need is compiled once.
+# Test workers, and the runs they start, share compiled programs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vit_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import functools
 import pathlib
 
 import jax
@@ -43,7 +46,7 @@ def one_device():
 
 @pytest.fixture
 def tiny_config():
-    """A configuration small enough to compile in a second or two; two classes of freedom left."""
+    """The configuration of a model that compiles in a second or two."""
     config = common.get_config()
     config.update(batch_size=8, total_steps=24, image_size=32, dtype="float32", num_classes=10)
     config.model.update(variant="Ti/16", **TINY)
@@ -63,7 +66,7 @@ def data_config(tiny_config):
 
 @pytest.fixture
 def plain(data_config):
-    """Resizing alone, so that a view stands for its example."""
+    """No augmentation but resizing, so that pixels identify their example."""
     data_config.augment.update(crop="none", flip=False)
     return data_config
 
@@ -96,7 +99,19 @@ def tiny_model(**fields):
     return models.create("Ti/16", **{"num_classes": 10, **TINY, **fields})
 
 
+def init(model, images):
+    """Random variables of a model for images of this shape; computes and compiles nothing."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    return {"params": randomized(shapes["params"])}
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "capture"))
+def apply(model, variables, images, **options):
+    """`model.apply`, compiled: faster than compiling each of its operations."""
+    return model.apply(variables, images, **options)
+
+
 def randomized(params, seed: int = 0):
-    """The same tree with every leaf drawn at random: zeros would hide mistakes."""
+    """Returns the tree with every leaf drawn at random: zeros would hide mistakes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32), params)

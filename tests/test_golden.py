@@ -1,6 +1,6 @@
 """Training runs of published implementations (tests/golden, see its README), step by step.
 
-Their logits are in test_pretrained.py.
+Logits of published models are compared in tests/pretrained.
 """
 
 import flax
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, tiny_model
 
-from vit_jax.training import optim, steps, train_state
+from vit_jax.training import augment, optim, steps, train_state
 
 # The recipes of tests/golden/README.md.
 RECIPES = {
@@ -42,13 +42,13 @@ def test_training_follows_the_reference_run(recipe, tiny_config, one_device, mon
 
     model = tiny_model()
     monkeypatch.setattr(train_state, "init_params", lambda *_: tree("init/"))
-    # The reference's images are floats already.
-    monkeypatch.setattr(train_state.augment, "normalize", lambda images, *_: images)
+    # The reference stores normalized images.
+    monkeypatch.setattr(augment, "normalize", lambda images, *_: images)
     tx, learning_rate = optim.create(config, tree("init/"), config.total_steps)
-    init, _ = train_state.initializer(model, tx, (32, 32, 3), config, one_device)
+    make_state, _ = train_state.initializer(model, tx, (32, 32, 3), config, one_device)
     step = jax.jit(steps.make_train_step(model, tx, learning_rate, config))
 
-    state, losses = init(), []
+    state, losses = make_state(), []
     for images, labels in zip(reference["images"], reference["labels"], strict=True):
         state, values = step(state, {"images": images, "labels": labels})
         losses.append(float(values["loss"]))

@@ -1,3 +1,5 @@
+"""Update rules, clipping, decay, and learning rates per parameter."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,40 +20,12 @@ def params():
     return randomized(shapes["params"])
 
 
-def rates(config, steps=100):
-    rate = optim.schedule(config.schedule, steps)
-    return np.array([rate(step) for step in range(steps + 1)])
-
-
-@pytest.mark.parametrize("name", ["cosine", "linear", "rsqrt", "constant", "step"])
-def test_schedules(name, tiny_config):
-    tiny_config.schedule.update(
-        name=name, base_lr=2.0, warmup_steps=10, timescale=20, cooldown_steps=15, decay_steps=40
-    )
-    values = rates(tiny_config)
-    np.testing.assert_allclose(values[:11], np.arange(11) * 0.2, rtol=1e-6)
-    t = np.arange(10, 101)
-    expected = {
-        "cosine": 1 + np.cos(np.pi * (t - 10) / 90),
-        "linear": 2.0 * (100 - t) / 90,
-        "rsqrt": 2.0 / np.sqrt(1 + (t - 10) / 20) * np.minimum(1, (100 - t) / 15),
-        "constant": np.full(91, 2.0),
-        "step": 2.0 * 0.1 ** (t // 40),
-    }[name]
-    np.testing.assert_allclose(values[10:], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_schedules_end_where_they_are_told(tiny_config):
-    for name in ("cosine", "linear"):
-        tiny_config.schedule.update(name=name, end_lr=1e-4)
-        assert rates(tiny_config)[-1] == pytest.approx(1e-4)
-
-
 def one_update(config, params, grads, steps=1):
     tx, _ = optim.create(config, params, 10)
     state = tx.init(params)
+    update = jax.jit(tx.update)
     for _ in range(steps):
-        updates, state = jax.jit(tx.update)(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 
@@ -85,9 +59,9 @@ def test_update_rules(name, reference, tiny_config, params):
     ours, _ = one_update(config, params, grads, steps=3)
 
     tx = reference(lambda tree: jax.tree.map_with_path(lambda p, _: p[-1].key == "kernel", tree))
-    state, theirs = tx.init(params), params
+    state, theirs, update = tx.init(params), params, jax.jit(tx.update)
     for _ in range(3):
-        updates, state = tx.update(grads, state, theirs)
+        updates, state = update(grads, state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
 
@@ -104,12 +78,12 @@ def test_clipping_by_the_global_norm(tiny_config, params):
     config.grad_clip_norm = 0.5
     grads = jax.tree.map(lambda leaf: 100 * leaf, params)
     updated, _ = one_update(config, params, grads)
-    moved = optax.tree.norm(jax.tree.map(jnp.subtract, updated, params))
+    moved = optax.tree.norm(jax.tree.map(np.subtract, updated, params))
     assert float(moved) == pytest.approx(0.1 * 0.5, rel=1e-3)
 
 
-def test_frozen_parameters_stay_and_cost_nothing(tiny_config, params):
-    """Only the head learns, and only the head has moments."""
+def test_frozen_parameters_have_no_state(tiny_config, params):
+    """Only the head is updated, and only the head has moments."""
     config = constant(tiny_config, name="adamw", weight_decay=0.5, frozen=("(?!head)",))
     updated, state = one_update(config, params, randomized(params, 1))
     for name in ("embedding", "Transformer", "cls"):
@@ -137,7 +111,7 @@ def test_frozen_with_multipliers(tiny_config, params):
         block = moved["Transformer"][f"encoderblock_{i}"]["MlpBlock_0"]["Dense_0"]
         assert block["kernel"] == pytest.approx(0.1 * 0.5 ** (3 - i), rel=1e-4)
     np.testing.assert_array_equal(updated["embedding"]["kernel"], params["embedding"]["kernel"])
-    # Patterns match from the beginning: the position embedding isn't the embedding.
+    # Patterns match the start of a name: pos_embedding isn't the embedding.
     assert moved["Transformer"]["posembed_input"]["pos_embedding"] == pytest.approx(
         0.1 * 0.5**4, rel=1e-4
     )
@@ -159,18 +133,20 @@ def test_layer_decay_of_stacked_blocks(tiny_config, params):
     ("change", "message"),
     [
         ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'.*'adamw'"),
-        ({"schedule.name": "cosin"}, "schedule.name is 'cosin'.*'cosine'"),
-        ({"schedule.warmup_steps": 10}, "warmup_steps 10 leaves nothing of the run's 10"),
-        ({"schedule.name": "step"}, "decay_steps"),
         ({"optimizer.frozen": ("hed",)}, "'hed' matches no parameter"),
         ({"optimizer.frozen": (".",)}, "freezes every parameter"),
-        ({"optimizer.frozen": ("*",)}, r"'\*' is no regular expression"),
-        ({"optimizer.lr_multipliers": ("head", 10.0)}, "it takes pairs"),
+        ({"optimizer.frozen": ("*",)}, r"'\*' is not a regular expression"),
+        ({"optimizer.lr_multipliers": ("head", 10.0)}, "it must be pairs"),
         ({"optimizer.mu_dtype": "bfloat17"}, "mu_dtype is 'bfloat17'"),
         ({"optimizer.lr_multipliers": (("hed", 1.0),)}, "'hed' matches no parameter"),
     ],
 )
 def test_mistakes_are_named(change, message, tiny_config, params):
     tiny_config.update_from_flattened_dict(change)
-    with pytest.raises(UserError, match=message):
+
+    def check_and_create():
+        optim.check(tiny_config.optimizer)
         optim.create(tiny_config, params, 10)
+
+    with pytest.raises(UserError, match=message):
+        check_and_create()

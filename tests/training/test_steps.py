@@ -1,18 +1,22 @@
-"""The train and eval steps: losses, accumulation, EMA, meshes."""
+"""The training and evaluation steps: meshes, accumulation, averages, randomness, padding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import randomized, tiny_model
+from conftest import apply, init, randomized, tiny_model
 
 from vit_jax.errors import UserError
 from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel import mesh as meshes
-from vit_jax.training import augment, losses, metrics, optim, steps, train_state
+from vit_jax.training import losses, metrics, optim, steps, train_state
 
 IMAGE = (32, 32, 3)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +31,44 @@ def batches():
     ]
 
 
-def run(config, batches, mesh, **fields):
-    """The losses and the final state of a few steps on a mesh."""
+def compile_step(config, mesh, **fields):
+    """Returns (() -> a random initial state, the compiled training step) for a tiny model."""
     model = tiny_model(**fields)
     params = jax.eval_shape(lambda: train_state.init_params(model, IMAGE, config.seed))
     tx, learning_rate = optim.create(config, params, config.total_steps)
-    init, shapes = train_state.initializer(model, tx, IMAGE, config, mesh)
+    _, shapes = train_state.initializer(model, tx, IMAGE, config, mesh)
     step = steps.make_train_step(model, tx, learning_rate, config)
     step = sharding.compile_train_step(step, shapes, sharding.batch_shapes(16, IMAGE, mesh))
-    state, values = init(), []
+
+    def new_state():
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        params = jax.tree.map(lambda leaf: 0.3 * leaf, randomized(shapes.params))
+        ema_params = None if zeros.ema_params is None else params
+        state = zeros.replace(params=params, ema_params=ema_params)
+        return jax.tree.map(lambda leaf, s: jax.device_put(leaf, s.sharding), state, shapes)
+
+    return new_state, step
+
+
+def take_steps(new_state, step, batches, mesh):
+    """Returns the losses, and the state after each step, on the host."""
+    state, losses, states = new_state(), [], []
     for batch in feeding.to_devices(batches, mesh):
-        state, metrics = step(state, batch)
-        values.append(float(metrics["loss"]))
-    return values, jax.device_get(state)
+        state, values = step(state, batch)
+        losses.append(float(values["loss"]))
+        states.append(jax.device_get(state))
+    return losses, states
+
+
+def run(config, batches, mesh, **fields):
+    """Returns the losses and the final state of a step for each batch."""
+    losses, states = take_steps(*compile_step(config, mesh, **fields), batches, mesh)
+    return losses, states[-1]
 
 
 @pytest.fixture
 def config(tiny_config):
-    """A rate that moves the parameters, and everything random switched on by `DROP`."""
+    """A learning rate that moves the parameters within three steps, and an average of them."""
     tiny_config.update(batch_size=16, ema_decay=0.9)
     tiny_config.schedule.update(base_lr=3e-3, warmup_steps=0)
     tiny_config.augment.label_smoothing = 0.1
@@ -64,15 +88,35 @@ def assert_close(state, other, rtol=1e-4, atol=1e-5):
     )
 
 
-def test_the_same_run_twice_has_the_same_bits(config, batches, one_device):
-    values, state = run(config, batches, one_device, **DROP)
-    again, other = run(config, batches, one_device, **DROP)
+@pytest.fixture
+def compiled(config, one_device):
+    """A state and a step with an average of the parameters and all kinds of dropout."""
+    return compile_step(config, one_device, **DROP)
+
+
+def test_a_step_with_randomness(compiled, batches, one_device):
+    """The same run has the same bits; dropout differs between steps; the average is one."""
+    new_state, step = compiled
+    values, states = take_steps(new_state, step, batches, one_device)
+    again, others = take_steps(new_state, step, batches, one_device)
     assert values == again
-    jax.tree.map(np.testing.assert_array_equal, state, other)
+    jax.tree.map(np.testing.assert_array_equal, states, others)
 
+    losses = set()
+    for number in range(3):  # the loss is that before the update: only the masks can change it
+        state = new_state()
+        state = state.replace(step=jax.device_put(np.int32(number), state.step.sharding))
+        (batch,) = feeding.to_devices(batches[:1], one_device)
+        losses.add(float(step(state, batch)[1]["loss"]))
+    assert len(losses) == 3
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+    average = jax.device_get(new_state().params)
+    for state in states:
+        average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, average, state.params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, average
+        )
+        assert state.eval_params is state.ema_params
 
 
 EVERYTHING = DROP | dict(remat="full", scan=True)
@@ -89,10 +133,10 @@ EVERYTHING = DROP | dict(remat="full", scan=True)
         slow(dict(data=2, fsdp=2, tensor=2), DROP),
     ],
 )
-def test_every_mesh_gives_the_numbers_of_one_device(
+def test_every_mesh_computes_what_one_device_does(
     config, batches, one_device, one_device_runs, axes, fields
 ):
-    """With all that is drawn at random, averaged, recomputed and accumulated."""
+    """With everything random turned on, an average, rematerialization and accumulation."""
     config.accum_steps = 2
     config.augment.mixup_alpha = 0.5
     config.optimizer.update(name="sgd", momentum_dtype="float32")  # Adam's signs blow up rounding
@@ -110,24 +154,24 @@ def test_every_mesh_gives_the_numbers_of_one_device(
 
 @pytest.fixture(scope="module")
 def one_device_runs():
-    """Losses and final state of one device, computed once."""
+    """Caches the losses and the final state of one device."""
     return {}
 
 
-def test_no_device_holds_more_than_its_part_of_a_new_model(config):
-    """Not even for a moment: neither the arrays nor what they are drawn from."""
+def test_no_device_ever_holds_more_than_its_shards_of_a_new_model(config):
+    """Neither as the result nor as temporaries."""
     mesh = meshes.create_mesh(data=1, fsdp=8)
     model = tiny_model(width=256, mlp_dim=1024)
     params = jax.eval_shape(lambda: train_state.init_params(model, IMAGE, 0))
     tx, _ = optim.create(config, params, 10)
-    init, shapes = train_state.initializer(model, tx, IMAGE, config, mesh)
-    memory = init.lower().compile().memory_analysis()
+    make_state, shapes = train_state.initializer(model, tx, IMAGE, config, mesh)
+    memory = make_state.lower().compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     assert memory.output_size_in_bytes < whole / 7
     assert memory.temp_size_in_bytes < whole / 7
 
 
-def test_accumulation_is_the_whole_batch(config, batches, one_device):
+def test_accumulation_computes_what_the_whole_batch_does(config, batches, one_device):
     config.optimizer.update(name="sgd", momentum_dtype="float32")
     expected, whole = run(config, batches, one_device)
     config.accum_steps = 4
@@ -136,13 +180,15 @@ def test_accumulation_is_the_whole_batch(config, batches, one_device):
     assert_close(parts, whole)
 
 
+@pytest.mark.slow
 def test_accumulation_saves_memory(config, one_device):
-    """The batch stays uint8 but for the part at work."""
+    """Only one microbatch at a time is float32."""
     image = (128, 128, 3)
-    model = tiny_model(patch_size=32)
+    model = tiny_model(patch_size=32, depth=1)
     temporaries = []
     for config.accum_steps in (1, 16):
-        tx, rate = optim.create(config, train_state.init_params(model, image, 0), 10)
+        params = jax.eval_shape(lambda: train_state.init_params(model, image, 0))
+        tx, rate = optim.create(config, params, 10)
         _, shapes = train_state.initializer(model, tx, image, config, one_device)
         step = steps.make_train_step(model, tx, rate, config)
         batch = sharding.batch_shapes(256, image, one_device)
@@ -152,30 +198,13 @@ def test_accumulation_saves_memory(config, one_device):
     assert temporaries[1] < 0.75 * float32_batch < temporaries[0]
 
 
-def test_dropout_differs_from_step_to_step(config, batches, one_device, monkeypatch):
-    """Nothing is learned here, so that only the masks can move the loss of one batch."""
-    config.schedule.base_lr = 0.0
-    start = randomized(train_state.init_params(tiny_model(), IMAGE, 0))
-    monkeypatch.setattr(train_state, "init_params", lambda *_: start)
-    values, _ = run(config, [batches[0]] * 3, one_device, **DROP)
-    assert len(set(values)) == 3
+@pytest.mark.parametrize("optimizer", ["adamw", slow("sgd")])
+def test_updates_that_are_not_finite_are_dropped(
+    config, batches, one_device, optimizer, monkeypatch
+):
+    """As if the batch had been left out, except that the step and the schedule count it."""
 
-
-def test_ema_follows_the_parameters(config, batches, one_device):
-    _, state = run(config, batches[:1], one_device)
-    start = train_state.init_params(tiny_model(), IMAGE, config.seed)
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, state.params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected
-    )
-    assert state.eval_params is state.ema_params
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_step_that_is_not_finite_is_skipped(config, batches, one_device, optimizer, monkeypatch):
-    """As if its batch hadn't been there, but that the step and the schedule count it."""
-
-    def poisoned(logits, targets):  # where all labels are 9
+    def poisoned(logits, targets):  # NaN if all labels are 9
         return losses.softmax_cross_entropy(logits, targets) + jnp.log(
             jnp.where(targets[:, 9].min() > 0.5, -1, 1)
         )
@@ -185,8 +214,9 @@ def test_a_step_that_is_not_finite_is_skipped(config, batches, one_device, optim
     config.optimizer.name = optimizer
     config.schedule.name = "constant"
     bad = {"images": batches[1]["images"], "labels": np.full(16, 9, np.int32)}
-    values, state = run(config, [batches[0], bad, batches[2]], one_device)
-    expected, without = run(config, [batches[0], batches[2]], one_device)
+    new_state, step = compile_step(config, one_device)
+    values, (*_, state) = take_steps(new_state, step, [batches[0], bad, batches[2]], one_device)
+    expected, (*_, without) = take_steps(new_state, step, [batches[0], batches[2]], one_device)
     assert np.isnan(values[1])
     assert [values[0], values[2]] == expected
     jax.tree.map(
@@ -208,9 +238,9 @@ def test_a_step_that_is_not_finite_is_skipped(config, batches, one_device, optim
 def test_fsdp_and_tensor_split_the_state(config):
     mesh = meshes.create_mesh(data=1, fsdp=2, tensor=4)
     model = tiny_model()
-    tx, _ = optim.create(config, train_state.init_params(model, IMAGE, 0), 10)
-    init, _ = train_state.initializer(model, tx, IMAGE, config, mesh)
-    state = init()
+    params = jax.eval_shape(lambda: train_state.init_params(model, IMAGE, 0))
+    tx, _ = optim.create(config, params, 10)
+    _, state = train_state.initializer(model, tx, IMAGE, config, mesh)
     block = state.params["Transformer"]["encoderblock_0"]
     attention = block["MultiHeadDotProductAttention_0"]
     for kernel, shard in (
@@ -227,7 +257,7 @@ def test_fsdp_and_tensor_split_the_state(config):
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
 
 
-def test_layer_axis_of_stacked_blocks_is_not_split():
+def test_the_layer_axis_of_stacked_blocks_stays_whole():
     mesh = meshes.create_mesh(data=1, fsdp=8)
     name = "params/Transformer/encoderblock/MlpBlock_0/Dense_0/"
     assert "fsdp" not in sharding.partition(f"{name}bias", (8, 64), mesh)
@@ -235,14 +265,13 @@ def test_layer_axis_of_stacked_blocks_is_not_split():
     assert "fsdp" in sharding.partition(f"{name}kernel", (64, 16, 32), mesh)
 
 
-def test_evaluation_of_padded_batches(config, one_device):
-    """13 examples in batches of 8 with padding, as one by one."""
+def test_padding_does_not_count_in_evaluation(config, one_device):
+    """13 examples in padded batches of 8 give the metrics of one example at a time."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (13, *IMAGE), np.uint8)
     labels = rng.integers(0, 10, 13).astype(np.int32)
-    model = tiny_model()
-    params = train_state.init_params(model, IMAGE, 0)
-    params["head"]["kernel"] = jnp.asarray(rng.normal(size=(32, 10)), jnp.float32)
+    model = tiny_model(depth=1)
+    params = init(model, np.zeros((1, *IMAGE)))["params"]
     step = jax.jit(steps.make_eval_step(model, config))
 
     def evaluate(size):
@@ -264,7 +293,7 @@ def test_evaluation_of_padded_batches(config, one_device):
     assert eight["accuracy_top5"] == one["accuracy_top5"]
     assert eight["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
-    logits = np.asarray(model.apply({"params": params}, images / 127.5 - 1))
+    logits = np.asarray(apply(model, {"params": params}, images / 127.5 - 1))
     ranks = (logits > np.take_along_axis(logits, labels[:, None], 1)).sum(1)
     assert eight["accuracy"] == pytest.approx((ranks == 0).mean())
     assert eight["accuracy_top5"] == pytest.approx((ranks < 5).mean())
@@ -273,9 +302,10 @@ def test_evaluation_of_padded_batches(config, one_device):
     assert eight["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_examples_without_labels_are_not_scored(config, one_device):
-    step = jax.jit(steps.make_eval_step(tiny_model(), config))
-    params = train_state.init_params(tiny_model(), IMAGE, 0)
+def test_labels_outside_the_classes_are_refused(config, one_device):
+    model = tiny_model(depth=1)
+    step = jax.jit(steps.make_eval_step(model, config))
+    params = init(model, np.zeros((1, *IMAGE)))["params"]
     batch = {
         "images": np.zeros((8, *IMAGE), np.uint8),
         "labels": np.array([-1, 1, 2, 3, 4, 5, 6, 10], np.int32),
@@ -283,38 +313,3 @@ def test_examples_without_labels_are_not_scored(config, one_device):
     }
     with pytest.raises(UserError, match="2 of 8 evaluation examples have a label that isn't among"):
         metrics.evaluate(step, params, feeding.to_devices([batch], one_device))
-
-
-def test_losses_against_their_formulas():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(4, 7)).astype(np.float32), np.array([0, 6, 2, 2])
-    targets = np.asarray(augment.soft_labels(labels, 7, 0.2))
-    np.testing.assert_allclose(targets.sum(1), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(targets[0], [0.8 + 0.2 / 7] + [0.2 / 7] * 6, rtol=1e-6)
-    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(
-        losses.create("softmax").function(logits, targets), -(targets * np.log(softmax)).sum(1), rtol=1e-5
-    )
-    p = 1 / (1 + np.exp(-logits))
-    binary = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(1)
-    np.testing.assert_allclose(losses.create("sigmoid").function(logits, targets), binary, rtol=1e-5)
-
-
-def test_normalisation():
-    images = np.array([0, 255, 51], np.uint8).reshape(1, 1, 1, 3)
-    np.testing.assert_allclose(augment.normalize(images).ravel(), [-1, 1, -0.6], atol=1e-6)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = augment.normalize(images, mean, std).ravel()
-    np.testing.assert_allclose(out, (np.array([0, 1, 0.2]) - mean) / std, rtol=1e-5)
-
-
-def test_mistakes_are_named(config, one_device):
-    with pytest.raises(UserError, match="config.loss is 'mse'; it can be 'softmax', 'sigmoid'"):
-        losses.create("mse")
-    mesh = meshes.create_mesh()
-    with pytest.raises(UserError, match="batch_size 12 is not divisible by 8 devices.*take 16"):
-        meshes.check_batch_size(12, 1, mesh)
-    with pytest.raises(UserError, match="batch_size 8 .* 1 devices x 3 accumulation steps"):
-        meshes.check_batch_size(8, 3, one_device)
-    with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 doesn't fit the 8 devices"):
-        meshes.create_mesh(data=3)

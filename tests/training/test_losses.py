@@ -1,0 +1,44 @@
+"""Losses against their formulas."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.training import augment, losses
+
+
+def test_losses_follow_their_formulas():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(4, 7)).astype(np.float32), np.array([0, 6, 2, 2])
+    targets = np.asarray(augment.soft_labels(labels, 7, 0.2))
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    sigmoid = 1 / (1 + np.exp(-logits))
+    binary = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid)).sum(1)
+    for name, probabilities, expected in (
+        ("softmax", softmax, -(targets * np.log(softmax)).sum(1)),
+        ("sigmoid", sigmoid, binary),
+    ):
+        loss = losses.create(name)
+        np.testing.assert_allclose(loss.function(logits, targets), expected, rtol=1e-5)
+        np.testing.assert_allclose(loss.probabilities(logits), probabilities, rtol=1e-5)
+
+
+def test_parameters_of_a_loss(monkeypatch):
+    def scaled(logits, targets, *, scale=1.0):
+        return scale * losses.softmax_cross_entropy(logits, targets)
+
+    row = losses.Loss(scaled, losses.LOSSES["softmax"].probabilities)
+    monkeypatch.setitem(losses.LOSSES, "scaled", row)
+    logits, targets = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    compute = functools.partial(losses.create("softmax").function, logits, targets)
+    doubled = losses.create("scaled", dict(scale=2.0)).function(logits, targets)
+    np.testing.assert_allclose(doubled, 2.0 * compute())
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="config.loss is 'mse'; it must be 'softmax' or 'sigmoid'"):
+        losses.create("mse")
+    with pytest.raises(UserError, match="config.loss_args has 'gamma'; 'softmax' takes none"):
+        losses.create("softmax", dict(gamma=2.0))

@@ -1,10 +1,11 @@
-"""The numbers of a run's checkpoint on a split: loss, top-1 and top-5, every example once.
+"""Evaluates a run's checkpoint, or published weights: loss, top-1 and top-5 accuracy.
 
 python evaluate.py --workdir=runs/digits
 python evaluate.py --workdir=runs/vit_b16 --split=validation --step=90000 --json
 python evaluate.py --config=configs/vit_b16.py --config.init_from=B_16.npz --config.image_size=384
 
-The last one evaluates published weights on a preset's dataset.
+Every example of the split counts exactly once. The last command evaluates published weights on
+the dataset of a preset.
 """
 
 import json
@@ -23,40 +24,49 @@ from vit_jax.training import metrics, steps
 from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
-STEP = flags.DEFINE_integer("step", None, "Of the checkpoint. Default: the latest.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint's step. Default: the latest.")
 SPLIT = flags.DEFINE_string("split", None, "Default: the run's dataset.eval_split.")
 
 
 def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict[str, float]:
-    """loss, accuracy and accuracy_top5 of a checkpoint (the average, where the run keeps one).
+    """Evaluates a run's checkpoint: its parameters' average, if the run keeps one.
+
+    Args:
+        workdir: the run's folder.
+        step: the checkpoint's step; None: the latest.
+        split: the dataset's split; None: the run's `dataset.eval_split`.
+
+    Returns:
+        loss, accuracy and accuracy_top5.
 
     Raises:
-        UserError: no such run, checkpoint, dataset or split.
+        UserError: an unknown run, checkpoint, dataset or split.
     """
     config, params = checkpoint.restore_params(workdir, step)
     config.dataset.eval_split = split or config.dataset.eval_split
     _, eval_set = input_pipeline.open_splits(config.dataset)
-    return numbers(config, models.from_config(config), params, eval_set)
+    return evaluate_params(config, models.from_config(config), params, eval_set)
 
 
 def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
-    """The same of the weights `config.init_from`, on the preset's dataset.
+    """Evaluates the weights in `config.init_from` on the configuration's dataset.
 
     Raises:
-        UserError: no such weights, dataset or split; another model; a head for other classes.
+        UserError: unknown weights, dataset or split, or weights of another model.
     """
     config = config.copy_and_resolve_references()
     config.dataset.eval_split = split or config.dataset.eval_split
     input_pipeline.check(config)
+    pretrained.check(config)
     _, eval_set = input_pipeline.open_splits(config.dataset)
     config.num_classes = eval_set.num_classes
     model, shape = models.from_config(config), input_pipeline.image_shape(config)
     params = pretrained.from_config(config, model, shape, new_head=False)
-    return numbers(config, model, params, eval_set)
+    return evaluate_params(config, model, params, eval_set)
 
 
-def numbers(config, model, params, eval_set) -> dict[str, float]:
-    """Of these parameters on a split, as `config` says."""
+def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
+    """Evaluates parameters on an evaluation set, as configured."""
     mesh = create_mesh()
     eval_step = jax.jit(steps.make_eval_step(model, config))
     batches = input_pipeline.eval_batches(
@@ -76,15 +86,15 @@ def main():
     run_log.start_logging()
     workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
     if config is not None and (workdir is not None or STEP.value is not None):
-        raise UserError("--config goes with neither --workdir nor --step: they are of a run")
+        raise UserError("--config excludes --workdir and --step, which are for a run")
     if workdir is not None:
         values = evaluate(workdir, STEP.value, SPLIT.value)
     elif config is not None and config.init_from:
         values = evaluate_weights(config, SPLIT.value)
     else:
         raise UserError(
-            "--workdir=FOLDER is missing, the run to evaluate; or --config=FILE with "
-            "--config.init_from=PATH, published weights"
+            "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "
+            "--config.init_from to published weights"
         )
     if jax.process_index() != 0:
         return

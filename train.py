@@ -283,7 +283,7 @@ def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
     check(config)
     config = config.copy_and_resolve_references()
     config.num_classes = config.num_classes or input_pipeline.num_classes(config.dataset)
-    compile_for.check(config, input_pipeline.image_shape(config), slice_name, workdir)
+    compile_for.compile_and_report(config, input_pipeline.image_shape(config), slice_name, workdir)
 
 
 def main():

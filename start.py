@@ -1,10 +1,12 @@
-"""Sets up .venv in this folder, once, and trains or tests in it. Needs Python 3.11+ and pip.
+"""Sets up a virtual environment in .venv, once, and runs a command in it.
 
-    python start.py train    trains a ViT on the embedded digits (two minutes)
+    python start.py train    trains a small ViT on the embedded digits, in under two minutes
     python start.py test     runs the tests
-    python start.py compile  tells whether a B/16 fits sixteen TPU chips, by the TPU's compiler
+    python start.py compile  tells whether a B/16 fits 16 TPU chips, by the TPU's compiler
 
-What follows is passed on: python start.py train --config=configs/vit_b16.py:quick
+Arguments are passed on: python start.py train --config=configs/vit_b16.py:quick
+A part of the code stands for its tests: python start.py test vit_jax/models train.py
+Requires Python 3.11 to 3.13 and pip.
 """
 
 import hashlib
@@ -15,10 +17,11 @@ import subprocess
 import sys
 import venv
 
-HERE = pathlib.Path(__file__).resolve().parent
-VENV = HERE / ".venv"
+ROOT = pathlib.Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
+# Command -> requirements, arguments of Python, default arguments of the script.
 COMMANDS = {
     "train": ("requirements.txt", ["train.py"], ["--config=configs/digits.py"]),
     "test": ("requirements-dev.txt", ["-m", "pytest"], []),
@@ -31,38 +34,75 @@ COMMANDS = {
 
 
 def main() -> int:
-    if not (3, 11) <= sys.version_info < (3, 14):  # whoever runs this may have any
-        return complain(f"Python 3.11 to 3.13 is needed; this is {sys.version.split()[0]}")
+    # The rest of this file must parse in older versions too, for this message to appear.
+    if not (3, 11) <= sys.version_info < (3, 14):
+        return print_error(f"Python 3.11 to 3.13 is required; this is {sys.version.split()[0]}")
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        return complain(f"Usage: python start.py {' | '.join(COMMANDS)}")
+        return print_error(f"Usage: python start.py {' | '.join(COMMANDS)} [ARGUMENT...]")
     requirements, command, defaults = COMMANDS[sys.argv[1]]
-    if not install(requirements):
-        return complain(f"Installing {requirements} failed: pip says why above")
     arguments = sys.argv[2:] or defaults
-    return subprocess.run([PYTHON, *command, *arguments], cwd=HERE).returncode
+    if sys.argv[1] == "test":
+        arguments = test_arguments(arguments)
+    if not install(requirements):
+        return print_error(f"Installing {requirements} failed; pip's message is above")
+    return subprocess.run([PYTHON, *command, *arguments], cwd=ROOT).returncode
+
+
+def test_arguments(arguments: list) -> list:
+    """Replaces the files and folders of the code by their tests; keeps pytest's own arguments."""
+    values = {i + 1 for i, argument in enumerate(arguments) if argument in ("-k", "-m")}
+    return [argument if i in values else tests_of(argument) for i, argument in enumerate(arguments)]
+
+
+def tests_of(argument: str) -> str:
+    """Returns the tests of a file or folder of the code; anything else unchanged.
+
+    vit_jax/models -> tests/models, train.py -> tests/test_train.py. A file without tests of its
+    own stands for its folder.
+    """
+    path = (ROOT / argument).resolve()
+    is_code = path.is_dir() or path.suffix == ".py"
+    if not path.exists() or not is_code or ROOT not in path.parents:
+        return argument
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] == "tests":
+        return argument
+    if parts[0] == "vit_jax":
+        parts = parts[1:]
+    tests = ROOT / "tests"
+    while parts:
+        folder = tests.joinpath(*parts[:-1])
+        for candidate in (folder / f"test_{parts[-1]}.py", folder / parts[-1]):
+            if candidate.exists():
+                return candidate.relative_to(ROOT).as_posix()
+        parts.pop()
+    return "tests"
 
 
 def install(requirements: str) -> bool:
-    """Brings .venv up to the requirements; does nothing where they are met already."""
-    texts = [path.read_bytes() for path in sorted(HERE.glob("requirements*.txt"))]
+    """Installs the requirements into .venv unless they already are; returns whether it worked."""
+    texts = [path.read_bytes() for path in sorted(ROOT.glob("requirements*.txt"))]
     digest = hashlib.sha256(b"".join(texts)).hexdigest()
     stamp = VENV / f"{requirements}.sha256"
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == digest:
         return True
     print(f"Installing {requirements} into {VENV} ...", flush=True)
-    # Some systems ship venv without pip for it; then this Python's own pip serves.
-    own_pip = importlib.util.find_spec("ensurepip") is not None
+    # Some systems ship venv without ensurepip; then this Python's own pip installs into .venv.
+    has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     if not PYTHON.exists():
-        venv.create(VENV, with_pip=own_pip)
-    pip = [PYTHON, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", PYTHON]
+        venv.create(VENV, with_pip=has_ensurepip)
+    pip = [PYTHON, "-m", "pip"]
+    if not has_ensurepip:
+        pip = [sys.executable, "-m", "pip", "--python", PYTHON]
     options = ["--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "install", *options, "-r", HERE / requirements]).returncode == 0
-    if done:
+    installed = subprocess.run([*pip, "install", *options, "-r", ROOT / requirements])
+    if installed.returncode == 0:
         stamp.write_text(digest)
-    return done
+    return installed.returncode == 0
 
 
-def complain(message: str) -> int:
+def print_error(message: str) -> int:
+    """Prints a message and returns the exit code of a user's mistake."""
     print(message, file=sys.stderr)
     return 2
 

@@ -2,8 +2,8 @@
 
     python launch/local.py --num_processes=4 train.py --config=configs/digits.py:quick
 
-What a pod does, to try without one. When a process fails, the others are given --grace seconds.
-The exit code is the first that isn't 0.
+This is what a pod does, to try without one. If a process fails, the others are killed after
+--grace seconds. The exit code is the first one that isn't 0.
 """
 
 import argparse
@@ -21,17 +21,29 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_processes", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices of each")
-    parser.add_argument("--grace", type=float, default=60.0, help="seconds, once one has failed")
-    parser.add_argument("script", help="train.py or evaluate.py")
-    given, arguments = parser.parse_known_args()
-    processes = start(given.num_processes, given.devices, given.script, arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: [p.send_signal(number) for p in processes])
-    return wait(processes, given.grace)
+    parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices per process")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=60.0,
+        help="seconds until the other processes are killed after one has failed",
+    )
+    parser.add_argument("script", help="train.py or evaluate.py, followed by its arguments")
+    options, script_arguments = parser.parse_known_args()
+    processes = start(options.num_processes, options.devices, [options.script, *script_arguments])
+
+    def forward_signal(number, frame):
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGINT, forward_signal)
+    signal.signal(signal.SIGTERM, forward_signal)
+    return wait(processes, options.grace)
 
 
-def start(num_processes: int, devices: int, script: str, arguments: list[str]) -> list:
+def start(num_processes: int, devices: int, command: list[str]) -> list[subprocess.Popen]:
+    """Starts the processes, each with some virtual CPU devices."""
+    script, *arguments = command
     address = f"localhost:{free_port()}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
@@ -46,14 +58,18 @@ def start(num_processes: int, devices: int, script: str, arguments: list[str]) -
                 *arguments,
             ],
             env=environment,
-            start_new_session=True,  # a Ctrl-C here reaches them once, through this process
+            start_new_session=True,  # Ctrl-C reaches them once, through forward_signal
         )
         for i in range(num_processes)
     ]
 
 
-def wait(processes: list, grace: float) -> int:
-    """The first exit code that isn't 0; what outlives the others by `grace` seconds is killed."""
+def wait(processes: list[subprocess.Popen], grace: float) -> int:
+    """Waits for all processes, and kills those still running `grace` seconds after a failure.
+
+    Returns:
+        The first exit code that isn't 0; 0 if there is none.
+    """
     deadline, code = None, 0
     while any(process.poll() is None for process in processes):
         failed = [p.returncode for p in processes if p.returncode not in (None, 0)]

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Runs a script on every host of a Cloud TPU slice, with this folder's code. docs/tpu_pod.md
+# Runs a script on every host of a Cloud TPU slice, with this folder's code. See docs/tpu_pod.md.
 #
 #   launch/tpu_pod.sh NAME ZONE train.py --config=configs/vit_b16.py --workdir=/mnt/runs/vit_b16
+#   launch/tpu_pod.sh NAME ZONE stop
 #
-# --workdir is a folder that all hosts see. Ctrl-C, or `launch/tpu_pod.sh NAME ZONE stop`: the run
-# saves and ends; the same command goes on.
+# All hosts must see --workdir. On Ctrl-C or `stop` the run saves and ends; the same command
+# resumes it.
 set -euo pipefail
 
 if (($# < 3)); then
-    sed -n 's/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 name=$1 zone=$2
@@ -30,13 +31,13 @@ if [[ $1 == stop ]]; then
     exit
 fi
 
-on_every_host "if $running; then echo 'A script is running here: stop it first' >&2; exit 2; fi"
+on_every_host "if $running; then echo 'A script is already running on this host: stop it first' >&2; exit 2; fi"
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf "$code/vit_jax.tgz"
 gcloud compute tpus tpu-vm scp "$code/vit_jax.tgz" "$name:" --zone="$zone" --worker=all
 
-# Ctrl-C here would end ssh alone: the hosts are told.
+# Ctrl-C by itself would end ssh, and leave the script running on the hosts.
 trap stop INT
 on_every_host "set -e
 mkdir -p vit_jax && tar xzf vit_jax.tgz -C vit_jax && cd vit_jax

@@ -1,6 +1,5 @@
-"""A run's report for a TPU slice. What needs the TPU's compiler is marked."""
+"""A run's report for a TPU slice. Tests marked `compiler` need libtpu."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from conftest import TINY
 from whole_runs import ONE_DEVICE, ROOT
 
 from configs import common, vit_s16
-from vit_jax.aot import compile_for, topology
-from vit_jax.errors import DoesNotFit, UserError
-
-compiler = pytest.mark.compiler
+from vit_jax.aot import compile_for, compile_report
+from vit_jax.errors import DoesNotFit
+from vit_jax.parallel.mesh import create_mesh
+from vit_jax.training.program import Program
 
 
 @pytest.fixture
@@ -24,59 +23,27 @@ def config():
     return config
 
 
-def test_no_such_slice():
-    for name, why in (
-        ("v5e:3", "v5e has 2 dimensions"),
-        ("v5e:0x4", "it can be KIND:SIDES such as v5e:4x4"),
-        ("v9:2x2", "with a kind of v4, v5e, v5p, v6e"),
-        ("v5e", "it can be KIND:SIDES such as v5e:4x4"),
-    ):
-        with pytest.raises(UserError, match=f"--compile_for={name}: .*{why}"):
-            topology.Slice(name)
+def test_remedies_split_the_state_then_accumulate_then_rematerialize(config):
+    """For a run that needs twice the memory, first with a small state, then with a large one."""
+    config.total_steps = compile_for.ANY_STEPS
+    program = Program(config, (32, 32, 3), create_mesh(data=8))  # 8 examples per device
+    for available in (10**12, 10**6):
+        remedies = list(compile_report.remedies(program, 2 * available, available))
+        fsdp = {} if available == 10**12 else {"mesh.data": -1, "mesh.fsdp": 8}
+        expected = [fsdp] if fsdp else []
+        expected += [fsdp | {"accum_steps": factor} for factor in (2, 4, 8)]
+        expected += [fsdp | {"model.remat": "full"}]
+        expected += [fsdp | {"model.remat": "full", "accum_steps": 8}]
+        if not fsdp:
+            expected += [{"mesh.data": -1, "mesh.fsdp": 8, "model.remat": "full", "accum_steps": 8}]
+        assert remedies == expected
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_no_compiler():
-    with pytest.raises(UserError, match=r"needs the TPU's compiler: pip install 'jax\[tpu\]=="):
-        topology.Slice("v5e:2x2")
-
-
-def test_links():
-    """A side of a v5e closes to a ring at 16 chips; groups that alternate share its links."""
-    v5e = topology.CHIPS["v5e"]
-    for sides, at, expected in (
-        ((4, 4), [(0, 0), (1, 0), (2, 0), (3, 0)], 1),
-        ((16, 16), [(0, i) for i in range(16)], 2),
-        ((16, 16), [(0, i) for i in range(0, 16, 4)], 2 / 4),
-        ((16, 16), [(i, j) for i in range(16) for j in range(16)], 4),
-        ((4, 4), [(0, 0), (1, 0), (0, 1), (1, 1)], 2),
-    ):
-        assert topology.bandwidth(v5e, sides, at) == expected * v5e.link_bytes
-    v4, column = topology.CHIPS["v4"], [(0, 0, i) for i in range(4)]
-    assert topology.bandwidth(v4, (2, 2, 4), column) == v4.link_bytes  # no torus: not all are fours
-    assert topology.bandwidth(v4, (4, 4, 4), column) == 2 * v4.link_bytes
-
-
-@compiler
-@pytest.mark.parametrize(
-    ("name", "devices"),
-    [
-        ("v5e:2x2", 4),
-        ("v5e:32x32", 1024),
-        ("v6e:16x16", 256),
-        ("v4:2x2x1", 4),
-        ("v5p:8x8x16", 1024),
-    ],
-)
-def test_slices(name, devices):
-    assert len(topology.Slice(name).devices) == devices
-
-
-@compiler
-def test_report(config, tmp_path):
-    """Parameters are gathered and gradients summed, over the axis that splits them."""
+@pytest.mark.compiler
+def test_report_of_a_run_with_fsdp(config, tmp_path):
+    """Parameters are gathered and gradients summed over the axis that splits them."""
     config.mesh.fsdp = 4
-    report = compile_for.check(config, "v5e:2x2", tmp_path)
+    report = compile_for.compile_and_report(config, (32, 32, 3), "v5e:2x2", tmp_path)
     assert json.loads((tmp_path / "compile_report.json").read_text()) == report
     assert report["fits"]
     assert report["devices"] == 4
@@ -86,7 +53,8 @@ def test_report(config, tmp_path):
         assert collective["axes"] in (["fsdp"], [])
         kind = sent.setdefault(collective["kind"], 0)
         sent[collective["kind"]] = kind + collective["bytes_sent"]
-    # bfloat16 parameters once forward and once backward, or kept; never an activation.
+    # bfloat16 parameters are gathered in the forward pass, and kept or gathered again in the
+    # backward pass; activations never are.
     matrices = 2 * (4 * 256 * 256 + 2 * 256 * 1024)
     assert 0.7 * 2 * matrices * 3 / 4 < sent["all-gather"] < 1.3 * 2 * 2 * matrices
     predicted = report["predicted"]
@@ -97,31 +65,29 @@ def test_report(config, tmp_path):
     assert 0 <= predicted["communication_share"] < 1
 
 
-@compiler
-def test_what_does_not_fit_is_told_what_helps():
+@pytest.mark.compiler
+def test_a_run_that_does_not_fit_is_told_a_remedy_that_does():
     config = vit_s16.get_config()
     config.num_classes, config.model.scan = 1000, True
-    with pytest.raises(
-        DoesNotFit, match=r"doesn't fit v5e:2x2. It does with --config.accum_steps="
-    ):
-        compile_for.check(config, "v5e:2x2")
+    message = r"doesn't fit v5e:2x2; it does with --config.accum_steps="
+    with pytest.raises(DoesNotFit, match=message):
+        compile_for.compile_and_report(config, (224, 224, 3), "v5e:2x2")
 
 
-@compiler
-def test_exit_codes(tmp_path):
-    """From the command line, without the dataset."""
+@pytest.mark.compiler
+@pytest.mark.parametrize(("batch_size", "code"), [(256, 0), (250, 2)])
+def test_exit_codes_of_the_command_line_without_a_dataset(batch_size, code):
     command = [sys.executable, "train.py", "--config=configs/vit_ti16.py", "--config.model.depth=2"]
-    command += ["--compile_for=v5e:2x2"]
-    for batch_size, code in ((256, 0), (250, 2)):
-        done = subprocess.run(
-            [*command, f"--config.batch_size={batch_size}"],
-            cwd=ROOT,
-            env=ONE_DEVICE,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-    assert "Fits         yes" not in done.stdout
+    command += ["--compile_for=v5e:2x2", f"--config.batch_size={batch_size}"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=ONE_DEVICE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("Fits         yes" in done.stdout) == (code == 0)

@@ -1,42 +1,11 @@
-"""What is read from a compiled program's text, against what it is known to do."""
+"""Parsing the text of compiled programs."""
 
 import textwrap
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from vit_jax.aot import hlo
-from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import sharding
-
-
-def cost(text, sizes, hertz=1.0, wire=lambda *_: 0.0):
-    return hlo.Module(text).cost(sizes, hertz, wire)
-
-
-def test_a_loop_of_split_products():
-    """Six products of (8, 32) by (32, 16) and back, each device holding a part of each matrix."""
-    mesh = meshes.create_mesh(data=1, fsdp=2, tensor=4)
-
-    def placed(shape, *spec):
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
-
-    def function(x, up, down):
-        def body(x, _):
-            return jnp.tanh(x @ up) @ down, None
-
-        return jax.lax.scan(body, x, length=6)[0]
-
-    shapes = placed((8, 32), "fsdp"), placed((32, 16), None, "tensor"), placed((16, 32), "tensor")
-    result = cost(sharding.compile_for_shapes(function, *shapes).as_text(), dict(mesh.shape))
-    assert result.flops == 6 * 2 * (2 * 8 * 32 * 16) / 8
-    # The second product's parts are summed over the four devices of `tensor`, in the loop.
-    (((kind, axes), (count, sent)),) = result.collectives.items()
-    assert (kind, axes, count) == ("all-reduce", ("tensor",), 6)
-    assert sent == 6 * 2 * 3 / 4 * (4 * 32 * 4)
+from vit_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -50,103 +19,41 @@ def test_a_loop_of_split_products():
         ("replica_groups={}, ", [0, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_groups_of_devices(text, expected):
+def test_device_groups_are_read_from_every_notation(text, expected):
     assert hlo.device_group(text, 8) == expected
 
 
-# ruff: noqa: E501
-SCHEDULE = """\
-    HloModule schedule
+LOOP = """\
+    HloModule loop
 
-    %begin (p: f32[4]) -> (f32[4], f32[8]) {
-      %p = f32[4]{0} parameter(0)
-      %gather.1 = f32[8]{0} all-gather(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
-      ROOT %c = (f32[4]{0}, f32[8]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+    %condition (p: (s32[], f32[4])) -> pred[] {
+      %p = (s32[], f32[4]{0}) parameter(0)
+      %i = s32[] get-tuple-element(%p), index=0
+      %limit = s32[] constant(12)
+      ROOT %less = pred[] compare(%i, %limit), direction=LT
     }
 
-    %beside (q: f32[4]) -> f32[8] {
-      %q = f32[4]{0} parameter(0)
-      ROOT %gather.2 = f32[8]{0} all-gather(%q), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+    %body (q: (s32[], f32[4])) -> (s32[], f32[4]) {
+      %q = (s32[], f32[4]{0}) parameter(0)
+      %j = s32[] get-tuple-element(%q), index=0
+      %step = s32[] constant(3)
+      %next = s32[] INCREMENT(%j, %step)
+      %x = f32[4]{0} get-tuple-element(%q), index=1
+      ROOT %result = (s32[], f32[4]{0}) tuple(%next, %x)
     }
 
-    %end (r: f32[4]) -> f32[8] {
-      %r = f32[4]{0} parameter(0)
-      %gather.3 = f32[8]{0} all-gather(%r), channel_id=1, replica_groups={{0,1}}, dimensions={0}
-      ROOT %d = f32[8]{0} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
-    }
-
-    ENTRY %main (x: f32[4]) -> f32[8] {
-      %x = f32[4]{0} parameter(0)
-      %start = (f32[4]{0}, f32[8]{0}) fusion(%x), kind=kCustom, calls=%begin
-      %work = f32[8]{0} fusion(%x), kind=kOutput, calls=%beside, backend_config={"estimated_cycles":"CYCLES"}
-      %done = f32[8]{0:S(1)} fusion(%x), kind=kCustom, calls=%end
-      ROOT %sum = f32[8]{0} all-reduce(%done), channel_id=2, replica_groups={{0,1}}, to_apply=%begin
+    ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
+      %a = (s32[], f32[4]{0}) parameter(0)
+      ROOT %loop = (s32[], f32[4]{0}) while(%a), condition=%condition, body=%body
     }
 """
 
 
-@pytest.mark.parametrize(("cycles", "seconds"), [(3, 10 + 5), (30, 30 + 5)])
-def test_collectives_that_run_beside_work(cycles, seconds):
-    """The gathering takes 10 s, the work beside it `cycles`, and the sum 5 s after both."""
-    text = textwrap.dedent(SCHEDULE).replace("CYCLES", str(cycles))
-    result = cost(
-        text, {"fsdp": 2}, wire=lambda kind, axes, sent: {"all-gather": 10.0}.get(kind, 5.0)
-    )
-    assert result.collectives == {
-        ("all-gather", ("fsdp",)): [1, 4 * 4],
-        ("all-reduce", ("fsdp",)): [1, 8 * 4],
-    }
-    assert (result.cycles, result.wire_seconds, result.seconds) == (cycles, 15.0, seconds)
-
-
-def test_main_memory():
-    """What lies on the chip itself, S(1), doesn't count; of an array read in slices, the slice."""
-    text = textwrap.dedent("""\
-        HloModule memory
-
-        %slice (p: f32[6,8], i: s32[]) -> f32[1,8] {
-          %p = f32[6,8]{1,0} parameter(0)
-          %i = s32[] parameter(1)
-          ROOT %s = f32[1,8]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,8}
-        }
-
-        ENTRY %main (x: f32[6,8], n: s32[]) -> f32[1,8] {
-          %x = f32[6,8]{1,0} parameter(0)
-          %n = s32[]{:S(6)} parameter(1)
-          %row = f32[1,8]{1,0:T(8,128)S(1)} fusion(%x, %n), kind=kLoop, calls=%slice
-          ROOT %y = f32[1,8]{1,0} negate(%row)
-        }
-    """)
-    assert cost(text, {"data": 1}).memory_bytes == 8 * 4 + 8 * 4
-
-
-def test_products_written_as_convolutions():
-    """A TPU's program writes them so: padding and dilation are no work."""
-    for left, right, result, text, expected in (
-        # 32 images of 224 x 224 x 3 in patches of 14 x 14 -> 16 x 16 x 80
-        (
-            "bf16[32,224,224,3]{3,2,1,0}",
-            "bf16[14,14,3,80]{3,2,1,0}",
-            "bf16[32,16,16,80]{3,2,1,0}",
-            "window={size=14x14 stride=14x14}, dim_labels=b01f_01io->b01f",
-            2 * 32 * 16 * 16 * 80 * 14 * 14 * 3,
-        ),
-        # a product for each of 4 heads, by a window that meets one of them at each place
-        (
-            "bf16[4,8,5]{2,1,0}",
-            "bf16[4,8,6]{2,1,0}",
-            "bf16[4,5,6]{2,1,0}",
-            "window={size=4 stride=3 lhs_dilate=4}, dim_labels=0fb_0io->0bf",
-            2 * 4 * 5 * 6 * 8,
-        ),
-    ):
-        entry = textwrap.dedent(f"""\
-            HloModule products
-
-            ENTRY %main (a: x, b: x) -> x {{
-              %a = {left} parameter(0)
-              %b = {right} parameter(1)
-              ROOT %c = {result} convolution(%a, %b), {text}
-            }}
-        """)
-        assert cost(entry, {"data": 1}).flops == expected
+def test_trip_count_is_read_from_the_loop_or_refused():
+    text = textwrap.dedent(LOOP)
+    module = hlo.Module(text.replace("INCREMENT", "add"))
+    loop = module.computations[module.entry]["loop"]
+    assert module.trip_count(loop) == 12 // 3
+    module = hlo.Module(text.replace("INCREMENT", "multiply"))
+    with pytest.raises(UserError, match="iterations of the loop loop can't be read"):
+        module.trip_count(loop)

@@ -5,7 +5,8 @@ import logging
 import pathlib
 import time
 
-from vit_jax.aot import compile_report, topology
+from vit_jax.aot import compile_report
+from vit_jax.aot.topology import Slice
 from vit_jax.errors import DoesNotFit
 from vit_jax.files import write_atomically
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
@@ -14,17 +15,24 @@ from vit_jax.training.program import Program
 
 logger = logging.getLogger("vit_jax")
 
-ANY_STEPS = 1_000_000  # where num_epochs needs the dataset: the program doesn't depend on it
+# Stands for a run's total_steps, which may depend on the dataset; the compiled program doesn't
+# depend on it.
+ANY_STEPS = 1_000_000
 
 
-def check(config, image_shape: tuple[int, int, int], slice_name: str, workdir=None) -> dict:
-    """Compiles a run's steps for a TPU slice, and logs and returns the report.
+def compile_and_report(
+    config, image_shape: tuple[int, int, int], slice_name: str, workdir=None
+) -> dict:
+    """Compiles a run's steps for a TPU slice; logs and returns the report.
 
     Args:
         config: a run's configuration, with `num_classes` filled in.
         image_shape: (H, W, C).
         slice_name: such as "v5e:16x16".
-        workdir: a folder to write compile_report.json to, or None.
+        workdir: the folder to write compile_report.json to; None: no file.
+
+    Returns:
+        The report, see `compile_report.create_report`.
 
     Raises:
         UserError: an unknown slice, or a configuration that can't work.
@@ -32,55 +40,71 @@ def check(config, image_shape: tuple[int, int, int], slice_name: str, workdir=No
     """
     if workdir:
         run_folder.make(workdir)
-    tpu = topology.Slice(slice_name)
+    tpu = Slice(slice_name)
     config = config.copy_and_resolve_references()
     config.total_steps = config.total_steps or ANY_STEPS
-    program, report = compiled(config, image_shape, tpu)
-    for line in compile_report.lines(report):
-        logger.info(line)
-    write(report, workdir)
+    program, report = compile_program(config, image_shape, tpu)
+    log_report(report)
+    write_report(report, workdir)
     if report["fits"]:
         return report
-    remedy, fitting = find_remedy(config, image_shape, tpu, program, report)
-    write(report | {"remedy": remedy, "with_remedy": fitting}, workdir)
+    remedy, fitting_report = find_remedy(program, tpu, report)
+    write_report(report | {"remedy": remedy, "with_remedy": fitting_report}, workdir)
     if remedy is None:
-        raise DoesNotFit(f"The run doesn't fit {slice_name}, whatever was tried: take a larger one")
-    raise DoesNotFit(f"The run doesn't fit {slice_name}. It does with {flags(remedy)}")
+        raise DoesNotFit(
+            f"The run doesn't fit {slice_name}, with none of the remedies tried: use a larger slice"
+        )
+    raise DoesNotFit(f"The run doesn't fit {slice_name}; it does with {override_flags(remedy)}")
 
 
-def write(report: dict, workdir) -> None:
-    if workdir:
-        path = pathlib.Path(workdir) / "compile_report.json"
-        write_atomically(path, json.dumps(report, indent=2) + "\n")
+def compile_program(config, image_shape: tuple[int, int, int], tpu: Slice) -> tuple[Program, dict]:
+    """Compiles a run's functions for a slice; returns the program and its report.
 
-
-def compiled(config, image_shape, tpu) -> tuple[Program, dict]:
+    Raises:
+        UserError: the mesh or the batch size doesn't fit the number of devices.
+    """
     mesh = create_mesh(**config.mesh, devices=tpu.devices)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     program = Program(config, image_shape, mesh)
-    return program, compile_report.report(program, tpu)
+    return program, compile_report.create_report(program, tpu)
 
 
-def find_remedy(config, image_shape, tpu, program, report) -> tuple[dict | None, dict | None]:
-    """The first overrides with which the run fits, having compiled it, and its report then."""
+def find_remedy(program: Program, tpu: Slice, report: dict) -> tuple[dict | None, dict | None]:
+    """Compiles a run that doesn't fit with other settings, until one fits.
+
+    Returns:
+        The overrides and their report; (None, None) if nothing fits.
+    """
     required = max(
         part["required_bytes"] or 0.0
         for part in report.values()
         if isinstance(part, dict) and part.get("fits") is False
     )
     for overrides in compile_report.remedies(program, required, report["available_bytes"]):
-        changed = config.copy_and_resolve_references()
+        changed = program.config.copy_and_resolve_references()
         changed.update_from_flattened_dict(overrides)
         start = time.perf_counter()
-        _, found = compiled(changed, image_shape, tpu)
-        fits = "fits" if found["fits"] else "doesn't fit"
-        logger.info(f"{fits} ({time.perf_counter() - start:.0f} s): {flags(overrides)}")
-        if found["fits"]:
-            for line in compile_report.lines(found):
-                logger.info(line)
-            return overrides, found
+        _, changed_report = compile_program(changed, program.image_shape, tpu)
+        seconds = time.perf_counter() - start
+        result = "fits" if changed_report["fits"] else "doesn't fit"
+        logger.info(f"With {override_flags(overrides)}: {result} (compiled in {seconds:.0f} s)")
+        if changed_report["fits"]:
+            log_report(changed_report)
+            return overrides, changed_report
     return None, None
 
 
-def flags(overrides: dict) -> str:
+def log_report(report: dict) -> None:
+    for line in compile_report.report_lines(report):
+        logger.info(line)
+
+
+def write_report(report: dict, workdir) -> None:
+    if workdir:
+        path = pathlib.Path(workdir) / "compile_report.json"
+        write_atomically(path, json.dumps(report, indent=2) + "\n")
+
+
+def override_flags(overrides: dict) -> str:
+    """Returns overrides as command-line flags."""
     return " ".join(f"--config.{name}={value}" for name, value in overrides.items())

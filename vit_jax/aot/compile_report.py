@@ -1,17 +1,18 @@
-"""What a run needs and does on a TPU slice, by the TPU's own compiler, without the slice.
+"""The memory and the speed of a run on a TPU slice, according to the TPU's own compiler.
 
-Memory and whether it fits are the compiler's word. So are the cycles of each operation; the time
-of a step adds to them what the links need for the collectives (`hlo.Module.cost`), and is an
-estimate: nothing has run.
+Memory, and whether the run fits, are what the compiler reports. The time of a step is an estimate:
+the compiler's cycles of each instruction, and the time that collectives take on the chip's links
+(`hlo_cost.program_cost`). Nothing is run.
 """
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
-from vit_jax.aot import hlo
+from vit_jax.aot import hlo, hlo_cost
+from vit_jax.aot.topology import Slice
 from vit_jax.errors import first_line
 from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import num_shards
@@ -21,29 +22,29 @@ from vit_jax.scaling import flops
 from vit_jax.training.program import Program
 
 GIB = 2**30
+MIB = 2**20
 
 
-def report(program: Program, tpu) -> dict:
-    """Compiles a program for a `topology.Slice`; what it needs, as a tree for JSON.
+def create_report(program: Program, tpu: Slice) -> dict:
+    """Compiles a program's functions for a slice and returns the report, a tree for JSON.
 
-    Bytes, operations and seconds are those of one device and one step. Where a step doesn't fit,
-    `fits` is False, its part holds what the compiler says, and there is no prediction.
+    Bytes, operations and seconds are per device and step. For a function that doesn't fit, `fits`
+    is False and `reason` says why; if it is the training step, `predicted` is None.
     """
-    config, devices = program.config, len(tpu.devices)
-    # Beside a program's own arguments: batches of the steps that the host has started ahead, and
-    # those on their way; in evaluation the whole state, and the training batches that wait.
-    batch, state = map(num_bytes_on_device, (program.batch_shapes, program.shapes))
-    ahead = (run_log.STEPS_AHEAD + feeding.AHEAD) * batch
-    around = ahead * program.eval_batch_size // config.batch_size + feeding.AHEAD * batch
-    around += state - num_bytes_on_device(program.shapes.eval_params)
+    config = program.config
+    resident = resident_bytes(program)
+    functions = {
+        "start": lambda: program.init.lower().compile(),
+        "train_step": lambda: program.train_step,
+        "eval_step": lambda: program.eval_step,
+    }
     parts = {
-        "start": part(program, tpu, lambda: program.init.lower().compile(), 0),
-        "train_step": part(program, tpu, lambda: program.train_step, ahead),
-        "eval_step": part(program, tpu, lambda: program.eval_step, around),
+        name: function_report(program, tpu, compile_function, resident[name])
+        for name, compile_function in functions.items()
     }
     return {
         "slice": tpu.name,
-        "devices": devices,
+        "devices": len(tpu.devices),
         "mesh": dict(program.mesh.shape),
         "model": config.model.variant,
         "parameters": flops.num_params(program.shapes.params),
@@ -52,113 +53,156 @@ def report(program: Program, tpu) -> dict:
         "accum_steps": config.accum_steps,
         "remat": config.model.remat,
         "scan": config.model.scan,
-        "available_bytes": tpu.chip.memory,
+        "available_bytes": tpu.chip.memory_bytes,
         "fits": all(part["fits"] for part in parts.values()),
         **parts,
-        "predicted": predicted(program, tpu, parts["train_step"]),
+        "predicted": predict(program, tpu, parts["train_step"]),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
 
 
-def part(program, tpu, compiles, resident: int) -> dict:
-    """Of one of the program's functions; `resident`: bytes that lie there beside what it uses."""
+def resident_bytes(program: Program) -> dict[str, int]:
+    """Returns the bytes per device that a run holds besides what each function itself uses.
+
+    In training these are the batches of steps that are already dispatched, and those in transfer.
+    In evaluation they are such batches of evaluation, the training batches that wait, and the
+    state except for the parameters that are evaluated.
+    """
+    batch, state = map(num_bytes_on_device, (program.batch_shapes, program.shapes))
+    in_flight = (run_log.STEPS_AHEAD + feeding.AHEAD) * batch
+    in_evaluation = in_flight * program.eval_batch_size // program.config.batch_size
+    in_evaluation += feeding.AHEAD * batch
+    in_evaluation += state - num_bytes_on_device(program.shapes.eval_params)
+    return {"start": 0, "train_step": in_flight, "eval_step": in_evaluation}
+
+
+def function_report(
+    program: Program, tpu: Slice, compile_function: Callable, resident: int
+) -> dict:
+    """Compiles one function and returns its memory and cost.
+
+    Args:
+        program: the run that it is part of.
+        tpu: the slice to compile for.
+        compile_function: () -> the compiled function.
+        resident: the bytes per device that the run holds besides.
+    """
+    available = tpu.chip.memory_bytes
     try:
-        compiled = compiles()
+        compiled = compile_function()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        asked = re.search(r"\(([\d.]+)G\) exceeds available", str(error))
-        if not asked:
-            return {"fits": False, "reason": first_line(error), "required_bytes": None}
-        reason = f"the compiler asks for {asked[1]} GiB"
-        return {"fits": False, "reason": reason, "required_bytes": float(asked[1]) * GIB}
+        required = re.search(r"\(([\d.]+)G\) exceeds available", str(error))
+        if not required:
+            return does_not_fit(first_line(error), None)
+        return does_not_fit(f"the compiler requires {required[1]} GiB", float(required[1]) * GIB)
     memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    code = memory.generated_code_size_in_bytes
-    total = arguments + temporaries + outputs + code + resident
-    if total > tpu.chip.memory:
-        reason = f"{total / GIB:.2f} GiB with the {resident / GIB:.2f} that lie beside it"
-        return {"fits": False, "reason": reason, "required_bytes": total}
-
-    def wire(kind, axes, sent):
-        return tpu.wire_seconds(program.mesh, axes, sent, one_way=kind == "collective-permute")
-
-    cost = hlo.Module(compiled.as_text()).cost(dict(program.mesh.shape), tpu.chip.hertz, wire)
-    return {
-        "fits": True,
-        "argument_bytes": arguments,
-        "temporary_bytes": temporaries,
-        "output_bytes": outputs,  # beside those that take over an argument's memory
-        "code_bytes": code,
+    sizes = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        # Outputs that reuse the memory of a donated argument don't count.
+        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
         "resident_bytes": resident,
-        "total_bytes": total,
+    }
+    total = sum(sizes.values())
+    if total > available:
+        return does_not_fit(
+            f"it requires {total / GIB:.2f} GiB, of which {resident / GIB:.2f} are resident", total
+        )
+    return {"fits": True, **sizes, "total_bytes": total, **cost_report(program, tpu, compiled)}
+
+
+def does_not_fit(reason: str, required: float | None) -> dict:
+    return {"fits": False, "reason": reason, "required_bytes": required}
+
+
+def cost_report(program: Program, tpu: Slice, compiled) -> dict:
+    """Returns the estimated cost of a compiled function: `hlo_cost.Cost` as a tree for JSON."""
+    mesh, chip = program.mesh, tpu.chip
+
+    def wire_seconds(opcode, axes, bytes_sent):
+        return tpu.wire_seconds(mesh, axes, bytes_sent, one_way=opcode == "collective-permute")
+
+    module = hlo.Module(compiled.as_text())
+    cost = hlo_cost.program_cost(module, dict(mesh.shape), chip.cycles_per_second, wire_seconds)
+    return {
         "flops": cost.flops,
         "memory_bytes": cost.memory_bytes,
         "estimated_cycles": cost.cycles,
         "estimated_seconds": cost.seconds,
         "wire_seconds": cost.wire_seconds,
         "collectives": [
-            {"kind": kind, "axes": list(axes), "count": count, "bytes_sent": sent}
-            for (kind, axes), (count, sent) in sorted(cost.collectives.items())
+            {"kind": opcode, "axes": list(axes), "count": count, "bytes_sent": bytes_sent}
+            for (opcode, axes), (count, bytes_sent) in sorted(cost.collectives.items())
         ],
     }
 
 
-def predicted(program, tpu, step: dict) -> dict | None:
-    """Of a step that fits: its time, the images of it, and what share is of use.
+def predict(program: Program, tpu: Slice, train_step: dict) -> dict | None:
+    """Returns the predicted speed of training; None if the step doesn't fit.
 
-    mfu: the operations that the model's products need, forward and backward, without those that
-    `remat` does again, of what the chip could do (arXiv:2204.02311, appendix B).
-    communication_share: what of the step the device waits for its links.
+    Args:
+        train_step: the training step's `function_report`.
+
+    Returns:
+        step_seconds, images_per_second_per_chip, images_per_second, and
+        mfu: model FLOPs utilization (arXiv:2204.02311, appendix B): the operations of the model's
+            matrix products, forward and backward, without those that `remat` repeats, as a share
+            of the chip's peak.
+        communication_share: the share of the step that a device waits for others.
     """
-    if not step["fits"]:
+    if not train_step["fits"]:
         return None
-    seconds = step["estimated_seconds"]
+    seconds = train_step["estimated_seconds"]
     images = program.config.batch_size / len(tpu.devices)
-    needed = 3 * flops.forward_flops(program.model, program.image_shape) * images
-    computing = step["estimated_cycles"] / tpu.chip.hertz
+    model_flops = 3 * flops.forward_flops(program.model, program.image_shape) * images
+    computing = train_step["estimated_cycles"] / tpu.chip.cycles_per_second
     return {
         "step_seconds": seconds,
         "images_per_second_per_chip": images / seconds,
         "images_per_second": program.config.batch_size / seconds,
-        "mfu": needed / seconds / tpu.chip.flops,
+        "mfu": model_flops / seconds / tpu.chip.flops,
         "communication_share": 1 - computing / seconds,
     }
 
 
-def lines(report: dict) -> Iterator[str]:
-    """A report on one screen."""
+def report_lines(report: dict) -> Iterator[str]:
+    """Yields the lines of a report as text, which fit on one screen."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
-    parts = f", in {report['accum_steps']} parts" if report["accum_steps"] > 1 else ""
+    accum_steps = report["accum_steps"]
     yield f"Slice        {report['slice']}: {report['devices']:,} devices, mesh {mesh}"
     yield f"Model        {report['model']}: {report['parameters']:,} parameters"
     yield (
-        f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} a device"
-        f"{parts}"
+        f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} per device"
+        f"{f', in {accum_steps} microbatches' if accum_steps > 1 else ''}"
     )
     for name in ("start", "train_step", "eval_step"):
         title = name.replace("_", " ").capitalize()
-        yield from part_lines(title, report[name], report["available_bytes"])
+        yield from function_lines(title, report[name], report["available_bytes"])
     if values := report["predicted"]:
         yield (
-            f"Predicted    {1000 * values['step_seconds']:,.1f} ms a step, "
-            f"{values['images_per_second_per_chip']:,.1f} images/s a chip, "
-            f"{values['images_per_second']:,.0f} in all; MFU {values['mfu']:.1%}, "
-            f"{values['communication_share']:.1%} of it waiting for other devices "
-            "(the compiler's estimate: nothing has run)"
+            f"Predicted    {1000 * values['step_seconds']:,.1f} ms per step, "
+            f"{values['images_per_second_per_chip']:,.1f} images/s per chip, "
+            f"{values['images_per_second']:,.0f} images/s in total"
+        )
+        yield (
+            f"             MFU {values['mfu']:.1%}, {values['communication_share']:.1%} of the "
+            "step waiting for other devices (estimates: nothing was run)"
         )
     yield f"Fits         {'yes' if report['fits'] else 'no'}"
 
 
-def part_lines(name: str, part: dict, available: int) -> Iterator[str]:
+def function_lines(title: str, part: dict, available: int) -> Iterator[str]:
+    """Yields the lines of a report on one function."""
     if not part["fits"]:
-        yield f"{name:13}doesn't fit {available / GIB:,.2f} GiB: {part['reason']}"
+        yield f"{title:13}doesn't fit {available / GIB:,.2f} GiB: {part['reason']}"
         return
-    sizes = {"argument": "arguments", "temporary": "temporaries", "output": "outputs"}
-    sizes |= {"code": "program", "resident": "beside it"}
-    memory = ", ".join(f"{word} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind, word in sizes.items())
-    yield f"{name:13}{part['total_bytes'] / GIB:,.2f} of {available / GIB:,.2f} GiB: {memory}"
+    words = {"argument": "arguments", "temporary": "temporaries", "output": "outputs"}
+    words |= {"code": "program", "resident": "resident"}
+    memory = ", ".join(f"{word} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind, word in words.items())
+    yield f"{title:13}{part['total_bytes'] / GIB:,.2f} of {available / GIB:,.2f} GiB: {memory}"
     yield (
         f"             {part['flops'] / 1e9:,.1f} GFLOPs, {part['memory_bytes'] / GIB:,.2f} GiB of "
         f"memory traffic, {part['estimated_cycles'] / 1e6:,.2f} M cycles"
@@ -167,35 +211,45 @@ def part_lines(name: str, part: dict, available: int) -> Iterator[str]:
         axes = " x ".join(collective["axes"]) or "one device"
         yield (
             f"             {collective['count']:,} {collective['kind']} over {axes}: "
-            f"{collective['bytes_sent'] / 2**20:,.1f} MiB sent"
+            f"{collective['bytes_sent'] / MIB:,.1f} MiB sent"
         )
 
 
 def remedies(program: Program, required: float, available: int) -> Iterator[dict]:
-    """Overrides of a configuration that didn't fit, to be tried in turn: {field: value}.
+    """Yields overrides that may make a run fit, the cheapest first: {field: value}.
 
-    State that fills the chips is split by FSDP. Activations are computed in parts (accumulation),
-    as many as would fit by what was required, then more; then recomputed as well (`remat`).
+    A state that fills the chips is split by FSDP. Activations are reduced by gradient
+    accumulation: by as many microbatches as `required` suggests, then more. Then `remat` is added.
+
+    Args:
+        program: the run that doesn't fit.
+        required: the bytes per device that it needs.
+        available: the bytes per device that it has.
     """
     config, mesh = program.config, program.mesh
-    split, data = {}, mesh.shape["data"]
+    fsdp, num_data = {}, mesh.shape["data"]
     state = num_bytes_on_device(program.shapes)
-    if state > 0.4 * available and data > 1:
-        ways = [n for n in divisors(data) if state / n < 0.2 * available]
-        split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * min(ways, default=data)}
-        yield split
+    if state > 0.4 * available and num_data > 1:
+        enough = [n for n in divisors(num_data) if state / n < 0.2 * available]
+        fsdp = split_state(mesh, min(enough, default=num_data))
+        yield fsdp
     remat = {} if config.model.remat == "full" else {"model.remat": "full"}
-    local = config.batch_size // (num_shards(mesh) * config.accum_steps)
-    enough = [n for n in divisors(local) if n > 1 and n >= required / available]
+    microbatch = config.batch_size // (num_shards(mesh) * config.accum_steps)  # per device
+    enough = [n for n in divisors(microbatch) if n > 1 and n >= required / available]
     for factor in dict.fromkeys(enough[:3] + enough[-1:]):
-        yield split | {"accum_steps": config.accum_steps * factor}
+        yield fsdp | {"accum_steps": config.accum_steps * factor}
+    smallest_microbatch = {"accum_steps": config.accum_steps * microbatch}
     if remat:
-        yield split | remat
-        if local > 1:
-            yield split | remat | {"accum_steps": config.accum_steps * local}
-    if not split and data > 1:
-        split = {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * data}
-        yield split | remat | {"accum_steps": config.accum_steps * local}
+        yield fsdp | remat
+        if microbatch > 1:
+            yield fsdp | remat | smallest_microbatch
+    if not fsdp and num_data > 1:
+        yield split_state(mesh, num_data) | remat | smallest_microbatch
+
+
+def split_state(mesh, factor: int) -> dict:
+    """Returns the overrides that split the state `factor` times as far by FSDP."""
+    return {"mesh.data": -1, "mesh.fsdp": mesh.shape["fsdp"] * factor}
 
 
 def divisors(number: int) -> list[int]:

@@ -1,5 +1,6 @@
-"""TPU slices that aren't here: their devices, to compile for, and what their chips can do."""
+"""Descriptions of TPU slices: devices to compile for, and what their chips can do."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -14,121 +15,46 @@ from vit_jax.errors import UserError, first_line
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, a second and a chip, unless said otherwise.
+    """A kind of TPU chip. The figures are from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 
-    memory: bytes that the compiler lets a program have (libtpu 0.0.52).
-
-    flops: bfloat16. cycle_flops: the same in a cycle, of 128 x 128 multipliers (two operations
-    each): 8 of them on v4 and v5p, 4 on v5e, 16 on v6e, which has theirs in larger units.
-    link_bytes: of a link, one way: the published bandwidth of all, both ways, shared out.
-    dimensions: of the torus. wraps: sides of a slice that are multiples of it close to a ring; in
-    three dimensions, where all are.
+    Attributes:
+        flops: bfloat16 operations per second.
+        flops_per_cycle: bfloat16 operations per cycle: those of its matrix units.
+        memory_bytes: what the compiler lets a program use (measured with libtpu 0.0.52).
+        link_bandwidth: bytes per second that one link carries in one direction: the published
+            bandwidth, which adds both directions of all links, divided by their number.
+        num_dimensions: of the torus that connects the chips of a slice.
+        ring_multiple: a side of a slice whose length is a multiple of this closes to a ring; in
+            three dimensions only if all sides are.
+        topology_options: further arguments for JAX's description of a slice.
     """
 
     flops: float
-    cycle_flops: int
-    memory: int
-    link_bytes: float
-    dimensions: int
-    wraps: int
-    options: dict
+    flops_per_cycle: int
+    memory_bytes: int
+    link_bandwidth: float
+    num_dimensions: int
+    ring_multiple: int
+    topology_options: dict
 
     @property
-    def hertz(self) -> float:
-        return self.flops / self.cycle_flops
+    def cycles_per_second(self) -> float:
+        return self.flops / self.flops_per_cycle
 
 
-UNIT = 2 * 128 * 128
-MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores as one device, as it is used
+# A matrix unit (MXU) does 128 x 128 multiplications and additions per cycle. v6e has larger
+# ones, which do as much as 16 of these.
+MXU = 2 * 128 * 128
+MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores act as one device
 CHIPS = {
-    "v4": Chip(275e12, 8 * UNIT, int(30.75 * 2**30), 50e9, 3, 4, MEGACORE),
-    "v5e": Chip(197e12, 4 * UNIT, int(15.75 * 2**30), 50e9, 2, 16, {}),
-    "v5p": Chip(459e12, 8 * UNIT, int(95.73 * 2**30), 100e9, 3, 4, MEGACORE),
-    "v6e": Chip(918e12, 16 * UNIT, int(31.24 * 2**30), 100e9, 2, 16, {}),
+    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 50e9, 3, 4, MEGACORE),
+    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 50e9, 2, 16, {}),
+    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 100e9, 3, 4, MEGACORE),
+    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 100e9, 2, 16, {}),
 }
 
-
-class Slice:
-    """A described slice.
-
-    Attributes:
-        name: such as "v5e:16x16"; chip: a `Chip`; sides: of the slice, in chips.
-        devices: for `sharding.create_mesh`; they compile, and compute nothing.
-    """
-
-    def __init__(self, name: str):
-        """Needs libtpu, and no TPU.
-
-        Raises:
-            UserError: no such slice, or no libtpu.
-        """
-        kind, _, sides = name.partition(":")
-        expected = "it can be KIND:SIDES such as v5e:4x4, v6e:16x16, v4:2x2x4 or v5p:4x4x8"
-        if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
-            raise UserError(f"--compile_for={name}: {expected}, with a kind of {', '.join(CHIPS)}")
-        self.name, self.chip = name, CHIPS[kind]
-        self.sides = tuple(int(side) for side in sides.split("x"))
-        if len(self.sides) != self.chip.dimensions:
-            raise UserError(
-                f"--compile_for={name}: {kind} has {self.chip.dimensions} dimensions; {expected}"
-            )
-        before = {variable: os.environ.get(variable) for variable in QUIET}
-        os.environ.update(QUIET)
-        try:
-            description = topologies.get_topology_desc(
-                platform="tpu", topology_name=name, **self.chip.options
-            )
-        except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
-            if importlib.util.find_spec("libtpu") is None:
-                raise UserError(
-                    f"--compile_for={name} needs the TPU's compiler: "
-                    f"pip install 'jax[tpu]=={jax.__version__}'"
-                ) from None
-            raise UserError(f"--compile_for={name}: {first_line(error)}; {expected}") from None
-        finally:
-            for variable, value in before.items():
-                os.environ.pop(variable)
-                if value is not None:
-                    os.environ[variable] = value
-        self.devices = description.devices
-
-    def wire_seconds(self, mesh, axes: tuple[str, ...], sent_bytes: int, one_way: bool) -> float:
-        """How long a device's links are busy with what it sends in a collective over some axes.
-
-        one_way: a permutation to a neighbour.
-        """
-        if not sent_bytes or not axes:
-            return 0.0
-        if one_way:
-            return sent_bytes / self.chip.link_bytes
-        first = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-        places = [device.coords for device in np.ravel(mesh.devices[first])]
-        return sent_bytes / bandwidth(self.chip, self.sides, places)
-
-
-def bandwidth(chip: Chip, sides: tuple[int, ...], places) -> float:
-    """Bytes a second that each device of a group can send to the others.
-
-    Those along a side of the torus form a line, whose links carry one direction's share of what a
-    ring's do; where groups lie between each other, they share links.
-
-    places: of the group's devices on the torus, (devices, dimensions).
-    """
-    total = 0.0
-    closed = [side % chip.wraps == 0 for side in sides]
-    if chip.dimensions == 3:
-        closed = [all(closed)] * 3
-    for side, closes, at in zip(sides, closed, np.array(places).T, strict=False):
-        along = np.unique(at)
-        if len(along) > 1:
-            step = int(np.diff(along).min())
-            ring = len(along) * step == side and closes
-            total += chip.link_bytes * (2 if ring else 1) / step
-    return total
-
-
-# libtpu looks for the machine's TPU, and asks Google Cloud about it, where it isn't told.
-QUIET = {
+# Without these libtpu looks for this machine's TPU, and asks Google Cloud about it.
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -140,7 +66,121 @@ QUIET = {
 }
 
 
-def without_accelerator() -> None:
-    """Keeps JAX to this machine's CPU: a compiler that is installed looks for its TPU otherwise."""
+class Slice:
+    """A TPU slice, described rather than present.
+
+    Attributes:
+        name: such as "v5e:16x16".
+        chip: its kind of chip.
+        shape: the slice's sides in chips, such as (16, 16).
+        devices: for `create_mesh`; programs can be compiled for them, but not run.
+    """
+
+    def __init__(self, name: str):
+        """Describes a slice; requires libtpu, but no TPU.
+
+        Raises:
+            UserError: there is no such slice, or libtpu isn't installed.
+        """
+        self.name = name
+        self.chip, self.shape = parse_name(name)
+        try:
+            with environment_variables(LIBTPU_ENVIRONMENT):
+                description = topologies.get_topology_desc(
+                    platform="tpu", topology_name=name, **self.chip.topology_options
+                )
+        except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
+            if importlib.util.find_spec("libtpu") is None:
+                raise UserError(
+                    f"--compile_for={name} requires the TPU's compiler: "
+                    f"pip install 'jax[tpu]=={jax.__version__}'"
+                ) from None
+            raise UserError(
+                f"--compile_for={name} isn't a slice that libtpu knows: {first_line(error)}"
+            ) from None
+        self.devices = description.devices
+
+    def wire_seconds(self, mesh, axes: tuple[str, ...], bytes_sent: int, one_way: bool) -> float:
+        """Returns how long a collective keeps a device's links busy.
+
+        Args:
+            mesh: a mesh over the slice's devices.
+            axes: the mesh axes that the collective spans.
+            bytes_sent: by each device.
+            one_way: whether each device sends to one neighbor only (a permutation).
+        """
+        if not bytes_sent or not axes:
+            return 0.0
+        if one_way:
+            return bytes_sent / self.chip.link_bandwidth
+        group = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+        coordinates = [device.coords for device in np.ravel(mesh.devices[group])]
+        return bytes_sent / group_bandwidth(self.chip, self.shape, coordinates)
+
+
+def parse_name(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """Returns the chip and the shape of a slice's name.
+
+    Raises:
+        UserError: the name isn't KIND:SIDES.
+    """
+    kind, _, sides = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
+        raise UserError(
+            f"--compile_for is {name!r}; it must be KIND:SIDES with a kind of {', '.join(CHIPS)}, "
+            "such as v5e:4x4 or v4:2x2x4"
+        )
+    chip, shape = CHIPS[kind], tuple(int(side) for side in sides.split("x"))
+    if len(shape) != chip.num_dimensions:
+        example = "x".join(["4"] * chip.num_dimensions)
+        raise UserError(
+            f"--compile_for is {name!r}; a slice of {kind} must have {chip.num_dimensions} sides, "
+            f"such as {kind}:{example}"
+        )
+    return chip, shape
+
+
+@contextlib.contextmanager
+def environment_variables(variables: dict[str, str]):
+    """Sets environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def group_bandwidth(chip: Chip, slice_shape: tuple[int, ...], coordinates) -> float:
+    """Returns the bytes per second that each device of a group can send to the others.
+
+    Devices along a side of the torus form a line, which carries half of what a ring does. Groups
+    that lie between one another share links.
+
+    Args:
+        chip: the kind of chip.
+        slice_shape: the slice's sides in chips.
+        coordinates: of the group's devices on the torus, int (devices, num_dimensions).
+    """
+    total = 0.0
+    closed = [side % chip.ring_multiple == 0 for side in slice_shape]
+    if chip.num_dimensions == 3:
+        closed = [all(closed)] * 3
+    # Coordinates may have a third component where the torus has two dimensions.
+    for side, is_closed, along in zip(slice_shape, closed, np.array(coordinates).T, strict=False):
+        positions = np.unique(along)
+        if len(positions) > 1:
+            stride = int(np.diff(positions).min())
+            is_ring = is_closed and len(positions) * stride == side
+            total += chip.link_bandwidth * (2 if is_ring else 1) / stride
+    return total
+
+
+def use_cpu() -> None:
+    """Keeps JAX to this machine's CPU: with libtpu installed it would look for a TPU."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # can't be read without a TPU
+    # Programs compiled for a TPU can't be read back from the cache without one.
+    jax.config.update("jax_enable_compilation_cache", False)

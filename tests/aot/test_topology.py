@@ -1,0 +1,67 @@
+"""Descriptions of TPU slices. Tests marked `compiler` need libtpu."""
+
+import importlib.util
+
+import pytest
+
+from vit_jax.aot import topology
+from vit_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e:3", "a slice of v5e must have 2 sides, such as v5e:4x4"),
+        ("v5e:0x4", "must be KIND:SIDES .* such as v5e:4x4"),
+        ("v9:2x2", "must be KIND:SIDES with a kind of v4, v5e, v5p, v6e"),
+        ("v5e", "must be KIND:SIDES .* such as v5e:4x4"),
+    ],
+)
+def test_malformed_names_are_refused(name, message):
+    with pytest.raises(UserError, match=f"--compile_for is '{name}'; .*{message}"):
+        topology.Slice(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_missing_compiler_is_reported_with_the_command_that_installs_it():
+    with pytest.raises(UserError, match=r"requires the TPU's compiler: pip install 'jax\[tpu\]=="):
+        topology.Slice("v5e:2x2")
+
+
+def test_bandwidth_of_rings_lines_and_interleaved_groups():
+    """A side of a v5e slice closes to a ring at 16 chips; interleaved groups share its links."""
+    v5e = topology.CHIPS["v5e"]
+    for shape, coordinates, num_links in (
+        ((4, 4), [(0, 0), (1, 0), (2, 0), (3, 0)], 1),
+        ((16, 16), [(0, i) for i in range(16)], 2),
+        ((16, 16), [(0, i) for i in range(0, 16, 4)], 2 / 4),
+        ((16, 16), [(i, j) for i in range(16) for j in range(16)], 4),
+        ((4, 4), [(0, 0), (1, 0), (0, 1), (1, 1)], 2),
+    ):
+        bandwidth = topology.group_bandwidth(v5e, shape, coordinates)
+        assert bandwidth == num_links * v5e.link_bandwidth
+    # In three dimensions rings close only if all sides are multiples of four.
+    v4, column = topology.CHIPS["v4"], [(0, 0, i) for i in range(4)]
+    assert topology.group_bandwidth(v4, (2, 2, 4), column) == v4.link_bandwidth
+    assert topology.group_bandwidth(v4, (4, 4, 4), column) == 2 * v4.link_bandwidth
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("name", "num_devices"),
+    [
+        ("v5e:2x2", 4),
+        ("v5e:32x32", 1024),
+        ("v6e:16x16", 256),
+        ("v4:2x2x1", 4),
+        ("v5p:8x8x16", 1024),
+    ],
+)
+def test_slices_have_one_device_per_chip(name, num_devices):
+    assert len(topology.Slice(name).devices) == num_devices
+
+
+@pytest.mark.compiler
+def test_slices_that_libtpu_does_not_know_are_refused():
+    with pytest.raises(UserError, match="--compile_for=v5e:3x5 isn't a slice that libtpu knows"):
+        topology.Slice("v5e:3x5")

@@ -1,0 +1,345 @@
+"""Estimates what a compiled program costs one device: time, FLOPs, memory traffic, collectives.
+
+XLA's own summary (`compiled.cost_analysis()`) counts the body of a loop once, and includes neither
+collectives nor time. Here a loop counts as often as it runs.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from vit_jax.aot.hlo import (
+    Instruction,
+    Module,
+    array_bytes,
+    array_shape,
+    device_group,
+    main_memory_bytes,
+)
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass
+class Cost:
+    """The cost of a computation to one device.
+
+    Attributes:
+        cycles: the sum of the compiler's estimates, without waiting for collectives.
+        flops: floating-point operations of the matrix products.
+        memory_bytes: read from and written to the chip's main memory.
+        seconds: the whole duration, waiting for collectives included.
+        wire_seconds: how long the device's links are busy, whether or not computation hides it.
+        collectives: {(opcode, mesh axes): [count, bytes sent]}.
+    """
+
+    cycles: int = 0
+    flops: int = 0
+    memory_bytes: int = 0
+    seconds: float = 0.0
+    wire_seconds: float = 0.0
+    collectives: dict = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(lambda: [0, 0])
+    )
+
+    def add(self, other: "Cost", times: int = 1) -> None:
+        for name in ("cycles", "flops", "memory_bytes", "seconds", "wire_seconds"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for key, (count, size) in other.collectives.items():
+            self.collectives[key][0] += times * count
+            self.collectives[key][1] += times * size
+
+
+def program_cost(
+    module: Module, mesh_shape: dict[str, int], cycles_per_second: float, wire_seconds: Callable
+) -> Cost:
+    """Returns what a program costs one device.
+
+    An instruction takes the cycles that the compiler estimates. Links carry one collective at a
+    time; a collective that the compiler has split into a start and an end overlaps with the
+    instructions between the two.
+
+    Args:
+        module: the parsed program.
+        mesh_shape: {axis: size}, with the devices in row-major order.
+        cycles_per_second: the device's clock rate.
+        wire_seconds: (opcode, mesh axes, bytes sent) -> the seconds that a collective takes.
+    """
+    return CostModel(module, mesh_shape, cycles_per_second, wire_seconds).computation(module.entry)
+
+
+class CollectiveEvent(NamedTuple):
+    """The start or the end of a collective.
+
+    Attributes:
+        phase: "start", "end", or "both" if the device waits for the whole collective.
+        opcode: one of COLLECTIVES; None if the phase is "end".
+        axes: the mesh axes that it spans.
+        bytes_sent: by each device.
+    """
+
+    phase: str
+    opcode: str | None = None
+    axes: tuple[str, ...] = ()
+    bytes_sent: int = 0
+
+
+class Timeline:
+    """The time of a device and of its links, which carry one collective after another."""
+
+    def __init__(self):
+        self.now, self.links_free_at = 0.0, 0.0
+        self.end_times = collections.deque()  # of collectives started and not yet waited for
+
+    def collective(self, phase: str, seconds: float) -> None:
+        """Advances by a CollectiveEvent that keeps the links busy for some seconds."""
+        if phase != "end":
+            self.links_free_at = max(self.links_free_at, self.now) + seconds
+        if phase == "start":
+            self.end_times.append(self.links_free_at)
+        elif phase == "both":
+            self.now = self.links_free_at
+        elif self.end_times:
+            self.now = max(self.now, self.end_times.popleft())
+
+    def total(self) -> float:
+        return max([self.now, *self.end_times])
+
+
+class CostModel:
+    """Adds up the costs of a module's instructions in the order one device runs them."""
+
+    def __init__(self, module: Module, mesh_shape, cycles_per_second, wire_seconds):
+        self.module, self.computations = module, module.computations
+        self.mesh_shape = mesh_shape
+        self.cycles_per_second, self.wire_seconds = cycles_per_second, wire_seconds
+        self.computation = functools.cache(self.computation)
+        self.fusion_flops = functools.cache(self.fusion_flops)
+
+    def computation(self, name: str) -> Cost:
+        """Returns the cost of running the entry computation, or a loop's body, once."""
+        instructions, cost, timeline = self.computations[name], Cost(), Timeline()
+        seen_channels = set()
+        for op in instructions.values():
+            if op.opcode in ("while", "call"):
+                inner = self.computation(op.called)
+                times = self.module.trip_count(op) if op.opcode == "while" else 1
+                cost.add(inner, times)
+                timeline.now += times * inner.seconds
+                continue
+            cost.cycles += op.estimated_cycles
+            timeline.now += op.estimated_cycles / self.cycles_per_second
+            cost.memory_bytes += memory_traffic(op, instructions, self.computations)
+            for event in self.collective_events(op, instructions, seen_channels):
+                seconds = 0.0
+                if event.opcode:
+                    seconds = self.wire_seconds(event.opcode, event.axes, event.bytes_sent)
+                    cost.wire_seconds += seconds
+                    cost.collectives[event.opcode, event.axes][0] += 1
+                    cost.collectives[event.opcode, event.axes][1] += event.bytes_sent
+                timeline.collective(event.phase, seconds)
+            cost.flops += (
+                self.fusion_flops(op.called) if op.called else product_flops(op, instructions)
+            )
+        cost.seconds = timeline.total()
+        return cost
+
+    def fusion_flops(self, name: str) -> int:
+        """Returns the operations of the matrix products inside a fusion."""
+        instructions = self.computations[name]
+        return sum(
+            self.fusion_flops(op.called)
+            if op.opcode == "fusion"
+            else product_flops(op, instructions)
+            for op in instructions.values()
+        )
+
+    def collective_events(
+        self, op: Instruction, instructions: dict, seen_channels: set
+    ) -> Iterator[CollectiveEvent]:
+        """Yields the collectives that an instruction starts, ends or runs.
+
+        A fusion may start a collective, end one, run one whole, or compute while one is in
+        flight. In the last case it repeats the collective, with a channel that was seen before.
+        """
+        inner = self.computations[op.called] if op.opcode in ("fusion", "async-start") else {}
+        starts = any("AsyncCollectiveStart" in part.text for part in inner.values())
+        if any("AsyncCollectiveDone" in part.text for part in inner.values()):
+            yield CollectiveEvent("end")
+        for part in inner.values() or [op]:
+            opcode = part.opcode.removesuffix("-start").removesuffix("-done")
+            if opcode not in COLLECTIVES:
+                continue
+            if part.opcode.endswith("-done"):
+                yield CollectiveEvent("end")
+                continue
+            if part.channel and part.channel in seen_channels:
+                continue
+            seen_channels.add(part.channel)
+            if opcode == "all-reduce" and "all-reduce-scatter" in (op.called or ""):
+                opcode = "reduce-scatter"
+            group = device_group(part.text, math.prod(self.mesh_shape.values()))
+            scope = inner or instructions
+            operand_bytes = sum(array_bytes(scope[n].type) for n in part.operands if n in scope)
+            is_async = starts or part.opcode.endswith("-start") or op.opcode == "async-start"
+            yield CollectiveEvent(
+                "start" if is_async else "both",
+                opcode,
+                self.spanned_axes(group),
+                bytes_sent(opcode, operand_bytes, len(group)),
+            )
+        if op.opcode == "async-done":
+            yield CollectiveEvent("end")
+
+    def spanned_axes(self, device_ids: list[int]) -> tuple[str, ...]:
+        """Returns the mesh axes along which a group of devices differ."""
+        coordinates = np.unravel_index(np.asarray(device_ids), tuple(self.mesh_shape.values()))
+        return tuple(
+            axis
+            for axis, along in zip(self.mesh_shape, coordinates, strict=True)
+            if np.ptp(along) > 0
+        )
+
+
+def memory_traffic(op: Instruction, instructions: dict, computations: dict) -> int:
+    """Returns the bytes that an instruction reads from and writes to main memory.
+
+    An array that is read in slices, or overwritten in part, counts with those parts alone.
+
+    Args:
+        op: the instruction.
+        instructions: those of its computation, by name.
+        computations: the module's.
+    """
+    if op.opcode in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
+        return 0
+    if op.opcode.endswith("-done"):  # counted at its start
+        return 0
+    if op.opcode == "copy-start":  # the type has both source and destination
+        return main_memory_bytes(op.type)
+    if op.opcode == "slice-start":  # the type has the whole array, the slice and a flag
+        return array_bytes(op.type.partition("), ")[2])
+    read = {name: instructions[name].type for name in op.operands if name in instructions}
+    if op.opcode in ("slice", "dynamic-slice"):
+        return array_bytes(op.type) + main_memory_bytes(op.type)
+    if op.opcode == "dynamic-update-slice":
+        return 2 * array_bytes(read[op.operands[1]])
+    if op.opcode != "fusion":
+        return sum(map(main_memory_bytes, (op.type, *read.values())))
+    bytes_read = sum(
+        fusion_bytes_read(op.called, i, main_memory_bytes(read[name]), computations)
+        for i, name in enumerate(op.operands)
+        if name in read
+    )
+    bytes_kept = fusion_bytes_kept(op.called, computations)
+    return bytes_read + max(main_memory_bytes(op.type) - bytes_kept, 0)
+
+
+def fusion_bytes_read(name: str, index: int, num_bytes: int, computations: dict) -> int:
+    """Returns how much of its operand number `index` a fusion reads.
+
+    Args:
+        name: of the fusion's computation.
+        index: of the operand.
+        num_bytes: the operand's size, and the most that is returned.
+        computations: the module's.
+    """
+    instructions = computations[name]
+
+    def uses(value: str) -> int:
+        total = 0
+        for user in instructions.values():
+            if value not in user.operands:
+                continue
+            if user.opcode in ("slice", "dynamic-slice"):
+                total += array_bytes(user.type)
+            elif user.opcode == "bitcast":
+                total += uses(user.name)
+            elif user.opcode == "fusion":
+                operand = user.operands.index(value)
+                total += fusion_bytes_read(user.called, operand, num_bytes, computations)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != value:
+                total += num_bytes
+        return total
+
+    parameter = next(
+        op.name
+        for op in instructions.values()
+        if op.opcode == "parameter" and op.text.startswith(f"{index})")
+    )
+    return min(uses(parameter), num_bytes) if num_bytes else 0
+
+
+def fusion_bytes_kept(name: str, computations: dict) -> int:
+    """Returns how much of a fusion's result is unchanged: an operand that it updates in place."""
+    instructions = computations[name]
+
+    def kept(value: str) -> int:
+        op = instructions.get(value)
+        if op is None:
+            return 0
+        if op.opcode == "dynamic-update-slice":
+            return array_bytes(op.type) - array_bytes(instructions[op.operands[1]].type)
+        if op.opcode == "fusion":
+            return fusion_bytes_kept(op.called, computations)
+        return sum(map(kept, op.operands)) if op.opcode in ("bitcast", "tuple") else 0
+
+    return kept(next(reversed(instructions)))
+
+
+def bytes_sent(opcode: str, operand_bytes: int, group_size: int) -> int:
+    """Returns the bytes that each device of a group sends in a collective, run as a ring."""
+    if opcode == "collective-permute":
+        return operand_bytes
+    total = operand_bytes * group_size if opcode == "all-gather" else operand_bytes
+    rounds = 2 if opcode == "all-reduce" else 1  # a reduce-scatter and an all-gather
+    return rounds * total * (group_size - 1) // group_size
+
+
+def product_flops(op: Instruction, instructions: dict) -> int:
+    """Returns the operations of a matrix product; 0 for any other instruction.
+
+    A TPU's program writes products as convolutions. A multiplication and an addition count as
+    two; elements of a window that fall on padding don't count.
+    """
+    if op.opcode not in ("convolution", "dot"):
+        return 0
+    left, right = (array_shape(instructions[name].type) for name in op.operands)
+    result = array_shape(op.type)
+    if op.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)[1]
+        return 2 * math.prod(result) * math.prod(left[int(i)] for i in contracted.split(",") if i)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
+    window = re.search(r"window=\{(.*?)\}", op.text)
+    window = dict(re.findall(r"(\w+)=([\d_x\-]+)", window[1] if window else ""))
+    flops = 2 * right[labels[1].index("i")]
+    flops *= result[labels[2].index("b")] * result[labels[2].index("f")]
+    for axis in range(len(left) - 2):
+        sizes = (
+            shape[label.index(str(axis))]
+            for shape, label in zip((left, right, result), labels, strict=True)
+        )
+        along_axis = {name: text.split("x")[axis] for name, text in window.items()}
+        flops *= window_overlaps(*sizes, along_axis)
+    return flops
+
+
+def window_overlaps(left: int, right: int, result: int, window: dict[str, str]) -> int:
+    """Counts the pairs of a window's position and a window's element that meet an input element.
+
+    Args:
+        left, right, result: the sizes of input, window and output along one axis.
+        window: HLO's attributes of the window along this axis.
+    """
+    stride, dilation = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
+    padding = int(window.get("pad", "0_0").partition("_")[0])
+    index = np.arange(result)[:, None] * stride - padding  # (positions, 1)
+    index = index + np.arange(right) * int(window.get("rhs_dilate", 1))  # (positions, elements)
+    inside = (index >= 0) & (index <= (left - 1) * dilation) & (index % dilation == 0)
+    return int(np.sum(inside))

@@ -1,10 +1,10 @@
-"""Recipes and their arguments."""
+"""Presets, recipes and their arguments."""
 
 import pytest
 
-from configs import cifar10, common, finetune, recipes, vit_b16, vit_s16, vit_ti16
+from configs import cifar10, common, finetune, vit_b16, vit_s16, vit_ti16
 from vit_jax import models
-from vit_jax.training import augment, optim
+from vit_jax.training import augment, schedules
 
 
 def test_augreg_by_strength_and_by_size():
@@ -13,7 +13,7 @@ def test_augreg_by_strength_and_by_size():
     assert config.augment.randaugment_magnitude == 20
     assert config.augment.mixup_alpha == 0.8
     assert config.model.dropout_rate == config.model.stochastic_depth_rate == 0
-    config = vit_b16.get_config("recipe=augreg")  # medium2, regularised
+    config = vit_b16.get_config("recipe=augreg")  # medium2, with dropout
     assert config.augment.mixup_alpha == 0.5
     assert config.model.dropout_rate == config.model.stochastic_depth_rate == 0.1
     config = vit_ti16.get_config("recipe=augreg")  # light1: RandAugment at magnitude 0
@@ -60,7 +60,7 @@ def test_cifar10():
     assert cifar10.get_config().model.num_heads == 8
     assert cifar10.get_config("model=small").model.width is None
     config = cifar10.get_config("schedule=step")
-    rate = optim.schedule(config.schedule, 117_000)
+    rate = schedules.create(config.schedule, 117_000)
     assert [float(rate(epoch * 391)) for epoch in (50, 150, 250)] == pytest.approx(
         [1e-3, 1e-4, 1e-5]
     )
@@ -78,17 +78,29 @@ def test_recipes_make_a_model(recipe, quick):
     augment.check(config.augment)
 
 
-@pytest.mark.parametrize("size", recipes.WIDTHS)
-def test_representation_layers_have_the_width(size):
-    assert models.create(f"{size}/16").width == recipes.WIDTHS[size]
+def test_fields_set_before_quick_are_shrunk():
+    """A preset's own fields don't survive `quick`, which comes last."""
+    for variant in ("H/14", "R50+B/16"):
+        options = common.imagenet_options("quick")
+        config = common.imagenet(variant, options)
+        config.model.width = 2048
+        config = common.quick(config)
+        config.num_classes = 10
+        assert models.from_config(config).width == 64
+
+
+def test_representation_layers_have_the_width():
+    config = vit_s16.get_config("recipe=paper")
+    config.num_classes = 10
+    assert models.from_config(config).representation_size == 384
 
 
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("recipe=augrag", "key 'recipe' is 'augrag'; it can be base, augreg"),
-        ("recipe=augreg,aug=heavy", "key 'aug' is 'heavy'; it can be none, light1"),
-        ("reg=much", "key 'reg' takes a value of type float, not 'much'"),
+        ("recipe=augrag", "key 'recipe' is 'augrag'; it must be base, augreg"),
+        ("recipe=augreg,aug=heavy", "key 'aug' is 'heavy'; it must be one of none, light1"),
+        ("reg=much", "key 'reg' must be of type float, not 'much'"),
         ("recipes=deit", "unknown key 'recipes'.*Did you mean recipe"),
     ],
 )
@@ -109,12 +121,12 @@ def test_finetuning_as_in_the_paper(dataset):
     assert config.model.head_bias_init == 0
     sweep = finetune.get_config(f"dataset={dataset},sweep")
     assert sweep.dataset.eval_split.startswith(config.dataset.train_split + "[")
-    # Every size of the published ones takes the images of its preset.
+    # Every published size can take its preset's images.
     for size in (*finetune.PAPER, *finetune.AUGREG):
         config = finetune.get_config(f"model={size},dataset={dataset}")
         config.num_classes = 10
         model = models.from_config(config)
-        models.checks.check_image(model, (config.image_size,) * 2)
+        models.check_image(model, (config.image_size,) * 2)
 
 
 def test_variants_of_finetuning():
@@ -131,14 +143,9 @@ def test_variants_of_finetuning():
     assert (folder.dataset.name, folder.dataset.eval_split) == ("/data/birds", "val")
 
 
-def test_finetuning_without_weights_tells_where_they_are():
-    text = finetune.where_weights_are("B/16", "python train.py --config=configs/finetune.py:adamw")
+def test_finetuning_without_weights_says_where_to_find_them():
+    text = finetune.get_config("model=B/16").init_from_hint
     assert "gs://vit_models/imagenet21k/ViT-B_16.npz" in text
     assert "gs://vit_models/augreg/B_16-i21k" in text
-    command = (
-        "python train.py --config=configs/finetune.py:adamw --config.init_from=gs://vit_models"
-    )
-    assert text.splitlines()[-1].startswith(command)
-    assert "none for S/8" in finetune.where_weights_are("S/8", "")
+    assert "none for S/8" in finetune.where_to_find_weights("S/8")
     assert finetune.get_config().init_from_required
-    assert not finetune.get_config("quick").init_from_required

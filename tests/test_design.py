@@ -1,9 +1,11 @@
-"""Arrows go one way: what each part of the code may import."""
+"""The layout's rules: imports go one way, rooms stay small, the library needs no TensorFlow."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -12,48 +14,143 @@ from vit_jax import models
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# A room may import the rooms before it, and the files at the root of vit_jax.
+ROOMS = (
+    "parallel",
+    "models",
+    "data",
+    "training",
+    "runs",
+    "pretrained",
+    "inference",
+    "evaluation",
+    "figures",
+    "scaling",
+    "aot",
+)
+SCRIPTS = ("train", "evaluate", "predict", "start", "command_line", "input_pipeline")
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+
+def module_name(path: pathlib.Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {
+    module_name(path): path
+    for pattern in ("*.py", "vit_jax/**/*.py", "configs/**/*.py")
+    for path in ROOT.glob(pattern)
+}
+
+
+def imports(path: pathlib.Path, inside_functions: bool = True) -> set[str]:
+    """Returns the modules that a file imports; for `from a import b`, "a" and "a.b"."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str | None:
+    """Returns the room of a module of the library; None: it is at the root or elsewhere."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "vit_jax" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def is_part_of(module: str, packages) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name)])
+def test_rooms_import_only_the_rooms_before_them(module):
+    for imported in imports(MODULES[module]):
+        if other := room(imported):
+            assert ROOMS.index(other) <= ROOMS.index(room(module)), f"{module} imports {imported}"
+
+
+def test_every_room_is_known():
+    folders = {path.parent.name for path in ROOT.glob("vit_jax/*/__init__.py")}
+    assert folders <= set(ROOMS)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "forbidden"),
+    ("importers", "forbidden"),
     [
-        ("vit_jax/**/*.py", ("tensorflow", "absl", "configs", "input_pipeline", "sources")),
-        ("configs/*.py", ("vit_jax", "jax", "tensorflow", "absl", "input_pipeline")),
-        ("input_pipeline.py", ("jax", "vit_jax.models", "configs", "absl")),
-        ("sources.py", ("jax", "vit_jax.models", "configs", "absl")),
-        ("shuffle.py", ("jax", "vit_jax", "configs", "absl")),
-        ("damage.py", ("jax", "vit_jax.models", "configs", "absl")),
-        ("preprocess.py", ("jax", "vit_jax.models", "configs", "absl")),
+        ("vit_jax", ("configs", "absl", *SCRIPTS)),
+        ("configs", ("vit_jax", "jax", "tensorflow", "absl", *SCRIPTS)),
+        ("input_pipeline", ("train", "evaluate", "predict", "configs")),
     ],
 )
-def test_imports(pattern, forbidden):
-    files = list(ROOT.glob(pattern))
-    assert files
-    for path in files:
-        for module in imported(path):
-            inside = [name for name in forbidden if f"{module}.".startswith(f"{name}.")]
-            assert not inside, f"{path} imports {module}"
+def test_nothing_imports_what_depends_on_it(importers, forbidden):
+    for module, path in MODULES.items():
+        if is_part_of(module, [importers]):
+            for imported in imports(path):
+                assert not is_part_of(imported, forbidden), f"{module} imports {imported}"
 
 
-def test_the_library_needs_no_tensorflow():
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in (ROOT / "vit_jax").rglob("*.py")
-        if path.stem != "__init__"
-    ]
-    code = f"import sys, {', '.join(modules)}; sys.exit('tensorflow' in sys.modules)"
+def test_only_data_imports_tensorflow():
+    for module, path in MODULES.items():
+        if module.startswith("vit_jax") and room(module) != "data":
+            for imported in imports(path):
+                forbidden = ("tensorflow", "tensorflow_datasets", "vit_jax.data")
+                assert not is_part_of(imported, forbidden), f"{module} imports {imported}"
+
+
+def test_data_imports_no_model():
+    for module in [name for name in MODULES if room(name) == "data"]:
+        for imported in imports(MODULES[module]):
+            assert not is_part_of(imported, ("jax", "vit_jax.models")), f"{module}: {imported}"
+
+
+def test_the_input_pipeline_imports_jax_only_to_draw():
+    for imported in imports(MODULES["input_pipeline"], inside_functions=False):
+        assert not is_part_of(imported, ("jax", "vit_jax.models", "vit_jax.training"))
+
+
+def test_scripts_import_no_preset():
+    for script in SCRIPTS:
+        presets = {name for name in imports(MODULES[script]) if name.startswith("configs.")}
+        assert presets <= {"configs.common"}, script
+
+
+def test_there_are_no_circles():
+    graph = {
+        name: {i for i in imports(path) if i in MODULES and not f"{name}.".startswith(f"{i}.")}
+        for name, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_no_room_has_more_than_eight_files():
+    for folder in ROOT.glob("vit_jax/*/"):
+        files = [path for path in folder.glob("*.py") if not path.name.startswith("__")]
+        assert len(files) <= 8, folder
+
+
+def test_the_library_needs_only_its_own_requirements():
+    """`import vit_jax` and every room but data, without TensorFlow."""
+    modules = [name for name in MODULES if name.startswith("vit_jax") and room(name) != "data"]
+    modules.remove("vit_jax.pretrained.__main__")
+    code = "import sys; sys.modules['tensorflow'] = None\n"  # an import of it raises
+    code += f"import {', '.join(modules)}\n"
+    code += "from vit_jax import Classifier, checkpoint, models, optim, pretrained"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_the_package_holds_every_room():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert packages["packages"]["find"]["include"] == ["vit_jax*"]
+    for folder in ROOT.glob("vit_jax/*/"):
+        if list(folder.glob("*.py")):
+            assert (folder / "__init__.py").exists(), folder
+
+
 def test_every_model_field_can_be_configured():
-    """Beside those that have fields of their own: num_classes and dtype."""
+    """Except num_classes and dtype, which have fields of their own."""
     configured = set(common.get_config().model) - {"variant"}
     assert configured == set(models.FIELDS) - {"num_classes", "dtype"}
     defaults = {f: models.VisionTransformer.__dataclass_fields__[f].default for f in configured}
@@ -62,7 +159,7 @@ def test_every_model_field_can_be_configured():
             assert value == defaults[name], name
 
 
-def test_a_preset_cannot_assign_to_a_field_that_is_not_there():
+def test_a_preset_cannot_assign_to_an_unknown_field():
     config = common.get_config()
     with pytest.raises(AttributeError, match='Did you mean "weight_decay"'):
         config.optimizer.weight_decy = 0.3
@@ -71,3 +168,7 @@ def test_a_preset_cannot_assign_to_a_field_that_is_not_there():
 def test_presets_do_not_share_what_they_change():
     common.quick(common.get_config())
     assert common.get_config().model.depth is None
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150

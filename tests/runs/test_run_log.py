@@ -1,33 +1,41 @@
+"""metrics.jsonl and TensorBoard's curves."""
+
 import contextlib
+import json
 import logging
 import resource
 
 import jax.numpy as jnp
-import tensorflow as tf
+import pytest
+from tensorboardX.proto.event_pb2 import Event
 from whole_runs import rows
 
 from vit_jax.runs import run_log
 
-NUMBERS = ("loss", "accuracy", "learning_rate")
+NAMES = ("loss", "accuracy", "learning_rate")
+EVALUATION = dict(loss=0.1, accuracy=0.9, accuracy_top5=1.0)
+
+
+def step_metrics(step):
+    return {name: jnp.float32(step) for name in NAMES}
 
 
 def log_steps(workdir, config, first, last):
     with contextlib.closing(run_log.RunLog(workdir, first, config)) as log:
         for step in range(first + 1, last + 1):
-            log.record(step, {name: jnp.float32(step) for name in NUMBERS})
+            log.record(step, step_metrics(step))
 
 
-def points(workdir):
-    """(step, name, value) of each point in TensorBoard's files, and what they begin after."""
-    found, starts = [], []
-    for path in sorted(workdir.glob("events.out.tfevents.*")):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-            starts += [event.step] if event.HasField("session_log") else []
-    return found, starts
+def events(path):
+    """The events of a TensorBoard file: records of length, checksum, data, checksum."""
+    content = path.read_bytes()
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        data, content = content[12 : 12 + length], content[16 + length :]
+        yield Event.FromString(data)
 
 
-def test_rows_and_curves_say_the_same(tmp_path, tiny_config):
+def test_rows_and_curves_have_the_same_numbers(tmp_path, tiny_config):
     tiny_config.update(log_every_steps=1, total_steps=5)
     log_steps(tmp_path, tiny_config, 2, 5)
     expected = [
@@ -36,26 +44,74 @@ def test_rows_and_curves_say_the_same(tmp_path, tiny_config):
         for name, value in row.items()
         if name not in ("step", "train/images_per_second")
     ]
-    found, starts = points(tmp_path)
-    assert [point for point in found if "per_second" not in point[1]] == expected
-    assert len(expected) == 3 * len(NUMBERS)
-    assert starts == [3]  # of an earlier start, what comes from there on isn't shown
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    points = [
+        (event.step, value.tag, value.simple_value)
+        for event in events(path)
+        for value in event.summary.value
+        if "per_second" not in value.tag
+    ]
+    assert points == expected
+    assert len(expected) == 3 * len(NAMES)
+    # TensorBoard hides the points that an earlier start has from this step on.
+    starts = [event.step for event in events(path) if event.HasField("session_log")]
+    assert starts == [3]
+
+
+def test_a_resumed_run_writes_each_row_once(tmp_path, tiny_config):
+    """Rows after the step that it resumes at go, and one that a kill truncated."""
+    tiny_config.update(log_every_steps=1, total_steps=5)
+    log_steps(tmp_path, tiny_config, 0, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "train/lo')
+    log_steps(tmp_path, tiny_config, 2, 5)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_restart_knows_whether_its_step_was_evaluated(tmp_path, tiny_config):
+    def evaluated(step):
+        with contextlib.closing(run_log.RunLog(tmp_path, step, tiny_config)) as log:
+            return log.evaluated
+
+    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+        log.write_evaluation(3, "val", EVALUATION)
+        log.write_evaluation(3, "real", EVALUATION)
+        log.write(4, "train", dict(loss=1.0))
+    assert [set(row) for row in rows(tmp_path)][1] == {"step", *(f"real/{n}" for n in EVALUATION)}
+    assert not evaluated(4)
+    assert evaluated(3)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 3, "real/loss": 0.1}) + "\n")
+    assert not evaluated(3)
+
+
+def test_skipped_updates_are_logged_until_there_are_too_many(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr(run_log, "MAX_SKIPPED_IN_A_ROW", 3)
+    tiny_config.update(log_every_steps=1, on_nonfinite="skip")
+    losses = [1.0, float("nan"), float("nan"), 1.0, float("nan"), float("nan"), float("nan")]
+    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+        for step, loss in enumerate(losses[:-1], start=1):
+            log.record(step, step_metrics(step) | dict(loss=loss))
+        with pytest.raises(
+            run_log.NonFiniteError, match=r"Step 7: .*loss nan.* 3 updates in a row"
+        ):
+            log.record(7, step_metrics(7) | dict(loss=losses[-1]))
+    assert "train/loss" not in rows(tmp_path)[1]
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, tiny_config, caplog):
-    """Rows wait for room; the curves end, and say so once."""
+    """Rows are written once there is room; the curves end, which is logged once."""
     tiny_config.update(log_every_steps=1, total_steps=200)
     caplog.set_level(logging.ERROR, "vit_jax")
     log = run_log.RunLog(tmp_path, 0, tiny_config)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # as if the disk were full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # acts like a full disk
     try:
         for step in range(1, 200):
-            log.record(step, {name: jnp.float32(step) for name in NUMBERS})
+            log.record(step, step_metrics(step))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caplog.text.count("TensorBoard's events can't be written") == 1
-    assert "rows wait, and the run goes on" in caplog.text
-    log.record(200, {name: jnp.float32(200) for name in NUMBERS})
+    assert "the run continues, and" in caplog.text
+    log.record(200, step_metrics(200))
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 201))

@@ -1,4 +1,4 @@
-"""A run's numbers as TensorBoard's curves."""
+"""A run's metrics as curves for TensorBoard."""
 
 import logging
 import pathlib
@@ -13,34 +13,35 @@ logger = logging.getLogger("vit_jax")
 
 
 class Curves:
-    """An events file, written in the caller's thread: it ends where the disk is full, not the run.
+    """Writes a TensorBoard events file; a full disk ends the file, not the run.
 
-    tensorboardX's SummaryWriter has a thread for it, which an error ends, and then a full queue
-    holds up the run forever.
+    Writes in the caller's thread. The thread of tensorboardX's SummaryWriter dies on an error, and
+    the run would then wait forever once its queue is full.
     """
 
     def __init__(self, workdir, first_step: int):
-        """What an earlier start wrote after `first_step` isn't shown any more."""
+        """Opens a new file; TensorBoard then hides what earlier files have after `first_step`."""
         self.events = EventsWriter(str(pathlib.Path(workdir) / "events"))
         start = SessionLog(status=SessionLog.START)
         self.write(Event(step=first_step + 1, session_log=start))
 
     def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds a point to the curve of each name."""
         for name, value in values.items():
             self.write(Event(step=step, summary=summary.scalar(name, value)))
 
     def write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self.attempt(lambda events: events.write_event(event))
+        self.call(lambda events: events.write_event(event))
 
     def flush(self) -> None:
-        self.attempt(EventsWriter.flush)
+        self.call(EventsWriter.flush)
 
     def close(self) -> None:
-        self.attempt(EventsWriter.close)
+        self.call(EventsWriter.close)
 
-    def attempt(self, action: Callable[[EventsWriter], None]) -> None:
-        """Gives up at the first failure: a reader stops at an event that is cut off."""
+    def call(self, action: Callable[[EventsWriter], None]) -> None:
+        """Calls `action` with the file, until an error: readers stop at a truncated event."""
         if self.events is None:
             return
         try:
@@ -48,6 +49,6 @@ class Curves:
         except OSError as error:
             self.events = None
             logger.error(
-                f"TensorBoard's events can't be written ({error.strerror}): they end here, the "
-                "run goes on; metrics.jsonl has the numbers"
+                f"TensorBoard's events can't be written ({error.strerror}): the curves end here. "
+                "The run continues, and metrics.jsonl has all numbers"
             )

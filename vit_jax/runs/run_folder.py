@@ -1,10 +1,10 @@
-"""A run's folder: what is in it, beside what the run writes as it goes.
+"""A run's folder and the files that describe the run.
 
-<workdir>/config.json             the run's configuration, every field resolved
-<workdir>/class_names.json        the names of its classes, in the order of the labels
-<workdir>/checkpoints/<step>/     as `checkpoint.py` has them
-<workdir>/compiled/               programs, for the next start (`program.keeping_compiled`)
-<workdir>/train.log, metrics.jsonl, TensorBoard events    as `run_log.py` has them
+<workdir>/config.json             the configuration, with every field filled in
+<workdir>/class_names.json        the names of the classes, in the order of the labels
+<workdir>/checkpoints/<step>/     written by `checkpoint.py`
+<workdir>/compiled/               compiled programs for the next start: `compilation_cache.py`
+<workdir>/train.log, metrics.jsonl, events.out.tfevents.*    written by `run_log.py`
 """
 
 import json
@@ -19,38 +19,48 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vit_jax.parallel import distributed
 from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
+from vit_jax.models import variants
+from vit_jax.parallel import distributed
 
 logger = logging.getLogger("vit_jax")
 
-# Fields that may differ when a run is taken up again: they change what is shown or stored, or
-# where it runs, but not which numbers come out.
+# Fields that may differ when a run is resumed; a name stands for its group too.
 MAY_CHANGE = (
+    # How often the run logs, evaluates and saves, and what it keeps: training doesn't depend on it.
+    "log_every_steps",
+    "eval_every_steps",
     "checkpoint_every_steps",
     "keep_every_steps",
     "best_metric",
-    "log_every_steps",
-    "eval_every_steps",
+    # Whether bad numbers and bad examples stop the run: one that they stopped can continue.
     "on_nonfinite",
-    "dataset.data_dir",
     "dataset.on_error",
-    "dataset.parts",
+    # The machines: the numbers change by rounding. `dataset.parts` is the number of processes in
+    # the order "buffer", and changes the order of the examples: `check_config` warns.
     "mesh",
+    "dataset.parts",
+    "dataset.data_dir",
+    # A message.
+    "init_from_hint",
 )
+# The learning rate of every step depends on these.
+LENGTH = ("total_steps", "num_epochs", "schedule")
+# Fields whose values are dictionaries, as opposed to groups of fields.
+DICTIONARIES = ("loss_args", "model.resnet")
 
 
 def make(workdir) -> None:
     """Makes a run's folder.
 
     Raises:
-        UserError: it, or a file in it that is added to, can't be written.
+        UserError: the folder, or a log in it, can't be written.
     """
     if "://" in str(workdir):
         raise UserError(
-            f"--workdir={workdir}: logs are appended to and checkpoints renamed, which buckets "
-            "don't do; name a folder, which all processes see if there are several"
+            f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
+            "checkpoints renamed. With several processes, all of them must see it"
         )
     folder = pathlib.Path(workdir)
     try:
@@ -61,66 +71,19 @@ def make(workdir) -> None:
                 path.open("ab").close()
     except OSError as error:
         raise UserError(
-            f"The run's folder {workdir} can't be written ({error.strerror}): "
-            "name another with --workdir"
+            f"The run's folder {workdir} can't be written ({error.strerror}): use another --workdir"
         ) from None
 
 
-def read_config(workdir) -> ml_collections.ConfigDict | None:
-    """The configuration of the run in a folder; None where there is no run."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): start in another --workdir") from None
-
-
-def checkpoint_steps(workdir) -> list[int]:
-    """The steps of the checkpoints in a run's folder, in order; complete ones alone."""
-    folder = epath.Path(workdir).resolve() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
-
-
-def check_config(workdir, config: ml_collections.ConfigDict) -> None:
-    """Checks a configuration against that of the checkpoints in the folder, where there are any.
-
-    Raises:
-        UserError: they differ in fields that change the run; each is listed, old and new.
-    """
-    recorded = read_config(workdir)
-    if recorded is None or not checkpoint_steps(workdir):
-        return
-    old, new = (dict(flat(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
-    changes = [
-        f"{field}: {old[field]!r} -> {new.get(field)!r}"
-        for field in sorted(old)  # one that is new since then didn't exist for that run
-        if old[field] != new.get(field) and not may_change(field)
-    ]
-    if changes:
-        raise UserError(
-            f"{workdir} holds a run with another configuration (there -> here): "
-            f"{'; '.join(changes)}. Take another --workdir, or the old values"
-        )
-    there, here = old.get("dataset.parts"), new["dataset.parts"]
-    if there not in (None, here):
-        logger.warning(
-            f"{workdir}: the dataset was read in parts, one for each of {there} processes, and is "
-            f"for {here} from here on: of this epoch some examples come twice, and some don't. "
-            "ArrayRecord files have an order that doesn't depend on the processes"
-        )
-
-
 def check_shared(workdir) -> None:
-    """Raises UserError where the processes don't see the same folder."""
+    """Raises UserError if the processes don't see the same folder."""
     if jax.process_count() == 1:
         return
     token = epath.Path(workdir) / ".seen_by_all"
     if jax.process_index() == 0:
         token.touch()
-    distributed.barrier("the folder's token was written")
-    for _ in range(50):  # a network's file system may be late
+    distributed.barrier("token of the shared folder written")
+    for _ in range(50):  # a network file system may show it late
         if seen := token.exists():
             break
         time.sleep(0.2)
@@ -129,15 +92,108 @@ def check_shared(workdir) -> None:
         token.unlink()
     if missing:
         raise UserError(
-            f"--workdir={workdir} isn't the same folder for all processes: name one on a file "
-            "system that all of them see"
+            f"--workdir={workdir} isn't the same folder for all processes: use one on a file "
+            "system that they share"
         )
+
+
+def checkpoint_steps(workdir) -> list[int]:
+    """Returns the steps of the complete checkpoints in a run's folder, in order."""
+    folder = epath.Path(workdir).resolve() / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     """Records a run's configuration."""
     text = config.to_json_best_effort(indent=2)
     write_atomically(epath.Path(workdir) / "config.json", text + "\n")
+
+
+def read_config(workdir) -> ml_collections.ConfigDict | None:
+    """Returns the configuration of the run in a folder; None if there is no run.
+
+    Fields that the code has gained since then are missing.
+
+    Raises:
+        UserError: the file can't be parsed.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is corrupt ({error}): start in another --workdir") from None
+    fill_in_mlp_dim(config)
+    return config
+
+
+def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
+    """Fills in the `mlp_dim` of a configuration from before the field `loss_args`.
+
+    A model with another width than its variant's had the variant's mlp_dim then, if none was set;
+    today it has 4 x width.
+    """
+    model = config.get("model", {})
+    if "loss_args" not in config and model.get("width") and model.get("mlp_dim", 0) is None:
+        fields = variants.fields(model.variant)
+        if model.width != fields["width"]:
+            with config.ignore_type():
+                model.mlp_dim = fields["mlp_dim"]
+
+
+def check_config(workdir, config: ml_collections.ConfigDict) -> None:
+    """Checks that a configuration can resume the run in a folder, if it has checkpoints.
+
+    Fields that only one of the two configurations has are ignored: the code gained or lost them.
+
+    Raises:
+        UserError: fields that must not change differ; each is listed with both values.
+    """
+    recorded = read_config(workdir)
+    if recorded is None or not checkpoint_steps(workdir):
+        return
+    old, new = (dict(flatten(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
+    changed = [
+        field
+        for field in sorted(old.keys() & new.keys())
+        if old[field] != new[field] and not is_in(field, MAY_CHANGE)
+    ]
+    if changed:
+        changes = "; ".join(f"{field}: {old[field]!r} -> {new[field]!r}" for field in changed)
+        fix = "use another --workdir, or the recorded values"
+        if any(is_in(field, LENGTH) for field in changed):
+            fix += (
+                ". A run can't be extended in place, whether it is finished or not: to continue "
+                f"from its parameters, start a new run with --config.init_from={workdir} in "
+                "another --workdir"
+            )
+        raise UserError(
+            f"{workdir} holds a run with another configuration (recorded -> given): {changes}: "
+            f"{fix}"
+        )
+    old_parts, new_parts = old.get("dataset.parts"), new.get("dataset.parts")
+    if old_parts not in (None, new_parts):
+        logger.warning(
+            f"{workdir}: the dataset was shuffled in {old_parts} parts, one for each process, and "
+            f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
+            "order of ArrayRecord files doesn't depend on the processes"
+        )
+
+
+def is_in(field: str, names: Sequence[str]) -> bool:
+    """Whether a field, or a group that it is in, is among the names."""
+    return any(field == name or field.startswith(f"{name}.") for name in names)
+
+
+def flatten(tree: dict, prefix: str = ""):
+    """Yields (dotted name, value) for each field of a configuration."""
+    for name, value in tree.items():
+        field = prefix + name
+        if isinstance(value, dict) and field not in DICTIONARIES:
+            yield from flatten(value, f"{field}.")
+        else:
+            yield field, value
 
 
 def write_class_names(workdir, class_names: Sequence[str]) -> None:
@@ -147,27 +203,18 @@ def write_class_names(workdir, class_names: Sequence[str]) -> None:
 
 
 def read_class_names(workdir) -> tuple[str, ...] | None:
-    """The names of a run's classes; None where it has none recorded."""
+    """Returns the names of a run's classes; None if they aren't recorded.
+
+    Raises:
+        UserError: the file isn't a list of names.
+    """
     path = epath.Path(workdir) / "class_names.json"
     if not path.exists():
         return None
     try:
         names = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it") from None
+        raise UserError(f"{path} is corrupt ({error}): remove it") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} holds no list of names: remove it")
+        raise UserError(f"{path} must be a list of names: remove it")
     return tuple(names)
-
-
-def may_change(field: str) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
-def flat(tree: dict, prefix: str = ""):
-    """Pairs (dotted name, value) of nested dicts."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

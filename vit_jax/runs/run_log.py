@@ -1,4 +1,4 @@
-"""What a run shows and writes down: console, train.log, metrics.jsonl, TensorBoard."""
+"""What a run logs: the console, train.log, metrics.jsonl and TensorBoard's curves."""
 
 import contextlib
 import errno
@@ -13,46 +13,55 @@ import jax
 import numpy as np
 import tqdm
 
+from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
 from vit_jax.runs import run_folder
 from vit_jax.runs.curves import Curves
-from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
 
-
-STEPS_AHEAD = 2  # that the host may start before the device is done with an earlier one
+STEPS_AHEAD = 2  # steps that are dispatched before an earlier one must have finished
+MAX_SKIPPED_IN_A_ROW = 100  # a run that drops this many updates won't recover
 
 
 class NonFiniteError(UserError):
-    """The loss, the gradient or the parameters stopped being finite numbers."""
+    """The loss, the gradient or the parameters are no longer finite."""
 
 
 class RunLog:
-    """Keeps a run's numbers. Only the first process writes; the others count along.
+    """Logs a run's metrics. Every process checks them; only process 0 writes.
 
-    Numbers stay on the device until a step is logged: until then `record` waits for the step
-    two before, never for the one just started.
+    Metrics stay on the device until a step is logged. Until then `record` waits for the step two
+    before, never for the one just dispatched.
+
+    Attributes:
+        writes: whether this process writes.
+        evaluated: whether metrics.jsonl already has the evaluation of `first_step`.
     """
 
-    MOST_SKIPPED = 100  # steps in a row: a run that drops more won't recover
-
     def __init__(self, workdir, first_step: int, config):
-        """config: of the run; `total_steps`, `batch_size`, `log_every_steps`, `on_nonfinite`."""
+        """Opens the logs of a run, without the rows after `first_step`.
+
+        Args:
+            workdir: the run's folder.
+            first_step: the step that the run starts or resumes at.
+            config: the run's configuration, of which `total_steps`, `batch_size`,
+                `log_every_steps` and `on_nonfinite` are used.
+        """
         self.workdir = pathlib.Path(workdir)
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
-        self.every = config.log_every_steps
-        self.skips, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
+        self.log_every_steps = config.log_every_steps
+        self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.writes = jax.process_index() == 0
-        self.unchecked = []  # (step, metrics on the device) since the last look
-        self.clock = Stopwatch(first_step)
-        self.evaluated = False  # whether the step that the run begins at was, by an earlier start
+        self.pending = []  # (step, metrics on the device) since the last flush
+        self.stopwatch = Stopwatch(first_step)
+        self.evaluated = False
         if self.writes:
-            self.drop_rows_after(first_step)
-            self.rows = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
-            self.unwritten = []  # rows, while the disk is full
+            self.truncate_rows(first_step)
+            self.rows_file = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
+            self.unwritten_rows = []  # until the disk has room for them
             self.curves = Curves(workdir, first_step)
-        self.bar = tqdm.tqdm(
+        self.progress_bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,
             unit="step",
@@ -60,8 +69,8 @@ class RunLog:
             disable=not (self.writes and sys.stderr.isatty()),
         )
 
-    def drop_rows_after(self, step: int) -> None:
-        """Forgets the rows that a run taken up again at `step` will write once more."""
+    def truncate_rows(self, step: int) -> None:
+        """Removes the rows after `step`, which a resumed run writes again."""
         path = self.workdir / "metrics.jsonl"
         if not path.exists():
             return
@@ -69,56 +78,66 @@ class RunLog:
         for line in path.read_text().splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the run was killed in the middle of the line
+            except json.JSONDecodeError:  # the run was killed while writing this line
                 continue
             if row["step"] <= step:
                 kept.append(line + "\n")
-                evaluation = any(name.startswith("val/") for name in row)
-                self.evaluated = row["step"] == step and evaluation
+                is_evaluation = any(name.startswith("val/") for name in row)
+                self.evaluated |= row["step"] == step and is_evaluation
         write_atomically(path, "".join(kept))
 
     def record(self, step: int, metrics: dict) -> None:
-        """Takes in a step's metrics; writes them down where the step is due."""
-        self.bar.update(1)
-        self.unchecked.append((step, metrics))
-        if len(self.unchecked) > STEPS_AHEAD:
-            jax.block_until_ready(self.unchecked[-STEPS_AHEAD - 1][1])
-        if self.due(step):
+        """Takes the metrics of a step, still on the device; flushes if the step is to be logged."""
+        self.progress_bar.update(1)
+        self.pending.append((step, metrics))
+        if len(self.pending) > STEPS_AHEAD:
+            jax.block_until_ready(self.pending[-STEPS_AHEAD - 1][1])
+        if self.is_logged(step):
             self.flush()
 
-    def due(self, step: int) -> bool:
-        return step == self.total_steps or bool(self.every and step % self.every == 0)
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of a step are logged."""
+        every = self.log_every_steps
+        return step == self.total_steps or bool(every and step % every == 0)
 
     def flush(self) -> None:
-        """Fetches what is still on the device: checks all of it, writes down what is due.
+        """Fetches and checks the pending metrics; logs the last step's if they are to be logged.
 
         Raises:
-            NonFiniteError: naming the first step whose numbers aren't finite; where such steps
-                are skipped, the last of too many in a row.
+            NonFiniteError: metrics of a step aren't finite; with `on_nonfinite="skip"`, of the
+                last of too many steps in a row.
         """
-        steps, self.unchecked = jax.device_get(self.unchecked), []
+        steps, self.pending = jax.device_get(self.pending), []
         for step, metrics in steps:
-            if all(np.isfinite(value) for value in metrics.values()):
-                self.skipped_in_a_row = 0
-                continue
-            self.skipped_in_a_row += 1
-            saved = "nothing was saved since"
-            if self.skips:
-                logger.warning(f"Step {step}: {listed(metrics)}. Its update was dropped")
-                saved = f"{self.skipped_in_a_row} updates in a row were dropped"
-            if not self.skips or self.skipped_in_a_row == self.MOST_SKIPPED:
-                raise NonFiniteError(
-                    f"Step {step}: {listed(metrics)}. The run has diverged, and {saved}: lower "
-                    "config.schedule.base_lr, lengthen warmup_steps or set grad_clip_norm, in "
-                    "another --workdir"
-                )
-        if steps and self.due(steps[-1][0]):
+            self.check_finite(step, metrics)
+        if steps and self.is_logged(steps[-1][0]):
             self.write_step(*steps[-1])
         if self.writes:
             self.curves.flush()
 
+    def check_finite(self, step: int, metrics: dict) -> None:
+        """Raises NonFiniteError if metrics aren't finite, unless the step's update was skipped."""
+        if all(np.isfinite(value) for value in metrics.values()):
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        values = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items())
+        if self.skip_nonfinite:
+            logger.warning(f"Step {step}: {values}. Its update was skipped")
+            if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+                return
+            consequence = f"{self.skipped_in_a_row} updates in a row were skipped"
+        else:
+            consequence = "nothing has been saved since"
+        raise NonFiniteError(
+            f"Step {step}: {values}. The run has diverged, and {consequence}: lower "
+            "config.schedule.base_lr, lengthen config.schedule.warmup_steps or set "
+            "config.grad_clip_norm, in another --workdir"
+        )
+
     def write_step(self, step: int, metrics: dict) -> None:
-        rate = self.clock.steps_per_second(step) * self.batch_size
+        """Writes the metrics of a training step, with the throughput since the last one."""
+        rate = self.stopwatch.steps_per_second(step) * self.batch_size
         metrics = {name: float(value) for name, value in metrics.items()}
         self.write(step, "train", metrics | {"images_per_second": rate})
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
@@ -129,64 +148,65 @@ class RunLog:
         )
 
     def write_evaluation(self, step: int, name: str, values: dict[str, float]) -> None:
-        """Writes the metrics of an evaluation set ("val") of a step."""
+        """Writes the metrics of an evaluation set at a step; the run's own is named "val"."""
         self.write(step, name, values)
         title = "evaluation" if name == "val" else f"evaluation {name}"
         logger.info(f"step {step}/{self.total_steps}  {title}: {evaluation_line(values)}")
 
     @contextlib.contextmanager
     def pause(self):
-        """Keeps what happens inside out of images per second."""
-        jax.block_until_ready([metrics for _, metrics in self.unchecked[-1:]])
+        """Leaves the time of the block out of the images per second."""
+        jax.block_until_ready([metrics for _, metrics in self.pending[-1:]])
         start = time.perf_counter()
         yield
-        self.clock.paused += time.perf_counter() - start
+        self.stopwatch.paused += time.perf_counter() - start
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Adds a row to metrics.jsonl and points to the curves, names prefixed `group/`."""
+        """Adds a row to metrics.jsonl and points to the curves, with names `<group>/<name>`."""
         if not self.writes:
             return
         values = {f"{group}/{name}": value for name, value in values.items()}
-        # NaN is no JSON; an evaluation may overflow where the parameters are finite still.
+        # JSON has no NaN. An evaluation may overflow although the parameters are finite.
         values = {name: value for name, value in values.items() if np.isfinite(value)}
-        self.unwritten.append(json.dumps({"step": step, **values}) + "\n")
+        self.unwritten_rows.append(json.dumps({"step": step, **values}) + "\n")
         self.write_rows()
         self.curves.add(step, values)
 
     def write_rows(self) -> None:
-        """All or none of them, with those that couldn't be written before."""
-        rows, end = "".join(self.unwritten).encode(), self.rows.seek(0, os.SEEK_END)
+        """Appends the unwritten rows to metrics.jsonl: all of them, or none if the disk is full."""
+        rows, end = "".join(self.unwritten_rows).encode(), self.rows_file.seek(0, os.SEEK_END)
         try:
-            if self.rows.write(rows) < len(rows):
+            if self.rows_file.write(rows) < len(rows):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.unwritten.clear()
+            self.unwritten_rows.clear()
         except OSError as error:
-            self.rows.truncate(end)
+            self.rows_file.truncate(end)
             logger.error(
-                f"{self.workdir / 'metrics.jsonl'} can't be written ({error.strerror}): "
-                f"{len(self.unwritten)} rows wait, and the run goes on"
+                f"{self.workdir / 'metrics.jsonl'} can't be written ({error.strerror}): the run "
+                f"continues, and {len(self.unwritten_rows)} rows wait to be written"
             )
 
     def close(self) -> None:
-        self.bar.close()
+        """Writes the rows that are left, and closes the files."""
+        self.progress_bar.close()
         if self.writes:
             self.write_rows()
-            self.rows.close()
+            self.rows_file.close()
             self.curves.close()
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines above the progress bar, where there is one: warnings on stderr, the rest on stdout."""
+    """Prints above the progress bar: warnings and errors to stderr, the rest to stdout."""
 
     def emit(self, record):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        with contextlib.suppress(OSError, ValueError):  # the terminal was closed: the file has it
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal; train.log has the line
             tqdm.tqdm.write(self.format(record), file=stream)
-            stream.flush()  # to a file or a pipe too, as a cluster's logs are
+            stream.flush()  # clusters redirect it to a file or a pipe
 
 
 class LogFile(logging.FileHandler):
-    """<workdir>/train.log; while the disk is full, the console alone has the lines."""
+    """Writes train.log; lines that a full disk has no room for are on the console only."""
 
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):
@@ -194,10 +214,10 @@ class LogFile(logging.FileHandler):
 
 
 def start_logging(workdir=None) -> None:
-    """Sends the lines of the logger "vit_jax" to the console, and to <workdir>/train.log.
+    """Sends what the logger "vit_jax" logs to the console, and to <workdir>/train.log if given.
 
     Raises:
-        UserError: the folder can't be written to.
+        UserError: the folder can't be written.
     """
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
@@ -216,12 +236,17 @@ def start_logging(workdir=None) -> None:
 
 
 class Stopwatch:
-    """Steps per second since the last reading, without the pauses."""
+    """Measures steps per second, without pauses.
+
+    Attributes:
+        paused: seconds since the last reading that don't count.
+    """
 
     def __init__(self, step: int):
         self.step, self.start, self.paused = step, time.perf_counter(), 0.0
 
     def steps_per_second(self, step: int) -> float:
+        """Returns the steps per second since the last call."""
         now = time.perf_counter()
         rate = (step - self.step) / max(now - self.start - self.paused, 1e-9)
         self.step, self.start, self.paused = step, now, 0.0
@@ -229,25 +254,21 @@ class Stopwatch:
 
 
 def evaluation_line(values: dict[str, float]) -> str:
-    """An evaluation as a line of text."""
+    """Returns the metrics of an evaluation as text."""
     return (
         f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%}, "
         f"top-5 {values['accuracy_top5']:.2%}"
     )
 
 
-def listed(metrics: dict) -> str:
-    return ", ".join(f"{name} {float(value):g}" for name, value in metrics.items())
-
-
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45s, 12m05s, 3h20m, 2d04h."""
+    """Returns a number of seconds as 45s, 12m05s, 3h20m or 2d04h."""
     seconds = round(seconds)
-    for size, unit, below, below_unit in (
+    for size, unit, smaller, smaller_unit in (
         (86400, "d", 3600, "h"),
         (3600, "h", 60, "m"),
         (60, "m", 1, "s"),
     ):
         if seconds >= size:
-            return f"{seconds // size}{unit}{seconds % size // below:02d}{below_unit}"
+            return f"{seconds // size}{unit}{seconds % size // smaller:02d}{smaller_unit}"
     return f"{seconds}s"

@@ -1,0 +1,109 @@
+"""Reading the items of a checkpoint: each is a tree of arrays in a folder of its own."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import time
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vit_jax.errors import UserError, first_line
+from vit_jax.paths import differing_shapes, path_name
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint can't be read; the message names it and the reason."""
+
+
+def read_item(path: epath.Path, shapes=None):
+    """Returns one item of a checkpoint.
+
+    Args:
+        path: <workdir>/checkpoints/<step>/<item>.
+        shapes: the expected shapes with shardings; None: the stored shapes, on the first device.
+
+    Raises:
+        CorruptCheckpoint: files are missing, cut short or not Orbax's.
+        UserError: stored shapes differ from `shapes`; the first difference is named.
+    """
+    try:
+        with quiet_orbax(), local_checkpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("files are missing or cut short")
+            stored = metadata.tree
+            if shapes is None:
+                shapes = on_first_device(stored)
+            check_shapes(path, stored, shapes)
+            return checkpointer.restore(path, shapes)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises exceptions of many types for corrupt files
+        reason = first_line(error)[:200]
+        raise CorruptCheckpoint(f"Checkpoint {path} can't be read: {reason}") from error
+
+
+def lists_item(checkpoint: epath.Path, item: str) -> bool:
+    """Whether a checkpoint was saved with an item, by its own metadata; True if that is missing."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    items = json.loads(path.read_text()).get("item_handlers") if path.exists() else None
+    return item in items if isinstance(items, dict) else True
+
+
+def local_checkpointer() -> ocp.StandardCheckpointer:
+    """Returns a checkpointer that doesn't wait for other processes, where reading may fail."""
+    process = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"only{process}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def on_first_device(tree):
+    """Returns the shapes of a tree with a sharding that puts all of it on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
+    )
+
+
+def check_shapes(path: epath.Path, stored, expected) -> None:
+    """Raises UserError if the names or shapes of two trees differ."""
+
+    def shapes(tree):
+        return {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree.leaves_with_path(tree)}
+
+    for name, stored_shape, shape in differing_shapes(shapes(stored), shapes(expected)):
+        raise UserError(
+            f"Checkpoint {path} is of another model: {name} is {stored_shape} in the checkpoint "
+            f"and {shape} in the configured model"
+        )
+
+
+@contextlib.contextmanager
+def quiet_orbax():
+    """Silences Orbax, except for the exception that it raises.
+
+    It warns that a single item isn't a whole checkpoint. If one array can't be read, every
+    unfinished read prints a traceback from its own thread.
+    """
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.CRITICAL)
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            try:
+                yield
+            except Exception:
+                time.sleep(1)  # lets the other reads fail while stderr is redirected
+                raise
+        sys.stderr.write(stderr.getvalue())
+    finally:
+        absl_logger.setLevel(level)

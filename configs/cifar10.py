@@ -1,10 +1,10 @@
 r"""A small ViT on CIFAR-10 from scratch: 32 px, patch 4, 300 epochs at batch 128.
 
 python train.py --config=configs/cifar10.py
-python train.py --config=configs/cifar10.py:model=small     # 384 wide, 12 layers, 6 heads
+python train.py --config=configs/cifar10.py:model=small     # width 384, 12 layers, 6 heads
 python train.py --config=configs/cifar10.py:schedule=step   # x 0.1 every 100 epochs
 
-No accuracy is published for exactly this recipe; it wasn't run to its end with this code.
+No accuracy is published for exactly this recipe; it was not trained to the end with this code.
 Try it without CIFAR-10: --config=configs/cifar10.py:quick
 """
 
@@ -37,7 +37,7 @@ def get_config(arg=None):
         config.model.variant = "Ti/16"
         config.model.update(patch_size=4, width=256, depth=6, num_heads=8, mlp_dim=512)
     else:
-        raise ValueError(f"key 'model' is {options.model!r}; it can be tiny, small")
+        raise ValueError(f"key 'model' is {options.model!r}; it must be tiny or small")
     config.model.stochastic_depth_rate = 0.1
 
     config.optimizer.weight_decay = 0.01

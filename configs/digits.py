@@ -1,4 +1,4 @@
-r"""A small ViT on scikit-learn's 1,797 handwritten digits, which come with the code.
+r"""A small ViT on scikit-learn's 1,797 handwritten digits; nothing is downloaded.
 
 python train.py --config=configs/digits.py
 
@@ -23,7 +23,7 @@ def get_config(arg=None):
 
     config.augment.crop = "pad"
     config.augment.pad = 1
-    config.augment.flip = False  # a mirrored digit is none
+    config.augment.flip = False  # mirrored digits are not digits
     config.augment.eval_crop = 1.0
     config.augment.label_smoothing = 0.1
 

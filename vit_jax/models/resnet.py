@@ -1,8 +1,8 @@
-"""The ResNet stem of the hybrids (arXiv:2010.11929, section 3.1 and table 6).
+"""The ResNet stem of the hybrids (arXiv:2010.11929, section 3.1 and Table 6).
 
-A ResNet-v1 of bottleneck units (arXiv:1512.03385) with weight-standardised convolutions
+A ResNet-v1 of bottleneck units (arXiv:1512.03385) with weight-standardized convolutions
 (arXiv:1903.10520) and group norm (arXiv:1803.08494), as in Big Transfer (arXiv:1912.11370).
-Parameters carry the names of Google's Flax code.
+Parameters have the names of Google's Flax code.
 """
 
 import functools
@@ -13,10 +13,17 @@ import jax.numpy as jnp
 
 
 def stem(images, num_layers: tuple[int, ...], width_factor: float, dtype):
-    """Images (N, H, W, C) -> features (N, H / s, W / s, C'), s = `stride(num_layers)`.
+    """Applies the stem; must be called inside a module.
 
-    num_layers: units of each stage; empty: the root alone, with C' = 64 x width_factor. Each
-    stage after the first halves the sides and doubles the channels. To be called within a module.
+    Args:
+        images: (N, H, W, C).
+        num_layers: the number of units of each stage; empty: the root alone. Each stage after the
+            first halves the height and width and doubles the channels.
+        width_factor: the root has 64 x width_factor channels.
+        dtype: of the convolutions and activations.
+
+    Returns:
+        Features (N, H / s, W / s, C'), with s = `stride(num_layers)`.
     """
     width = int(64 * width_factor)
     x = StdConv(width, (7, 7), 2, dtype, name="conv_root")(images)
@@ -28,12 +35,12 @@ def stem(images, num_layers: tuple[int, ...], width_factor: float, dtype):
 
 
 def stride(num_layers: tuple[int, ...]) -> int:
-    """Pixels along one side of the image that a feature stands for."""
+    """Returns the number of pixels per feature along one side of the image."""
     return 4 * 2 ** max(len(num_layers) - 1, 0)
 
 
 class StdConv(nn.Module):
-    """A convolution without bias whose kernel has mean 0 and deviation 1 for each output."""
+    """A convolution without bias; its kernel is standardized for each output channel."""
 
     features: int
     kernel_size: tuple[int, int]
@@ -56,7 +63,7 @@ class StdConv(nn.Module):
 
 
 class Unit(nn.Module):
-    """A bottleneck: 1x1, 3x3 and 1x1 to four times the features, beside a shortcut."""
+    """A bottleneck with a shortcut; its last convolution has 4 x `features` channels."""
 
     features: int
     stride: int
@@ -78,7 +85,7 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
-    """Units in a row, the first with the stride."""
+    """A sequence of units; the first one has the stride."""
 
     num_units: int
     features: int

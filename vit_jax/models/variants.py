@@ -6,7 +6,7 @@ To add a size, give it a row in SIZES; any patch size goes with it.
 from vit_jax.errors import UserError
 
 # Ti to H: Table 1 of arXiv:2010.11929 and of arXiv:2012.12877; g and G: Table 2 of
-# arXiv:2106.04560. mlp_dim is 4 x width where it isn't given.
+# arXiv:2106.04560. mlp_dim is 4 x width unless given.
 SIZES = {
     "Ti": dict(width=192, depth=12, num_heads=3),
     "S": dict(width=384, depth=12, num_heads=6),

@@ -1,11 +1,11 @@
-"""The classes of images, and what the model looks at.
+"""Classifies images, and draws where the model looks.
 
-python predict.py --workdir=runs/digits digit.png
-python predict.py --config=configs/vit_b16.py --config.init_from=B_16.npz photos/ --top=3 --json
-python predict.py --weights=hf:google/vit-base-patch16-224 photos/ --attention=attention.png
+    python predict.py --workdir=runs/digits digit.png
+    python predict.py --config=configs/vit_b16.py --config.init_from=B_16.npz photos/ --top=3 --json
+    python predict.py --weights=hf:google/vit-base-patch16-224 photos/ --attention=attention.png
 
-Takes files, and folders with all below them. One that is no image is reported, and the others
-still run; the exit code is then 1.
+A folder stands for all images below it. A file that isn't an image is reported and skipped; the
+exit code is then 1.
 """
 
 import json
@@ -28,125 +28,152 @@ from vit_jax.pretrained import weights
 from vit_jax.runs import run_log
 
 flags.adopt_module_key_flags(command_line)
-WEIGHTS = flags.DEFINE_string("weights", None, "Weights by themselves; see pretrained.load.")
-TOP = flags.DEFINE_integer("top", 5, "How many classes to tell, the best first.", lower_bound=1)
-ATTENTION = flags.DEFINE_string("attention", None, "The PNG to draw attention rollout to.")
-CLASS_NAMES = flags.DEFINE_string("class_names", None, "A text file with a class's name a line.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "The weights to predict with, of any model: a file, a folder, hf:owner/name."
+)
+TOP = flags.DEFINE_integer("top", 5, "The number of classes to print per image.", lower_bound=1)
+ATTENTION = flags.DEFINE_string("attention", None, "The PNG to draw attention maps to.")
+CLASS_NAMES = flags.DEFINE_string(
+    "class_names", None, "A text file with the name of a class per line."
+)
 
-DRAWN = 64  # images, at most
+MAX_DRAWN = 64  # images in a picture
 
 
 def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Classifier:
-    """The classifier of a run, of weights for a preset's model, or of weights by themselves.
+    """Loads a run, weights for a preset's model, or weights with the model they belong to.
+
+    Args:
+        workdir: a run's folder, or None.
+        config: a preset with `init_from`, or None.
+        path: weights of any model, or None.
+        class_names: in the order of the labels; None: those of the weights or the dataset.
 
     Raises:
-        UserError: none of the three is given, or it can't be read or has no such classes.
+        UserError: none or several of the three are given, or the weights can't be loaded.
     """
     if sum(map(bool, (workdir, path, config))) > 1:
-        raise UserError("--workdir, --weights and --config exclude each other: give one")
+        raise UserError("--workdir, --weights and --config exclude each other: give one of them")
     if workdir or path:
         return Classifier.load(workdir or path, class_names=class_names)
     if config is None or not config.init_from:
         raise UserError(
-            "--workdir=FOLDER is missing, the run to predict with; or --weights=PATH; or "
+            "Nothing to predict with: give --workdir=FOLDER (a run), --weights=PATH, or "
             "--config=FILE with --config.init_from=PATH"
         )
     config = config.copy_and_resolve_references()
     input_pipeline.check(config)
-    found = weights.read(config.init_from, models.from_config(config).num_heads)
-    config.num_classes = config.num_classes or found.model_fields["num_classes"]
-    model, shape = models.from_config(config), input_pipeline.image_shape(config)
-    params = pretrained.from_config(config, model, shape, new_head=False, weights=found)
-    names = class_names or found.class_names or names_of_dataset(config)
-    return Classifier.of(
-        found,
+    stored = weights.read(config.init_from, models.from_config(config).num_heads)
+    config.num_classes = config.num_classes or stored.model_fields["num_classes"]
+    model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
+    params = pretrained.from_config(config, model, image_shape, new_head=False, weights=stored)
+    return Classifier.from_weights(
+        stored,
         model,
         params,
-        shape[:2],
-        names,
+        image_shape[:2],
+        class_names=class_names or stored.class_names or dataset_class_names(config),
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
-        keep=config.augment.eval_crop,
+        eval_crop=config.augment.eval_crop,
         loss=config.loss,
     )
 
 
-def names_of_dataset(config) -> tuple[str, ...] | None:
-    """The classes of the preset's dataset, where it is on this machine and has as many."""
+def dataset_class_names(config) -> tuple[str, ...] | None:
+    """Returns the class names of the preset's dataset; None if it isn't on this machine."""
+    dataset = config.dataset
     try:
-        where = (config.dataset.name, config.dataset.data_dir, config.dataset.eval_split)
-        names = input_pipeline.open_source(*where).class_names
+        source = input_pipeline.open_source(dataset.name, dataset.data_dir, dataset.eval_split)
     except UserError:
         return None
-    return names if len(names) == config.num_classes else None
+    return source.class_names if len(source.class_names) == config.num_classes else None
 
 
 def predictions(classifier: Classifier, source) -> Iterator[tuple]:
-    """(index, pixels, probabilities) of each image of a source; of one that is none, its index."""
+    """Yields (index, view, probabilities) of each image; the last is None if it isn't an image."""
     config = common.get_config()
     config.image_size = classifier.image_size
     config.dataset.update(channels=classifier.channels, on_error="skip")
-    config.augment.eval_crop = classifier.keep
-    batch_size, done = min(BATCH_SIZE, source.num_examples), 0
+    config.augment.eval_crop = classifier.eval_crop
+    batch_size, first = min(BATCH_SIZE, source.num_examples), 0
     for batch in input_pipeline.eval_batches(source, config, batch_size=batch_size):
         probabilities = classifier.probabilities(batch["images"])
-        for row in range(min(batch_size, source.num_examples - done)):
-            good = batch["mask"][row]
-            yield (done + row, batch["images"][row], probabilities[row] if good else None)
-        done += batch_size
+        for row in range(min(batch_size, source.num_examples - first)):
+            is_image = batch["mask"][row]
+            yield first + row, batch["images"][row], probabilities[row] if is_image else None
+        first += batch_size
 
 
 def predict(classifier: Classifier, source, top: int, as_json: bool, attention: str | None) -> int:
-    """Prints what each image is of, and draws; returns how many are no images."""
-    width = max(len(source.describe(i)) for i in range(source.num_examples))
-    drawn, bad = [], 0
-    results = predictions(classifier, source)
-    hide = not sys.stderr.isatty() or source.num_examples <= BATCH_SIZE
-    for index, pixels, probabilities in tqdm.tqdm(results, total=source.num_examples, disable=hide):
+    """Prints the classes of each image, and draws attention maps to the PNG `attention`.
+
+    Returns:
+        How many files aren't images.
+    """
+    num_examples = source.num_examples
+    name_width = max(len(source.describe(i)) for i in range(num_examples))
+    drawn, num_failed = [], 0
+    no_bar = not sys.stderr.isatty() or num_examples <= BATCH_SIZE
+    results = tqdm.tqdm(predictions(classifier, source), total=num_examples, disable=no_bar)
+    for index, view, probabilities in results:
         name = source.describe(index)
-        if probabilities is None:
-            bad += 1
-            if as_json:
-                print(json.dumps({"image": name, "error": "it can't be read or decoded"}))
-            continue
-        best = classifier.best(probabilities, top)
+        best = None if probabilities is None else classifier.top_classes(probabilities, top)
         if as_json:
-            classes = [{"class": label, "probability": share} for label, share in best]
-            print(json.dumps({"image": name, "classes": classes}))
-        else:
-            for rank, (label, share) in enumerate(best):
-                tqdm.tqdm.write(f"{'' if rank else name:{width}}  {share:7.2%}  {label}")
-        if attention and len(drawn) < DRAWN:
-            drawn.append((pixels, f"{pathlib.Path(name).name}\n{best[0][0]} {best[0][1]:.1%}"))
-    if attention and drawn:
-        images, captions = zip(*drawn, strict=True)
-        images = np.stack(images)
-        draw_attention(images, classifier.attention(images), captions, attention)
-        left_out = source.num_examples - bad - len(drawn)
+            print(json.dumps(json_row(name, best)))
+        elif best is not None:
+            tqdm.tqdm.write(text_rows(f"{name:{name_width}}", best))
+        if best is None:
+            num_failed += 1
+        elif attention and len(drawn) < MAX_DRAWN:
+            drawn.append((view, f"{pathlib.Path(name).name}\n{best[0][0]} {best[0][1]:.1%}"))
+    if drawn:
+        views, captions = zip(*drawn, strict=True)
+        views = np.stack(views)
+        draw_attention(views, classifier.attention(views), captions, attention)
+        left_out = num_examples - num_failed - len(drawn)
         if not as_json:
-            left_out = f", {left_out} left out" if left_out else ""
-            print(f"{attention}: {len(drawn)} images{left_out}")
-    return bad
+            suffix = f", {left_out} left out" if left_out else ""
+            print(f"{attention}: {len(drawn)} images{suffix}")
+    return num_failed
+
+
+def json_row(name: str, best: list[tuple[str, float]] | None) -> dict:
+    """Returns the object that --json prints for an image; `best` is None if it isn't one."""
+    if best is None:
+        return {"image": name, "error": "it can't be read or decoded"}
+    classes = [{"class": label, "probability": probability} for label, probability in best]
+    return {"image": name, "classes": classes}
+
+
+def text_rows(name: str, best: list[tuple[str, float]]) -> str:
+    """Returns one line per class, the first with the image's name."""
+    return "\n".join(
+        f"{' ' * len(name) if rank else name}  {probability:7.2%}  {label}"
+        for rank, (label, probability) in enumerate(best)
+    )
+
+
+def check_png(path: str | None) -> None:
+    """Raises UserError if a PNG can't be written to `path`."""
+    if path and (not path.endswith(".png") or not pathlib.Path(path).parent.is_dir()):
+        raise UserError(f"--attention is {path!r}; it must be a .png file in an existing folder")
 
 
 def main(paths: list[str]):
     run_log.start_logging()
     if not paths:
-        raise UserError("No image is named: give files, or folders of *.jpg, *.jpeg or *.png")
+        raise UserError("No images are given: add files, or folders of *.jpg, *.jpeg or *.png")
     check_png(ATTENTION.value)
     source = input_pipeline.open_files(paths)
-    names = weights.names_in_file(CLASS_NAMES.value) if CLASS_NAMES.value else None
+    names = weights.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     classifier = load(workdir, config, WEIGHTS.value, names)
-    if bad := predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value):
-        if bad == source.num_examples:
-            raise UserError("None of the files given is an image that can be read")
+    num_failed = predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value)
+    if num_failed == source.num_examples:
+        raise UserError("None of the given files is an image that can be read")
+    if num_failed:
         sys.exit(1)
-
-
-def check_png(path: str | None) -> None:
-    if path and (not path.endswith(".png") or not pathlib.Path(path).parent.is_dir()):
-        raise UserError(f"--attention={path}: it takes a .png file in a folder that exists")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""Files of published codebases in tests/golden, and the models they are of."""
+"""Weights of published codebases in tests/golden, and weights of random models."""
 
 import json
 
 import flax
 import jax
 import numpy as np
-from conftest import GOLDEN, randomized
+from conftest import GOLDEN, randomized, tiny_model
+from orbax.checkpoint import StandardCheckpointer
 from safetensors.numpy import load_file
 
 from vit_jax import models, pretrained
+from vit_jax.runs import run_folder
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
 
 
 def golden_model(case, **fields):
+    """Returns the model of an entry of tests/golden/index.json, with other fields on request."""
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "num_classes")
     names += ("representation_size", "gelu", "layer_norm_eps", "scan")
     fields = {name: case[name] for name in names if name in case} | fields
@@ -26,18 +29,65 @@ def golden_model(case, **fields):
     return models.create("Ti/16", **fields)
 
 
-def golden_flat(name):
+def golden_tensors(name):
+    """Returns the state dict of one of timm's or transformers' golden files."""
     path = GOLDEN / CASES[name]["weights"]
     return load_file(path / "model.safetensors" if path.is_dir() else path)
 
 
-def flat_params(model, size=32):
-    params = model.init(jax.random.key(0), np.zeros((1, size, size, 3), np.float32))["params"]
-    return flax.traverse_util.flatten_dict(randomized(params), sep="/")
+def random_params(model, size=(32, 32), channels=3):
+    """Returns random parameters of a model for images of a size; compiles nothing."""
+    images = np.zeros((1, *size, channels), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    return randomized(shapes["params"])
+
+
+def random_model(size=(32, 32), **fields):
+    """Returns a tiny model with random parameters, and two images for it."""
+    model = tiny_model(**fields)
+    images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    return model, random_params(model, size), images
+
+
+def compute_logits(model, params, images):
+    """Returns `model.apply`, compiled as a whole: faster than compiling each operation."""
+    return jax.jit(lambda params, images: model.apply({"params": params}, images))(params, images)
+
+
+def flat_params(model, size=(32, 32)):
+    """Returns random parameters by name."""
+    return flatten(random_params(model, size))
+
+
+def flatten(params):
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def assert_same(params, expected):
+    """Asserts that two trees of parameters are the same to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def assert_loads(path, model, expected):
+    """Asserts that a file holds these parameters, given by name."""
     params = pretrained.load(path, model, (32, 32))
-    jax.tree.map(
-        np.testing.assert_array_equal, params, flax.traverse_util.unflatten_dict(expected, sep="/")
-    )
+    assert_same(params, flax.traverse_util.unflatten_dict(expected, sep="/"))
+
+
+def write_run(workdir, config, class_names=None, **items):
+    """Writes the folder of a run with one checkpoint, of step 60, without training.
+
+    Args:
+        workdir: the run's folder.
+        config: its configuration, with num_classes.
+        class_names: its class names.
+        **items: params, and ema_params if config.ema_decay is set.
+    """
+    (workdir / "checkpoints" / "60").mkdir(parents=True)
+    run_folder.write_config(workdir, config)
+    if class_names:
+        run_folder.write_class_names(workdir, class_names)
+    with StandardCheckpointer() as checkpointer:
+        for name, tree in items.items():
+            checkpointer.save(workdir.resolve() / "checkpoints" / "60" / name, tree)
+    return workdir

@@ -11,16 +11,19 @@ from collections.abc import Iterable, Iterator
 import jax
 from jax.sharding import PartitionSpec as P
 
-EMBEDDING = "embedding"
+EMBEDDING, CLS = "embedding", "cls"
 POSEMB = "Transformer/posembed_input/pos_embedding"
 ENCODER_NORM = "Transformer/encoder_norm"
 PRE_LOGITS, HEAD, MAP_HEAD = "pre_logits", "head", "MAPHead_0"
+PROBE = f"{MAP_HEAD}/probe"
+STEM_ROOT = "conv_root"  # the first convolution of a hybrid's stem
 
 # Modules of a block, and of the MAP head.
 NORM_0, NORM_1 = "LayerNorm_0", "LayerNorm_1"
 ATTENTION = "MultiHeadDotProductAttention_0"
 QUERY, KEY, VALUE, OUT = (f"{ATTENTION}/{part}" for part in ("query", "key", "value", "out"))
-MLP_IN, MLP_OUT = "MlpBlock_0/Dense_0", "MlpBlock_0/Dense_1"
+MLP = "MlpBlock_0"
+MLP_IN, MLP_OUT = f"{MLP}/Dense_0", f"{MLP}/Dense_1"
 
 # Every parameter of a block, and how tensor parallelism splits it: by heads and by MLP units, so
 # that a block needs one sum over devices after attention and one after the MLP (arXiv:1909.08053,
@@ -67,6 +70,11 @@ def block_index(name: str) -> int | None:
     return int(match["index"]) if match and match["index"] else None
 
 
+def in_block(index: int, parameter: str) -> str:
+    """Returns the name of a block's parameter or module, such as in_block(0, QUERY)."""
+    return f"Transformer/encoderblock_{index}/{parameter}"
+
+
 def num_blocks(names: Iterable[str]) -> int:
     """Returns how many blocks there are among the names of unstacked parameters."""
     return len({index for name in names if (index := block_index(name)) is not None})
@@ -74,7 +82,7 @@ def num_blocks(names: Iterable[str]) -> int:
 
 def is_input_layer(name: str) -> bool:
     """Whether a parameter comes before the first block: patches, stem, positions, class token."""
-    return bool(name in (POSEMB, "cls") or name.startswith(f"{EMBEDDING}/") or STEM.match(name))
+    return bool(name in (POSEMB, CLS) or name.startswith(f"{EMBEDDING}/") or STEM.match(name))
 
 
 def is_known(name: str) -> bool:
@@ -82,7 +90,7 @@ def is_known(name: str) -> bool:
     if (parameter := block_parameter(name)) is not None:
         return parameter in BLOCK_PARAMETERS
     modules = (EMBEDDING, ENCODER_NORM, PRE_LOGITS, HEAD)
-    return is_input_layer(name) or name == f"{MAP_HEAD}/probe" or name.rpartition("/")[0] in modules
+    return is_input_layer(name) or name == PROBE or name.rpartition("/")[0] in modules
 
 
 def differing_shapes(theirs: dict, ours: dict) -> Iterator[tuple]:

@@ -1,10 +1,11 @@
-"""Positions and patches of another size."""
+"""Resizing of position embeddings and patches."""
 
 import jax
 import numpy as np
 import pytest
 import scipy.ndimage
-from conftest import randomized, tiny_model
+from conftest import tiny_model
+from published import compute_logits, random_params
 
 from vit_jax.pretrained import resize
 
@@ -13,21 +14,20 @@ from vit_jax.pretrained import resize
 @pytest.mark.parametrize("new", [(4, 4), (7, 7), (3, 9), (1, 2), (16, 5)])
 @pytest.mark.parametrize("has_class_token", [True, False])
 def test_positions_are_resized_as_by_scipy(old, new, has_class_token):
-    length = old[0] * old[1] + has_class_token
+    first = int(has_class_token)
+    length = old[0] * old[1] + first
     positions = np.random.default_rng(0).normal(size=(1, length, 6)).astype(np.float32)
     resized = resize.resize_positions(positions, old, new, has_class_token)
-    table = positions[0, int(has_class_token) :].reshape(*old, 6)
+    table = positions[0, first:].reshape(*old, 6)
     zoom = (new[0] / old[0], new[1] / old[1], 1)
     expected = scipy.ndimage.zoom(table, zoom, order=1).reshape(-1, 6)
-    np.testing.assert_allclose(resized[0, int(has_class_token) :], expected, atol=1e-6)
-    np.testing.assert_array_equal(
-        resized[0, : int(has_class_token)], positions[0, :has_class_token]
-    )
+    np.testing.assert_allclose(resized[0, first:], expected, atol=1e-6)
+    np.testing.assert_array_equal(resized[0, :first], positions[0, :first])
 
 
 @pytest.mark.parametrize("new", [(8, 8), (9, 13), (16, 16), (12, 8)])
 def test_larger_patches_of_larger_images_give_the_same_tokens(new):
-    """arXiv:2212.08013, section 3.4: exactly, where patches grow."""
+    """The tokens are equal if patches grow (arXiv:2212.08013, section 3.4)."""
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(8, 8, 3, 5)).astype(np.float32)
     patches = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -40,8 +40,8 @@ def test_larger_patches_of_larger_images_give_the_same_tokens(new):
     )
 
 
-def test_smaller_patches_are_the_nearest_by_least_squares():
-    """The solution of the paper's equation 4, with the two-dimensional resizing written out."""
+def test_smaller_patches_solve_the_least_squares_problem():
+    """Compares with the paper's equation 4, for resizing along both axes in one matrix."""
     kernel = np.random.default_rng(0).normal(size=(8, 8, 2, 3)).astype(np.float32)
     basis = np.eye(64, dtype=np.float32).reshape(64, 8, 8)
     resizing = np.asarray(jax.image.resize(basis, (64, 5, 4), "bilinear", antialias=False))
@@ -51,15 +51,15 @@ def test_smaller_patches_are_the_nearest_by_least_squares():
     )
 
 
-def test_a_model_with_other_patches_gives_the_same_logits_on_larger_images():
-    small, large = tiny_model(patch_size=8), tiny_model(patch_size=16)
+def test_model_with_larger_patches_gives_the_same_logits_on_larger_images():
+    small, large = tiny_model(depth=1, patch_size=8), tiny_model(depth=1, patch_size=16)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    params = randomized(small.init(jax.random.key(0), images)["params"])
-    logits = small.apply({"params": params}, images)
-    # One patch at a time is resized: the whole image's resizing looks across their borders.
+    params = random_params(small)
+    logits = compute_logits(small, params, images)
+    # Resizes each patch separately: resizing the image would mix pixels across their borders.
     patches = images.reshape(2, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5)
     patches = jax.image.resize(patches, (2, 4, 4, 16, 16, 3), "bilinear")
     larger = patches.transpose(0, 1, 3, 2, 4, 5).reshape(2, 64, 64, 3)
     kernel = resize.resize_patches(params["embedding"]["kernel"], (16, 16))
     params["embedding"] = params["embedding"] | {"kernel": kernel}
-    np.testing.assert_allclose(large.apply({"params": params}, larger), logits, atol=1e-4)
+    np.testing.assert_allclose(compute_logits(large, params, larger), logits, atol=1e-4)

@@ -2,33 +2,39 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from vit_jax import models, pretrained
+from vit_jax.checks import size_pair
 from vit_jax.errors import UserError
 from vit_jax.inference.images import evaluation_view
+from vit_jax.inference.rollout import attention_rollout
 from vit_jax.models import VisionTransformer
 from vit_jax.pretrained import weights
-from vit_jax.pretrained.weights import KEEP, MEAN, STD
-from vit_jax.training import augment
+from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD, Weights
+from vit_jax.training import augment, losses
 
 BATCH_SIZE = 32
+ATTENTION_BATCH_SIZE = 4  # attention weights take L x L numbers per head and block
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """`Classifier.load(path)(images)` -> for each image its best classes with probabilities.
+    """Classifies images: `Classifier.load("runs/digits")(images)`.
 
     Attributes:
-        model, params: with a head; the parameters on the device.
+        model: a VisionTransformer with a head.
+        params: its parameters.
         image_size: (height, width) that the model sees.
-        class_names: in the order of the classes, or None.
-        mean, std: of the normalisation of pixels in [0, 1].
-        keep: the part of the resized image's shorter side that is seen.
-        loss: what the model was trained with: "softmax", or "sigmoid" for probabilities of each
-            class by itself.
+        channels: 1 or 3.
+        class_names: in the order of the labels, or None.
+        mean, std: how images are normalized; of pixels in [0, 1].
+        eval_crop: the share of the resized image's shorter side that the model sees.
+        loss: the loss of the training, a key of LOSSES in `vit_jax/training/losses.py`; it
+            determines how logits become probabilities.
     """
 
     model: VisionTransformer
@@ -38,125 +44,150 @@ class Classifier:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
-    keep: float = KEEP
+    eval_crop: float = EVAL_CROP
     loss: str = "softmax"
 
     def __post_init__(self):
-        classes, names = self.model.num_classes, self.class_names
-        if not classes:
-            raise UserError("The model has no head: it gives features, not classes")
+        num_classes, names = self.model.num_classes, self.class_names
+        if not num_classes:
+            raise UserError("The model has no head, so it returns features instead of classes")
         if self.model.pool == "none":
-            raise UserError("The model has pool 'none', and gives classes for each patch")
-        if names is not None and len(names) != classes:
-            raise UserError(f"There are {len(names)} class names for a model of {classes} classes")
+            raise UserError("model.pool is 'none', so the model classifies each patch, not images")
+        if names is not None and len(names) != num_classes:
+            raise UserError(
+                f"class_names has {len(names)} names; it must have one for each of the model's "
+                f"{num_classes} classes"
+            )
+        losses.create(self.loss)
 
     @classmethod
-    def load(cls, path, image_size=None, class_names=None, *, num_heads=None, grid=None):
-        """From anything that `pretrained.load` takes; the model is the one the file is of.
+    def load(
+        cls,
+        path,
+        image_size: Sequence[int] | int | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        num_heads: int | None = None,
+        grid: Sequence[int] | None = None,
+    ) -> "Classifier":
+        """Loads weights together with the model they belong to.
 
         Args:
-            path: a run's folder, a published file, `hf:owner/name`, ...
-            image_size: (height, width), or an edge; None: the file's, or of its positions.
-            class_names: in the order of the classes; None: the file's, where it has them.
-            num_heads, grid: where the file doesn't tell; see `pretrained.load`.
+            path: a run's folder, a published file, `hf:owner/name`, ...; see `pretrained.load`.
+            image_size: an int, or (height, width); None: the file's.
+            class_names: in the order of the labels; None: the file's, if it has them.
+            num_heads: used if the file doesn't tell.
+            grid: (rows, columns) of the file's positions, if it doesn't tell.
 
         Raises:
-            UserError: as `pretrained.load`; a model without classes, or with other ones.
+            UserError: as `pretrained.load`; a model without classes, or another number of names.
         """
-        found = weights.read(path, num_heads)
-        model = models.create("B/16", **found.model_fields)
-        if isinstance(image_size, int):
-            image_size = (image_size, image_size)
-        image_size = image_size or pretrained.image_size_of(found, model, grid)
-        params = pretrained.load(found, model, image_size, grid=grid, new_head=False)
-        return cls.of(found, model, params, image_size, class_names)
+        stored = weights.read(path, num_heads)
+        model = models.create("B/16", **stored.model_fields)
+        if image_size is None:
+            image_size = pretrained.image_size_of(stored, model, grid)
+        image_size = size_pair("image_size", image_size)
+        params = pretrained.load(stored, model, image_size, grid=grid, new_head=False)
+        return cls.from_weights(stored, model, params, image_size, class_names=class_names)
 
     @classmethod
-    def of(cls, found: weights.Weights, model, params, image_size, class_names=None, **about):
-        """Of a model whose parameters come from `found`; `about`: fields that differ from its."""
-        told = {name: getattr(found, name) for name in ("mean", "std", "keep", "loss")}
-        told = {name: value for name, value in told.items() if value is not None}
+    def from_weights(
+        cls, stored: Weights, model, params, image_size, *, class_names=None, **settings
+    ) -> "Classifier":
+        """Creates a classifier from weights that were loaded already.
+
+        Args:
+            stored: the contents of the file; its settings are used unless others are given.
+            model, params, image_size: see `Classifier`.
+            class_names: None: the file's, if it has them.
+            **settings: other fields of `Classifier`.
+        """
+        for name in ("mean", "std", "eval_crop", "loss"):
+            if name not in settings and getattr(stored, name) is not None:
+                settings[name] = getattr(stored, name)
         return cls(
             model=model,
             params=jax.device_put(params),
             image_size=tuple(image_size),
-            channels=found.channels,
-            class_names=tuple(class_names or found.class_names or ()) or None,
-            **told | about,
+            channels=stored.channels,
+            class_names=tuple(class_names or stored.class_names or ()) or None,
+            **settings,
         )
 
     def __call__(self, images, top: int = 5) -> list[list[tuple[str, float]]]:
-        """The best classes of each image, best first, as (name, probability).
+        """Returns the `top` most likely classes of each image as (name, probability), best first.
 
-        images: uint8 (N, H, W, C), or a list of images of any size, as arrays or PIL's; one by
-            itself counts as a list of it.
+        Args:
+            images: uint8 (N, H, W, C), a list of PIL images or arrays of any size, or one image.
         """
-        return [self.best(row, top) for row in self.probabilities(images)]
+        return [self.top_classes(row, top) for row in self.probabilities(images)]
 
-    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
-        """(C,) -> the `top` largest, as (name, probability)."""
+    def top_classes(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
+        """Returns the `top` largest of probabilities (num_classes,) as (name, probability)."""
         order = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.name(i), float(probabilities[i])) for i in order]
+        return [(self.class_name(i), float(probabilities[i])) for i in order]
 
-    def name(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else f"class {index}"
+    def class_name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else f"class {label}"
 
     def probabilities(self, images) -> np.ndarray:
-        """float32 (N, num_classes)."""
-        return self.batched(self.forward, images, BATCH_SIZE)
+        """Returns float32 (N, num_classes); see `__call__` for `images`."""
+        return self.map_batches(self.forward, images, BATCH_SIZE)
 
     def attention(self, images) -> np.ndarray:
-        """Where the model looks: float32 (N, rows, columns), each summing to 1 over its patches.
+        """Returns how much each patch contributes: float32 (N, rows, columns), each summing to 1.
 
-        Attention rollout; see `rollout.attention_rollout`.
+        See `attention_rollout` for the method, and `__call__` for `images`.
         """
-        return self.batched(self.rollout, images, 4)
+        return self.map_batches(self.rollout, images, ATTENTION_BATCH_SIZE)
 
     def views(self, images) -> np.ndarray:
-        """What the model sees of them: uint8 (N, *image_size, channels)."""
-        size = (*self.image_size, self.channels)
+        """Returns images as the model sees them, uint8 (N, *image_size, channels)."""
         shape = images.shape if isinstance(images, np.ndarray) else ()
         if hasattr(images, "convert") or (len(shape) == 3 and shape[-1] in (3, 4)):
-            images = [images]  # one by itself
-        if isinstance(images, np.ndarray) and images.shape[1:] == size and images.dtype == np.uint8:
+            images = [images]  # a single image
+        view_shape = (*self.image_size, self.channels)
+        if shape[1:] == view_shape and images.dtype == np.uint8:
             return images
-        see = functools.partial(
-            evaluation_view, size=self.image_size, channels=self.channels, keep=self.keep
+        if not len(images):
+            return np.zeros((0, *view_shape), np.uint8)
+        return np.stack(
+            [evaluation_view(i, self.image_size, self.channels, self.eval_crop) for i in images]
         )
-        return np.stack([see(image) for image in images]) if len(images) else np.zeros((0, *size))
 
-    def batched(self, function, images, size: int) -> np.ndarray:
-        """The function of all images' views, computed on `size` of them at a time."""
+    def map_batches(self, function: Callable, images, batch_size: int) -> np.ndarray:
+        """Applies a compiled function of (params, views) to images in batches of one size."""
         views = self.views(images)
-        size = min(size, max(len(views), 1))
+        batch_size = min(batch_size, max(len(views), 1))
         results = [np.zeros((0, *jax.eval_shape(function, self.params, views[:0]).shape[1:]))]
-        for start in range(0, len(views), size):
-            part = views[start : start + size]
-            rest = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
-            results.append(function(self.params, np.concatenate([part, rest]))[: len(part)])
+        for start in range(0, len(views), batch_size):
+            batch = views[start : start + batch_size]
+            padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), batch.dtype)
+            outputs = function(self.params, np.concatenate([batch, padding]))
+            results.append(outputs[: len(batch)])
         return np.concatenate(results, dtype=np.float32)
 
     @functools.cached_property
-    def forward(self):
-        """(params, uint8 (N, H, W, C)) -> probabilities (N, num_classes), compiled."""
-        activation = jax.nn.sigmoid if self.loss == "sigmoid" else jax.nn.softmax
+    def forward(self) -> Callable:
+        """The compiled function (params, uint8 (N, H, W, C)) -> probabilities (N, num_classes)."""
+        to_probabilities = losses.create(self.loss).probabilities
 
-        def forward(params, images):
-            images = augment.normalize(images, self.mean, self.std)
-            return activation(self.model.apply({"params": params}, images))
+        @jax.jit
+        def forward(params, views):
+            images = augment.normalize(views, self.mean, self.std)
+            return to_probabilities(self.model.apply({"params": params}, images))
 
-        return jax.jit(forward)
+        return forward
 
     @functools.cached_property
-    def rollout(self):
-        """(params, uint8 (N, H, W, C)) -> attention (N, rows, columns), compiled."""
+    def rollout(self) -> Callable:
+        """The compiled function (params, uint8 (N, H, W, C)) -> attention (N, rows, columns)."""
 
-        def rollout(params, images):
-            images = augment.normalize(images, self.mean, self.std)
-            capture = ("attention",)
-            _, captured = self.model.apply({"params": params}, images, capture=capture)
-            has_class_token = self.model.pool == "cls"
-            maps = rollout.attention_rollout(captured["attention"], has_class_token)
-            return maps.reshape(-1, *self.model.grid(self.image_size))
+        @jax.jit
+        def rollout(params, views):
+            images = augment.normalize(views, self.mean, self.std)
+            _, captured = self.model.apply({"params": params}, images, capture=("attention",))
+            shares = attention_rollout(captured["attention"], self.model.pool == "cls")
+            return shares.reshape(-1, *self.model.grid(self.image_size))
 
-        return jax.jit(rollout)
+        return rollout

@@ -1,29 +1,29 @@
-"""Attention rollout: which patches a model looks at."""
+"""Attention rollout: how much each patch contributes to the output."""
 
 import jax
 import jax.numpy as jnp
 
 
 def attention_rollout(attention, has_class_token: bool):
-    """How much of each patch reaches the output, through all blocks (arXiv:2005.00928, section 3).
+    """Multiplies the attention of all blocks (arXiv:2005.00928, section 3).
 
-    In each block a token keeps half of itself and takes the other half as its attention, averaged
-    over the heads, says.
+    Each block counts as half identity, for the residual branch, and half attention, averaged over
+    the heads.
 
     Args:
-        attention: (depth, N, H, L, L), each row summing to 1.
-        has_class_token: whether the output is the first token; else it is the mean of all.
+        attention: the weights captured from a model, (depth, N, H, L, L), each row summing to 1.
+        has_class_token: whether the output is the first token; otherwise it is the mean of all.
 
     Returns:
-        (N, number of patches), each row summing to 1.
+        The share of each patch in the output, (N, patches), each row summing to 1.
     """
 
-    def block(total, weights):  # (N, L, L), (N, H, L, L)
+    def multiply_block(product, weights):  # (N, L, L), (N, H, L, L)
         mixed = (weights.mean(axis=1) + jnp.eye(weights.shape[-1])) / 2
-        return jnp.einsum("nij,njk->nik", mixed, total, precision="float32"), None
+        return jnp.einsum("nij,njk->nik", mixed, product, precision="float32"), None
 
     _, n, _, length, _ = attention.shape
-    start = jnp.broadcast_to(jnp.eye(length), (n, length, length))
-    total, _ = jax.lax.scan(block, start, attention)
-    rows = total[:, 0, 1:] if has_class_token else total.mean(axis=1)
-    return rows / rows.sum(axis=-1, keepdims=True)
+    identity = jnp.broadcast_to(jnp.eye(length), (n, length, length))
+    product, _ = jax.lax.scan(multiply_block, identity, attention)
+    shares = product[:, 0, 1:] if has_class_token else product.mean(axis=1)
+    return shares / shares.sum(axis=-1, keepdims=True)

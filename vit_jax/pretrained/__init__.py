@@ -1,6 +1,6 @@
-"""Other codebases' weights: `load` reads any of their formats, `save` writes them.
+"""Weights of other codebases: `load` reads any of their formats, `save` writes them.
 
-`python -m vit_jax.pretrained SOURCE TARGET --format=hf` converts one format to another.
+`python -m vit_jax.pretrained SOURCE TARGET --format=hf` converts between formats.
 """
 
 from vit_jax.pretrained.export import save

@@ -1,4 +1,4 @@
-"""python -m vit_jax.pretrained SOURCE TARGET --format=google|timm|hf"""
+"""Runs `python -m vit_jax.pretrained SOURCE TARGET --format=google|timm|hf`."""
 
 import sys
 

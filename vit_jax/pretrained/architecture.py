@@ -1,18 +1,33 @@
-"""Which model a set of parameters is of, told from their names and shapes."""
+"""Infers which model a set of parameters belongs to, from their names and shapes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
 
 from vit_jax.models import variants
-from vit_jax.paths import POSEMB, QUERY, num_blocks
+from vit_jax.paths import (
+    CLS,
+    EMBEDDING,
+    ENCODER_NORM,
+    HEAD,
+    MLP_IN,
+    POSEMB,
+    PRE_LOGITS,
+    PROBE,
+    QUERY,
+    STEM_ROOT,
+    in_block,
+    num_blocks,
+)
 
-# Parts of parameters' names -> what has them.
-OTHERS = (
-    (r"^patch_embed\.backbone", "a hybrid of timm's, of which Google's .npz can be read"),
+Shapes = dict[str, tuple[int, ...]]
+
+# Patterns of parameter names -> models that have such parameters, and can't be read.
+OTHER_MODELS = (
+    (r"^patch_embed\.backbone", "a hybrid from timm (hybrids are read from Google's .npz)"),
     (r"MixerBlock|token_mixing", "an MLP-Mixer"),
     (r"dist_token|distillation_token|head_dist", "a distilled DeiT"),
     (r"lambda_1|gamma_1$|rel_pos_bias", "a BEiT"),
@@ -26,89 +41,105 @@ OTHERS = (
 )
 
 
-def looks_like(names) -> str | None:
-    """What a file with such parameters is of, where it's none of ours."""
-    for pattern, what in OTHERS:
+def recognize_other_model(names: Iterable[str]) -> str | None:
+    """Returns which unsupported model parameters with these names belong to; None if unknown."""
+    names = list(names)
+    for pattern, model in OTHER_MODELS:
         if any(re.search(pattern, name) for name in names):
-            return what
+            return model
     return None
 
 
-def parameters(model, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a model's parameters (flat, blocks one by one), for such images."""
-    plain = model.clone(scan=False)
+def param_shapes(model, image_shape: Sequence[int]) -> Shapes:
+    """Returns {name: shape} of a model's parameters with unstacked blocks.
+
+    Args:
+        model: the VisionTransformer.
+        image_shape: (height, width, channels).
+    """
+    unstacked = model.clone(scan=False)
     images = jnp.zeros((1, *image_shape))
-    shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), images))["params"]
+    shapes = jax.eval_shape(lambda: unstacked.init(jax.random.key(0), images))["params"]
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def fields(shapes: dict[str, tuple[int, ...]]) -> dict:
-    """Fields of the `VisionTransformer` with these parameters (ours, flat, blocks one by one).
+def infer_fields(shapes: Shapes) -> dict:
+    """Returns the fields of the `VisionTransformer` with these parameters.
 
-    What leaves no trace in them is taken as Google and big_vision have it: positions that aren't
-    learned are "sincos2d", tokens without a class token or a pooling head are averaged. {} where
-    they are of no Vision Transformer.
+    Fields that shapes don't show are those of Google's code and big_vision: positions that aren't
+    learned are "sincos2d", and without a class token or a MAP head the tokens are averaged.
+
+    Args:
+        shapes: {name: shape}, with this code's names and unstacked blocks.
+
+    Returns:
+        Module fields; {} if these are not the parameters of a Vision Transformer.
     """
-    kernel = shapes.get("embedding/kernel")
-    query = shapes.get(f"Transformer/encoderblock_0/{QUERY}/kernel")
+    kernel = shapes.get(f"{EMBEDDING}/kernel")
+    query = shapes.get(in_block(0, f"{QUERY}/kernel"))
     if kernel is None or len(kernel) != 4 or query is None or len(query) != 3:
         return {}
-    found = {
+    fields = {
         "patch_size": kernel[0] if kernel[0] == kernel[1] else kernel[:2],
         "width": kernel[-1],
         "depth": num_blocks(shapes),
         "num_heads": query[1],
-        "mlp_dim": shapes.get("Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias", (None,))[0],
-        "pool": pooling(shapes),
+        "mlp_dim": bias_size(shapes, in_block(0, MLP_IN)),
+        "pool": infer_pool(shapes),
         "posemb": "learned" if POSEMB in shapes else "sincos2d",
-        "norm": "pre" if "Transformer/encoder_norm/scale" in shapes else "post",
-        "representation_size": shapes.get("pre_logits/bias", (None,))[0],
-        "num_classes": shapes.get("head/bias", (None,))[0],
+        "norm": "pre" if f"{ENCODER_NORM}/scale" in shapes else "post",
+        "representation_size": bias_size(shapes, PRE_LOGITS),
+        "num_classes": bias_size(shapes, HEAD),
     }
-    if "conv_root/kernel" in shapes:
-        found["resnet"] = stem(shapes)
-    return found
+    if f"{STEM_ROOT}/kernel" in shapes:
+        fields["resnet"] = infer_resnet(shapes)
+    return fields
 
 
-def channels(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Of the images of the model with these parameters."""
-    return shapes.get("conv_root/kernel", shapes["embedding/kernel"])[-2]
+def bias_size(shapes: Shapes, module: str) -> int | None:
+    """Returns the number of outputs of a dense layer; None if there is no such layer."""
+    return shapes.get(f"{module}/bias", (None,))[0]
 
 
-def pooling(shapes) -> str:
-    if "MAPHead_0/probe" in shapes:
+def infer_pool(shapes: Shapes) -> str:
+    """Returns the field `pool`."""
+    if PROBE in shapes:
         return "map"
-    return "cls" if "cls" in shapes else "gap"
+    return "cls" if CLS in shapes else "gap"
 
 
-def stem(shapes) -> dict:
-    """The `resnet` field: units of each stage, and the width."""
-    units = {}
+def infer_resnet(shapes: Shapes) -> dict:
+    """Returns the field `resnet` of a hybrid."""
+    units = {}  # stage -> indices of its units
     for name in shapes:
         if match := re.match(r"block(\d+)/unit(\d+)/", name):
             units.setdefault(int(match[1]), set()).add(int(match[2]))
-    factor = shapes["conv_root/kernel"][-1] / 64
-    width_factor = int(factor) if factor == int(factor) else factor
+    factor = shapes[f"{STEM_ROOT}/kernel"][-1] / 64
     return {
         "num_layers": tuple(len(units[stage]) for stage in sorted(units)),
-        "width_factor": width_factor,
+        "width_factor": int(factor) if factor == int(factor) else factor,
     }
 
 
+def num_channels(shapes: Shapes) -> int:
+    """Returns how many channels the model's images have."""
+    return shapes.get(f"{STEM_ROOT}/kernel", shapes[f"{EMBEDDING}/kernel"])[-2]
+
+
 def describe(fields: dict) -> str:
-    """The name of a published size, such as "ViT-B/16", or the sizes themselves."""
+    """Returns the name of a published size, such as "ViT-B/16", or a list of the sizes."""
     for variant in (*variants.PUBLISHED, *variants.HYBRIDS):
         expected = {"resnet": None, **variants.fields(variant)}
         if all(fields.get(name) == value for name, value in expected.items()):
             return f"ViT-{variant}"
-    stem = "a hybrid" if fields.get("resnet") else "a ViT"
+    kind = "a hybrid" if fields.get("resnet") else "a ViT"
     names = ("width", "depth", "num_heads", "mlp_dim", "patch_size")
-    return f"{stem} of {', '.join(f'{name} {fields[name]}' for name in names)}"
+    return f"{kind} of {', '.join(f'{name} {fields[name]}' for name in names)}"
 
 
-def likely_heads(width: int) -> int | None:
-    """The heads of the published size of that width; None where there is none."""
-    heads = {size["width"]: size["num_heads"] for size in variants.SIZES.values()}
-    heads |= {1152: 16, 1536: 16}  # So400m (arXiv:2305.13035), and timm's giantopt
-    return heads.get(width)
+def published_num_heads(width: int) -> int | None:
+    """Returns the number of heads of the published size with this width; None if there is none."""
+    num_heads = {size["width"]: size["num_heads"] for size in variants.SIZES.values()}
+    num_heads |= {1152: 16, 1536: 16}  # So400m (arXiv:2305.13035), and timm's giantopt
+    return num_heads.get(width)

@@ -3,13 +3,14 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.pretrained import architecture, export
 from vit_jax.pretrained.export import save
 from vit_jax.pretrained.loading import load
-from vit_jax.pretrained.weights import names_in_file, read
+from vit_jax.pretrained.weights import read, read_class_names
 
 logger = logging.getLogger("vit_jax")
 
@@ -18,14 +19,22 @@ def convert(
     source: str,
     target: str,
     format: str,
-    image_size=None,
-    class_names=None,
+    image_size: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
     num_heads: int | None = None,
     approximate: bool = False,
 ) -> str:
-    """Writes what is at `source` to `target` in a format of `export.FORMATS`; says what it is.
+    """Reads weights in any format, and writes them in another one.
 
-    image_size: (height, width) of the images it is to be for; None: those it is of.
+    Args:
+        source: what `pretrained.load` takes as its path.
+        target, format, approximate: see `pretrained.save`.
+        image_size: (height, width) to resize the positions to; None: the source's.
+        class_names: in the order of the labels; None: the source's.
+        num_heads: used if the source doesn't tell.
+
+    Returns:
+        A short description of the model, such as "ViT-B/16".
     """
     weights = read(source, num_heads)
     model = models.create("B/16", **weights.model_fields)
@@ -38,50 +47,64 @@ def convert(
         image_size=image_size,
         mean=weights.mean,
         std=weights.std,
-        keep=weights.keep,
+        eval_crop=weights.eval_crop,
         class_names=class_names or weights.class_names,
         approximate=approximate,
     )
     return architecture.describe(weights.model_fields)
 
 
-def main() -> int:
+def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vit_jax.pretrained", description="Turns weights of one format into another."
+        prog="python -m vit_jax.pretrained", description="Converts weights to another format."
     )
-    parser.add_argument("source", help="a file, a folder, a run, or hf:owner/name")
-    parser.add_argument("target", help="a file; a folder for timm (unless .safetensors) and hf")
+    parser.add_argument("source", help="a file, a folder, a run's folder, or hf:owner/name")
+    parser.add_argument(
+        "target",
+        help="the file or folder to write: an .npz for google, a folder or a .safetensors file for "
+        "timm, a folder for hf",
+    )
     parser.add_argument("--format", required=True, choices=export.FORMATS)
     parser.add_argument(
         "--image_size",
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        help="of images: to resize positions to, or where the source doesn't tell",
+        help="the image size to resize the positions to; required if the source doesn't tell its "
+        "own",
     )
-    parser.add_argument("--num_heads", type=int, help="where the source doesn't tell")
-    parser.add_argument("--class_names", help="a text file with a name a line, for config.json")
+    parser.add_argument(
+        "--num_heads", type=int, help="the number of heads; required if the source doesn't tell it"
+    )
+    parser.add_argument(
+        "--class_names", help="a text file with the name of a class per line, for config.json"
+    )
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="write even where the other code computes GELU or LayerNorm in another way",
+        help="write a model whose GELU, LayerNorm epsilon or normalization the other codebase "
+        "can't represent",
     )
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_flags(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        names = names_in_file(given.class_names) if given.class_names else None
-        what = convert(
-            given.source,
-            given.target,
-            given.format,
-            given.image_size,
-            names,
-            given.num_heads,
-            given.approximate,
+        description = convert(
+            args.source,
+            args.target,
+            args.format,
+            image_size=args.image_size,
+            class_names=read_class_names(args.class_names) if args.class_names else None,
+            num_heads=args.num_heads,
+            approximate=args.approximate,
         )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{given.source}, {what} -> {given.target}")
+    print(f"{args.source}, {description} -> {args.target}")
     return 0

@@ -1,5 +1,6 @@
-"""Parameters as files that Google's code, timm and transformers load as they are."""
+"""Writes parameters as files that Google's code, timm and transformers load without changes."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -10,32 +11,49 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
-from vit_jax.models import posemb
+from vit_jax.files import atomic_path, write_atomically
+from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
-from vit_jax.paths import POSEMB, differing_shapes
+from vit_jax.paths import CLS, POSEMB, differing_shapes
 from vit_jax.pretrained import architecture, formats
-from vit_jax.pretrained.weights import KEEP, MEAN, STD
+from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
 
 FORMATS = ("google", "timm", "hf")
 
-# What each of the other codes can compute; a field that isn't there, its config can tell it.
-CAN = {
+# Which models each format can represent. Fields in ANY_VALUE don't matter to any format: sizes,
+# positions (written as a table), and what only concerns training or speed. Of the other fields
+# the table has the possible values; a field that isn't in it must have its default.
+ANY_VALUE = (
+    *("num_classes", "patch_size", "width", "depth", "num_heads", "mlp_dim", "posemb"),
+    *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
+    *("scan", "remat", "attention_impl", "dtype"),
+    *("parent", "name"),  # Flax's own
+)
+ANY = "any value"
+REPRESENTABLE = {
     "google": dict(
         gelu=("tanh",),
         layer_norm_eps=(1e-6,),
         pool=("cls", "gap", "none"),
         pool_norm=("before",),
         norm=("pre",),
+        representation_size=ANY,
+        resnet=ANY,
     ),
     "timm": dict(
+        gelu=("tanh", "exact"),
         layer_norm_eps=(1e-6,),
         pool=("cls", "gap", "map"),
+        pool_norm=("before", "after"),
         norm=("pre",),
         representation_size=(None,),
         resnet=(None,),
     ),
     "hf": dict(
+        gelu=("tanh", "exact"),
+        layer_norm_eps=ANY,
         pool=("cls",),
         pool_norm=("before",),
         norm=("pre",),
@@ -43,8 +61,34 @@ CAN = {
         resnet=(None,),
     ),
 }
-# What may differ with `approximate`.
-APPROXIMATELY = ("gelu", "layer_norm_eps")
+# Fields that may have another value if `approximate` is set.
+APPROXIMABLE = ("gelu", "layer_norm_eps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Parameters ready to be written, with what the JSON files beside them tell.
+
+    Attributes:
+        params: name -> float32 array, with unstacked blocks and a table of positions.
+        model: the VisionTransformer.
+        image_size: (height, width).
+        mean, std: how images are normalized; of pixels in [0, 1].
+        eval_crop: the share of the resized image's shorter side that evaluation sees.
+        class_names: in the order of the labels, or None.
+    """
+
+    params: dict[str, np.ndarray]
+    model: VisionTransformer
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_crop: float
+    class_names: Sequence[str] | None
+
+    @property
+    def channels(self) -> int:
+        return num_channels(self.params)
 
 
 def save(
@@ -53,129 +97,170 @@ def save(
     format: str,
     *,
     model,
-    image_size: Sequence[int] | None = None,
+    image_size: Sequence[int] | int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    keep: float | None = None,
+    eval_crop: float | None = None,
     class_names: Sequence[str] | None = None,
     approximate: bool = False,
 ) -> None:
-    """Writes parameters for another codebase.
+    """Writes parameters for another codebase; `pretrained.load` reads them back bit for bit.
 
-    "google": an `.npz` as under gs://vit_models. "timm": a `.safetensors` file, or a folder that
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` takes. "hf": a folder for
-    `ViTForImageClassification.from_pretrained` (without a head: `ViTModel`). Fixed positions are
-    written out as a table. What these formats hold, `pretrained.load` gives back bit for bit.
+    Fixed positions are written as a table, and come back as learned ones.
 
     Args:
-        params: of `model`, on any devices.
-        path: of the file or the folder; local or gs://.
-        image_size: (height, width); None: that of a square grid of positions.
-        mean, std: of the normalisation of pixels in [0, 1]; None: 0.5.
-        keep: the part of the resized image's shorter side that evaluation sees; None: 0.875.
-            transformers' processor doesn't crop.
-        class_names: for `config.json`.
-        approximate: whether to write what the other code computes with another GELU or another
-            epsilon in LayerNorm than `model`.
+        params: the model's parameters, on any devices.
+        path: the file or folder to write; local or gs://.
+        format: "google": an .npz like those under gs://vit_models. "timm": a .safetensors file,
+            or a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`. "hf": a
+            folder for `ViTForImageClassification.from_pretrained` (without a head: `ViTModel`).
+        model: the VisionTransformer.
+        image_size: an int, or (height, width); None: that of a square grid of positions.
+        mean, std: how images are normalized; of pixels in [0, 1]. None: 0.5.
+        eval_crop: the share of the resized image's shorter side that evaluation sees; None:
+            0.875. The processor of transformers never crops.
+        class_names: in the order of the labels, for config.json.
+        approximate: whether to write a model whose GELU, LayerNorm epsilon or normalization the
+            other codebase can't represent; it then computes slightly different logits.
 
     Raises:
-        UserError: an unknown format, a model that the other code doesn't have, by field, parameters
-            of another model, or a place that can't be written to.
+        UserError: an unknown format, a field or a parameter that the format can't represent,
+            parameters of another model, or a path that can't be written.
     """
-    if format not in FORMATS:
-        raise UserError(f"format is {format!r}; it can be {', '.join(map(repr, FORMATS))}")
+    check_choice("format", format, FORMATS)
     mean, std = tuple(mean or MEAN), tuple(std or STD)
-    check(model, format, approximate)
-    if format == "google" and set(mean + std) != {0.5} and not approximate:
-        raise UserError(
-            f"Google's code normalises images with mean and std 0.5, not {mean} and {std}: "
-            "--approximate (approximate=True) writes the parameters all the same"
-        )
+    check_model(model, format, approximate)
+    if format == "google" and not approximate:
+        check_normalization(mean, std)
     if class_names is not None and len(class_names) != model.num_classes:
-        raise UserError(f"{len(class_names)} class names for a head of {model.num_classes} classes")
-    flat = flattened(params, model)
-    size = image_size_of(flat, model, image_size)
+        raise UserError(
+            f"class_names has {len(class_names)} names; it must have one for each of the model's "
+            f"{model.num_classes} classes"
+        )
+    flat = flatten(params, model)
+    size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
-    if model.posemb != "learned":  # the other codes learn theirs
-        grid = model.grid(size)
-        flat[POSEMB] = posemb.table(model.posemb, *grid, model.width, "cls" in flat)
+    if model.posemb != "learned":
+        has_class_token = CLS in flat
+        flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, has_class_token)
+    export = Export(flat, model, size, mean, std, eval_crop or EVAL_CROP, class_names)
     path = epath.Path(path)
     try:
-        if format == "google":
-            write_npz(path, formats.to_google(flat))
-        elif format == "timm":
-            write_timm(path, flat, model, size, mean, std, keep or KEEP, class_names)
-        else:
-            write_hf(path, flat, model, size, mean, std, class_names)
+        {"google": write_google, "timm": write_timm, "hf": write_hf}[format](path, export)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from None
 
 
-def flattened(params, model) -> dict[str, np.ndarray]:
-    """float32 arrays on the host by name, blocks one by one."""
+def check_model(model, format: str, approximate: bool) -> None:
+    """Raises UserError for a field that the format can't represent."""
+    for field in dataclasses.fields(model):
+        if field.name in ANY_VALUE:
+            continue
+        value = getattr(model, field.name)
+        allowed = REPRESENTABLE[format].get(field.name, (field.default,))
+        if allowed == ANY or value in allowed or (approximate and field.name in APPROXIMABLE):
+            continue
+        hint = ""
+        if field.name in APPROXIMABLE:
+            hint = ": approximate=True (--approximate) writes the parameters anyway"
+        raise UserError(
+            f"The model has {field.name} {value!r}; in the format {format!r} it must be "
+            f"{' or '.join(map(repr, allowed))}{hint}"
+        )
+
+
+def check_normalization(mean, std) -> None:
+    """Raises UserError for another normalization than that of Google's code."""
+    if set(mean + std) != {0.5}:
+        raise UserError(
+            f"Google's code normalizes images with mean and std 0.5, but these are {mean} and "
+            f"{std}: approximate=True (--approximate) writes the parameters anyway"
+        )
+
+
+def flatten(params, model) -> dict[str, np.ndarray]:
+    """Returns float32 arrays on the host by name, with unstacked blocks."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), jax.device_get(params))
     params = jax.tree.map(np.asarray, unstack_blocks(params)) if model.scan else params
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
-def check_shapes(flat, model, image_size) -> None:
-    """Raises UserError where the parameters aren't the model's; the first that differs is named."""
-    expected = architecture.parameters(model, (*image_size, channels_of(flat)))
-    found = {name: value.shape for name, value in flat.items()}
-    for name, there, here in differing_shapes(found, expected):
-        raise UserError(f"The parameters aren't this model's: {name} is {there}, not {here}")
+def resolve_image_size(params, model, image_size) -> tuple[int, int]:
+    """Returns (height, width): as given, or of a square grid of positions."""
+    if image_size is not None:
+        return size_pair("image_size", image_size)
+    if POSEMB not in params:
+        raise UserError("The parameters don't tell the size of the images: give image_size")
+    num_positions = params[POSEMB].shape[1] - (CLS in params)
+    side = math.isqrt(num_positions)
+    if side * side != num_positions:
+        raise UserError(
+            f"The parameters have {num_positions} positions, which are no square: give image_size"
+        )
+    return tuple(side * pixels for pixels in model.token_pixels)
 
 
-def write_timm(path: epath.Path, flat, model, size, mean, std, keep, class_names) -> None:
-    theirs = formats.to_timm(flat, norm_after_pool=model.pool_norm == "after")
+def check_shapes(params, model, image_size) -> None:
+    """Raises UserError naming the first parameter that isn't the model's."""
+    expected = architecture.param_shapes(model, (*image_size, num_channels(params)))
+    shapes = {name: value.shape for name, value in params.items()}
+    for name, given, wanted in differing_shapes(shapes, expected):
+        raise UserError(f"The parameters aren't this model's: {name} is {given}, not {wanted}")
+
+
+def num_channels(params) -> int:
+    return architecture.num_channels({name: value.shape for name, value in params.items()})
+
+
+def write_google(path: epath.Path, export: Export) -> None:
+    """Writes an .npz file."""
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: a file in the format 'google' must have a name ending in .npz")
+    arrays = formats.to_google(export.params)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def write_timm(path: epath.Path, export: Export) -> None:
+    """Writes a .safetensors file, or a folder with one and config.json."""
+    tensors = formats.to_timm(export.params, norm_after_pool=export.model.pool_norm == "after")
     if path.suffix == ".safetensors":
-        write_files(path.parent, {path.name: theirs})
+        write_files(path.parent, {path.name: tensors})
     else:
-        config = timm_config(flat, model, size, mean, std, keep, class_names)
-        write_files(path, {"config.json": config, "model.safetensors": theirs})
+        write_files(path, {"config.json": timm_config(export), "model.safetensors": tensors})
 
 
-def write_hf(path: epath.Path, flat, model, size, mean, std, class_names) -> None:
+def write_hf(path: epath.Path, export: Export) -> None:
+    """Writes a folder with model.safetensors and the settings of model and processor."""
     files = {
-        "config.json": hf_config(flat, model, size, class_names),
-        "preprocessor_config.json": hf_processor(flat, size, mean, std),
-        "model.safetensors": formats.to_hf(flat, "vit." if model.num_classes else ""),
+        "config.json": hf_config(export),
+        "preprocessor_config.json": hf_processor(export),
+        "model.safetensors": formats.to_hf(
+            export.params, prefix="vit." if export.model.num_classes else ""
+        ),
     }
     write_files(path, files)
 
 
-def check(model, format: str, approximate: bool) -> None:
-    """Raises UserError where the other code would compute something else."""
-    for name, values in CAN[format].items():
-        value = getattr(model, name)
-        if value in values or (approximate and name in APPROXIMATELY):
-            continue
-        known = ", ".join(map(repr, values))
-        way = ": --approximate (approximate=True) writes it all the same"
-        raise UserError(
-            f"The format {format!r} has no model with {name} {value!r}, only with {known}"
-            f"{way if name in APPROXIMATELY else ''}"
-        )
+def write_files(folder: epath.Path, files: dict) -> None:
+    """Writes {name: JSON object, or tensors} to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if name.endswith(".json"):
+            content = json.dumps(content, indent=2) + "\n"
+        else:
+            tensors = {key: np.ascontiguousarray(value) for key, value in content.items()}
+            content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+        write_atomically(folder / name, content)
 
 
-def image_size_of(flat, model, image_size) -> tuple[int, int]:
-    if image_size is not None:
-        return tuple(image_size[:2])
-    if POSEMB not in flat:
-        raise UserError("The parameters have no positions to tell the images' size from: give it")
-    num_positions = flat[POSEMB].shape[1] - ("cls" in flat)
-    side = math.isqrt(num_positions)
-    if side * side != num_positions:
-        raise UserError(f"The {num_positions} positions are no square grid: give image_size")
-    return tuple(side * pixels for pixels in model.token_pixels)
-
-
-def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
-    """What timm writes beside its weights, with the arguments that make this model of its B/16."""
-    channels = channels_of(flat)
+def timm_config(export: Export) -> dict:
+    """Returns timm's config.json; its arguments turn timm's B/16 into this model."""
+    model, channels = export.model, export.channels
     pool = {"cls": "token", "gap": "avg", "map": "map"}[model.pool]
     arguments = {
-        "img_size": list(image_size),
+        "img_size": list(export.image_size),
         "patch_size": list(model.patch_shape),
         "in_chans": channels,
         "embed_dim": model.width,
@@ -195,33 +280,30 @@ def timm_config(flat, model, image_size, mean, std, keep, class_names) -> dict:
         "global_pool": pool,
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [channels, *image_size],
+            "input_size": [channels, *export.image_size],
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": keep,
-            "mean": per_channel(mean, channels),
-            "std": per_channel(std, channels),
+            "crop_pct": export.eval_crop,
+            "mean": per_channel(export.mean, channels),
+            "std": per_channel(export.std, channels),
             "num_classes": model.num_classes or 0,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
     }
-    return config | ({"label_names": list(class_names)} if class_names else {})
-
-
-def channels_of(flat) -> int:
-    return architecture.channels({name: value.shape for name, value in flat.items()})
+    return config | ({"label_names": list(export.class_names)} if export.class_names else {})
 
 
 def mlp_ratio(model) -> float:
-    """The ratio whose product with the width timm cuts down to mlp_dim."""
+    """Returns a ratio whose product with the width timm rounds down to mlp_dim."""
     mlp_dim = model.mlp_dim or 4 * model.width
     ratio = mlp_dim / model.width
     return ratio if int(model.width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
-def hf_config(flat, model, image_size, class_names) -> dict:
-    """config.json of transformers."""
+def hf_config(export: Export) -> dict:
+    """Returns the config.json of transformers."""
+    model = export.model
     config = {
         "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
         "model_type": "vit",
@@ -231,33 +313,33 @@ def hf_config(flat, model, image_size, class_names) -> dict:
         "intermediate_size": model.mlp_dim or 4 * model.width,
         "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
         "layer_norm_eps": model.layer_norm_eps,
-        "image_size": one_or_pair(image_size),
+        "image_size": one_or_pair(export.image_size),
         "patch_size": one_or_pair(model.patch_shape),
-        "num_channels": channels_of(flat),
+        "num_channels": export.channels,
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
     if model.num_classes:
-        names = class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
+        names = export.class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     return config
 
 
-def hf_processor(flat, image_size, mean, std) -> dict:
-    """preprocessor_config.json of transformers."""
-    channels = channels_of(flat)
+def hf_processor(export: Export) -> dict:
+    """Returns the preprocessor_config.json of transformers."""
+    height, width = export.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": image_size[0], "width": image_size[1]},
+        "size": {"height": height, "width": width},
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": per_channel(mean, channels),
-        "image_std": per_channel(std, channels),
+        "image_mean": per_channel(export.mean, export.channels),
+        "image_std": per_channel(export.std, export.channels),
     }
 
 
@@ -268,27 +350,3 @@ def per_channel(values, channels: int) -> list[float]:
 def one_or_pair(size) -> int | list[int]:
     height, width = size
     return height if height == width else [height, width]
-
-
-def write_npz(path: epath.Path, flat) -> None:
-    if path.suffix != ".npz":
-        raise UserError(f"{path}: the format 'google' is a file whose name ends in .npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        np.savez(file, **flat)
-    unfinished.replace(path)
-
-
-def write_files(folder: epath.Path, files: dict) -> None:
-    """Names -> JSON objects or tensors, each written all at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if name.endswith(".json"):
-            content = (json.dumps(content, indent=2) + "\n").encode()
-        else:
-            tensors = {n: np.ascontiguousarray(value) for n, value in content.items()}
-            content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-        unfinished = folder / f"{name}.tmp"
-        unfinished.write_bytes(content)
-        unfinished.replace(folder / name)

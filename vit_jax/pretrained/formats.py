@@ -1,123 +1,163 @@
-"""The names and layouts of other codebases' parameters, to ours and back.
+"""Converts parameters between other codebases' names and layouts and this one's.
 
-"Ours" are flat: "Transformer/encoderblock_0/LayerNorm_0/scale" -> array, blocks one by one.
-D: width, H: heads, d: D / H.
+Parameters are flat dicts, name -> array. This code's have the names in `vit_jax/paths.py`, with
+unstacked blocks. D: width, H: heads, d: D / H.
 """
 
+import collections
 import dataclasses
 import math
 import re
 
 import numpy as np
 
-from vit_jax.paths import ATTENTION, KEY, POSEMB, QUERY, VALUE, num_blocks
+from vit_jax.errors import UserError
+from vit_jax.paths import (
+    ATTENTION,
+    CLS,
+    EMBEDDING,
+    ENCODER_NORM,
+    HEAD,
+    KEY,
+    MAP_HEAD,
+    MLP,
+    MLP_IN,
+    MLP_OUT,
+    NORM_0,
+    NORM_1,
+    OUT,
+    POSEMB,
+    PRE_LOGITS,
+    PROBE,
+    QUERY,
+    VALUE,
+    in_block,
+    is_known,
+    is_stacked,
+    num_blocks,
+)
 
 Flat = dict[str, np.ndarray]
 
-# Flax before Linen numbered all the submodules of a block in one row; the published files have
-# these names.
+# Before Linen, Flax numbered all submodules of a block in one sequence; the files that Google
+# published have these names.
 OLD_NUMBERING = {
-    "LayerNorm_2": "LayerNorm_1",
-    "MlpBlock_3": "MlpBlock_0",
-    "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
+    "LayerNorm_2": NORM_1,
+    "MlpBlock_3": MLP,
+    "MultiHeadDotProductAttention_1": ATTENTION,
 }
 
-# The oldest of big_vision's pool by attention without a module around it.
-MAP_HEAD = ("probe", "LayerNorm_0", "MlpBlock_0", "MultiHeadDotProductAttention_0")
+# big_vision's oldest MAP heads have no module of their own.
+MAP_HEAD_PARTS = ("probe", NORM_0, MLP, ATTENTION)
+
+TORCH_KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 GROUP_NORM = re.compile(r"(^|/)gn\w*/")
 
 
-def from_flax(flat: Flat) -> Flat:
-    """Google's and big_vision's files, of all ages.
+def from_flax(stored: Flat) -> Flat:
+    """Converts parameters of Google's code or big_vision, from files of any age.
 
-    Differences of age: a prefix, with other things beside it; the numbering in a block; group norms
-    of shape (1, 1, 1, C); positions at the top, without a row for the class token or with one;
-    blocks stacked by scan; the pooling head inlined.
+    Handles a prefix, with other arrays beside the parameters; the old numbering; group norms of
+    shape (1, 1, 1, C); positions at the top level, with or without a row for the class token;
+    stacked blocks; and MAP heads without a module.
     """
     for prefix in ("opt/target/", "params/"):
-        if any(name.startswith(prefix) for name in flat):
-            flat = {n.removeprefix(prefix): v for n, v in flat.items() if n.startswith(prefix)}
-    if any("/LayerNorm_2/" in name for name in flat):
-        flat = {renamed(name, OLD_NUMBERING): value for name, value in flat.items()}
-    ours = {}
-    for name, value in flat.items():
+        if any(name.startswith(prefix) for name in stored):
+            stored = {n.removeprefix(prefix): v for n, v in stored.items() if n.startswith(prefix)}
+    if any("/LayerNorm_2/" in name for name in stored):
+        stored = {rename_parts(name, OLD_NUMBERING): value for name, value in stored.items()}
+    params = {}
+    for name, value in stored.items():
         if GROUP_NORM.search(name):
             value = value.reshape(-1)
         if name == "pos_embedding":
             name = POSEMB
-            if "cls" in flat and is_square(value.shape[1]):  # to the token nothing was added
-                value = np.pad(value, ((0, 0), (1, 0), (0, 0)))
-        if name.split("/")[0] in MAP_HEAD:
-            name = f"MAPHead_0/{name}"
-        if "/encoderblock/" in name:
-            for i, layer in enumerate(value):
-                ours[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = layer
+            if CLS in stored and is_square(value.shape[1]):
+                value = add_class_position(value)
+        if name.split("/")[0] in MAP_HEAD_PARTS:
+            name = f"{MAP_HEAD}/{name}"
+        if is_stacked(name):
+            _, _, parameter = name.partition("encoderblock/")
+            params |= {in_block(i, parameter): layer for i, layer in enumerate(value)}
         else:
-            ours[name] = value
-    return ours
+            params[name] = value
+    return params
 
 
-def to_google(flat: Flat) -> Flat:
-    """As the files under gs://vit_models have it: the old numbering and shapes of group norms."""
-    theirs = {}
-    for name, value in flat.items():
+def to_google(params: Flat) -> Flat:
+    """Converts to the names and shapes of the files under gs://vit_models.
+
+    Raises:
+        UserError: a parameter that isn't in `vit_jax/paths.py`, and so not in Google's code.
+    """
+    check_no_unnamed([name for name in params if not is_known(name)], "Google's code")
+    old_names = {new: old for old, new in OLD_NUMBERING.items()}
+    stored = {}
+    for name, value in params.items():
         if "/encoderblock_" in name:
-            name = renamed(name, {new: old for old, new in OLD_NUMBERING.items()})
-        theirs[name] = value.reshape(1, 1, 1, -1) if GROUP_NORM.search(name) else value
-    return theirs
+            name = rename_parts(name, old_names)
+        stored[name] = value.reshape(1, 1, 1, -1) if GROUP_NORM.search(name) else value
+    return stored
 
 
-def renamed(name: str, parts: dict[str, str]) -> str:
-    return re.sub("|".join(parts), lambda match: parts[match[0]], name)
+def rename_parts(name: str, new_names: dict[str, str]) -> str:
+    """Replaces the parts of a name that are keys of `new_names`."""
+    return re.sub("|".join(new_names), lambda match: new_names[match[0]], name)
 
 
 @dataclasses.dataclass(frozen=True)
-class StateDict:
-    """The names of a PyTorch codebase, theirs -> ours.
+class StateDictNames:
+    """How a PyTorch codebase names its parameters: its names -> this code's.
 
-    tensors: parameters by themselves. modules: what has a weight and a bias; those of a block
-    stand in `block_modules`, under `block`. A module that stands for several of ours has them in
-    rows, one below the other.
+    Attributes:
+        codebase: for messages.
+        tensors: parameters that aren't the weight or bias of a module.
+        modules: modules with a weight and a bias, outside the blocks.
+        block: the prefix of a block, with {} for its index.
+        block_modules: the modules of a block. A module that corresponds to several of this code's
+            has their outputs one after the other.
     """
 
+    codebase: str
     tensors: dict[str, str]
     modules: dict[str, str | tuple[str, ...]]
     block: str
     block_modules: dict[str, str | tuple[str, ...]]
 
     def all_modules(self, depth: int) -> dict[str, tuple[str, ...]]:
-        """Their module -> ours, of a model with so many blocks."""
-        modules = {theirs: as_tuple(ours) for theirs, ours in self.modules.items()}
+        """Returns {its module: this code's modules} of a model with `depth` blocks."""
+        modules = {name: as_tuple(targets) for name, targets in self.modules.items()}
         for i in range(depth):
-            for theirs, ours in self.block_modules.items():
-                ours = tuple(f"Transformer/encoderblock_{i}/{name}" for name in as_tuple(ours))
-                modules[f"{self.block.format(i)}.{theirs}"] = ours
+            for name, targets in self.block_modules.items():
+                targets = tuple(in_block(i, target) for target in as_tuple(targets))
+                modules[f"{self.block.format(i)}.{name}"] = targets
         return modules
 
 
-TIMM = StateDict(
-    tensors={"cls_token": "cls", "pos_embed": POSEMB, "attn_pool.latent": "MAPHead_0/probe"},
+TIMM = StateDictNames(
+    codebase="timm",
+    tensors={"cls_token": CLS, "pos_embed": POSEMB, "attn_pool.latent": PROBE},
     modules={
-        "patch_embed.proj": "embedding",
-        "norm": "Transformer/encoder_norm",
-        "fc_norm": "Transformer/encoder_norm",
-        "attn_pool.q": f"MAPHead_0/{QUERY}",
-        "attn_pool.kv": (f"MAPHead_0/{KEY}", f"MAPHead_0/{VALUE}"),
-        "attn_pool.proj": f"MAPHead_0/{ATTENTION}/out",
-        "attn_pool.norm": "MAPHead_0/LayerNorm_0",
-        "attn_pool.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
-        "attn_pool.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
-        "head": "head",
+        "patch_embed.proj": EMBEDDING,
+        "norm": ENCODER_NORM,
+        "fc_norm": ENCODER_NORM,
+        "attn_pool.q": f"{MAP_HEAD}/{QUERY}",
+        "attn_pool.kv": (f"{MAP_HEAD}/{KEY}", f"{MAP_HEAD}/{VALUE}"),
+        "attn_pool.proj": f"{MAP_HEAD}/{OUT}",
+        "attn_pool.norm": f"{MAP_HEAD}/{NORM_0}",
+        "attn_pool.mlp.fc1": f"{MAP_HEAD}/{MLP_IN}",
+        "attn_pool.mlp.fc2": f"{MAP_HEAD}/{MLP_OUT}",
+        "head": HEAD,
     },
     block="blocks.{}",
     block_modules={
-        "norm1": "LayerNorm_0",
-        "norm2": "LayerNorm_1",
+        "norm1": NORM_0,
+        "norm2": NORM_1,
         "attn.qkv": (QUERY, KEY, VALUE),
-        "attn.proj": f"{ATTENTION}/out",
-        "mlp.fc1": "MlpBlock_0/Dense_0",
-        "mlp.fc2": "MlpBlock_0/Dense_1",
+        "attn.proj": OUT,
+        "mlp.fc1": MLP_IN,
+        "mlp.fc2": MLP_OUT,
     },
 )
 TIMM_SEPARATE = dataclasses.replace(
@@ -126,143 +166,186 @@ TIMM_SEPARATE = dataclasses.replace(
     | {"attn.q_proj": QUERY, "attn.k_proj": KEY, "attn.v_proj": VALUE},
 )
 
-HF = StateDict(
-    tensors={"embeddings.cls_token": "cls", "embeddings.position_embeddings": POSEMB},
+HF = StateDictNames(
+    codebase="transformers",
+    tensors={"embeddings.cls_token": CLS, "embeddings.position_embeddings": POSEMB},
     modules={
-        "embeddings.patch_embeddings.projection": "embedding",
-        "layernorm": "Transformer/encoder_norm",
-        "pooler.dense": "pre_logits",
-        "classifier": "head",
+        "embeddings.patch_embeddings.projection": EMBEDDING,
+        "layernorm": ENCODER_NORM,
+        "pooler.dense": PRE_LOGITS,
+        "classifier": HEAD,
     },
     block="encoder.layer.{}",
     block_modules={
-        "layernorm_before": "LayerNorm_0",
-        "layernorm_after": "LayerNorm_1",
+        "layernorm_before": NORM_0,
+        "layernorm_after": NORM_1,
         "attention.attention.query": QUERY,
         "attention.attention.key": KEY,
         "attention.attention.value": VALUE,
-        "attention.output.dense": f"{ATTENTION}/out",
-        "intermediate.dense": "MlpBlock_0/Dense_0",
-        "output.dense": "MlpBlock_0/Dense_1",
+        "attention.output.dense": OUT,
+        "intermediate.dense": MLP_IN,
+        "output.dense": MLP_OUT,
     },
 )
-# In memory since transformers 5, which still writes the older names.
+# The names that transformers 5 has in memory; its files still have the older ones.
 HF_NEW = dataclasses.replace(
     HF,
     block="layers.{}",
     block_modules={
-        "layernorm_before": "LayerNorm_0",
-        "layernorm_after": "LayerNorm_1",
+        "layernorm_before": NORM_0,
+        "layernorm_after": NORM_1,
         "attention.q_proj": QUERY,
         "attention.k_proj": KEY,
         "attention.v_proj": VALUE,
-        "attention.o_proj": f"{ATTENTION}/out",
-        "mlp.fc1": "MlpBlock_0/Dense_0",
-        "mlp.fc2": "MlpBlock_0/Dense_1",
+        "attention.o_proj": OUT,
+        "mlp.fc1": MLP_IN,
+        "mlp.fc2": MLP_OUT,
     },
 )
 
 
-def from_timm(flat: Flat, num_heads: int, no_embed_class: bool | None = None) -> Flat:
-    """timm's `VisionTransformer`.
+def from_timm(stored: Flat, num_heads: int, no_embed_class: bool | None = None) -> Flat:
+    """Converts parameters of timm's `VisionTransformer`.
 
-    no_embed_class: positions lack a row for the class token, to which nothing is added; None: where
-    they are a square number.
+    Args:
+        stored: timm's state dict.
+        num_heads: the number of attention heads.
+        no_embed_class: whether the positions have no row for the class token; None: if their
+            number is a square.
     """
-    separate = "blocks.0.attn.q_proj.weight" in flat
-    ours = from_state_dict(flat, TIMM_SEPARATE if separate else TIMM, num_heads)
-    if "cls" in ours and POSEMB in ours:
-        num_positions = ours[POSEMB].shape[1]
+    separate = "blocks.0.attn.q_proj.weight" in stored
+    params = from_state_dict(stored, TIMM_SEPARATE if separate else TIMM, num_heads)
+    if CLS in params and POSEMB in params:
         if no_embed_class is None:
-            no_embed_class = is_square(num_positions)
+            no_embed_class = is_square(params[POSEMB].shape[1])
         if no_embed_class:
-            ours[POSEMB] = np.pad(ours[POSEMB], ((0, 0), (1, 0), (0, 0)))
-    return ours
+            params[POSEMB] = add_class_position(params[POSEMB])
+    return params
 
 
-def from_hf(flat: Flat, num_heads: int) -> Flat:
-    """transformers' `ViTForImageClassification` and `ViTModel`; a mask token is left out."""
-    flat = {name.removeprefix("vit."): value for name, value in flat.items()}
-    flat.pop("embeddings.mask_token", None)
-    new = any(name.startswith("layers.") for name in flat)
-    return from_state_dict(flat, HF_NEW if new else HF, num_heads)
+def from_hf(stored: Flat, num_heads: int) -> Flat:
+    """Converts parameters of transformers' `ViTForImageClassification` or `ViTModel`.
+
+    A mask token, which is only used in pre-training, is dropped.
+    """
+    stored = {name.removeprefix("vit."): value for name, value in stored.items()}
+    stored.pop("embeddings.mask_token", None)
+    is_new = any(name.startswith("layers.") for name in stored)
+    return from_state_dict(stored, HF_NEW if is_new else HF, num_heads)
 
 
-def to_timm(flat: Flat, norm_after_pool: bool) -> Flat:
-    """timm's `VisionTransformer`; the last norm is `fc_norm` where it stands after the pooling."""
-    theirs = to_state_dict(flat, TIMM)
-    unused = "norm." if norm_after_pool else "fc_norm."
-    return {name: value for name, value in theirs.items() if not name.startswith(unused)}
+def to_timm(params: Flat, norm_after_pool: bool) -> Flat:
+    """Converts to timm's `VisionTransformer`; after pooling its last norm is called `fc_norm`.
+
+    Raises:
+        UserError: a parameter that timm has no name for.
+    """
+    unused = "norm" if norm_after_pool else "fc_norm"
+    modules = {name: target for name, target in TIMM.modules.items() if name != unused}
+    return to_state_dict(params, dataclasses.replace(TIMM, modules=modules))
 
 
-def to_hf(flat: Flat, prefix: str) -> Flat:
-    """transformers' `ViTModel` (no prefix), or `ViTForImageClassification` (prefix "vit.")."""
+def to_hf(params: Flat, prefix: str) -> Flat:
+    """Converts to transformers' `ViTModel`, or `ViTForImageClassification` with prefix "vit.".
+
+    Raises:
+        UserError: a parameter that transformers has no name for.
+    """
     return {
         name if name.startswith("classifier.") else prefix + name: value
-        for name, value in to_state_dict(flat, HF).items()
+        for name, value in to_state_dict(params, HF).items()
     }
 
 
-def from_state_dict(flat: Flat, names: StateDict, num_heads: int) -> Flat:
-    """PyTorch's state dict -> ours; what has no counterpart keeps its name."""
+def from_state_dict(stored: Flat, names: StateDictNames, num_heads: int) -> Flat:
+    """Converts a PyTorch state dict; parameters without a counterpart keep their names."""
     block = re.compile(re.escape(names.block).replace(r"\{\}", r"(\d+)") + r"\.")
-    depth = 1 + max((int(m[1]) for m in map(block.match, flat) if m), default=-1)
+    depth = 1 + max((int(m[1]) for m in map(block.match, stored) if m), default=-1)
     modules = names.all_modules(depth)
-    ours = {}
-    for name, value in flat.items():
-        module, _, kind = name.rpartition(".")
+    params = {}
+    for name, value in stored.items():
         if name in names.tensors:
-            ours[names.tensors[name]] = value
+            params[names.tensors[name]] = value
             continue
+        module, _, kind = name.rpartition(".")
         targets = modules.get(module, (module,))
         if value.ndim == 0 or len(value) % len(targets):
             targets = (module,)
         parts = np.split(value, len(targets)) if len(targets) > 1 else [value]
         for target, part in zip(targets, parts, strict=True):
-            ours.update(from_torch(target, kind, part, num_heads))
-    return ours
+            params |= from_torch(target, kind, part, num_heads)
+    return params
 
 
-def to_state_dict(flat: Flat, names: StateDict) -> Flat:
-    """The inverse; contiguous arrays."""
-    theirs = {name: flat[ours] for name, ours in names.tensors.items() if ours in flat}
-    for module, targets in names.all_modules(num_blocks(flat)).items():
-        for kind in ("weight", "bias"):
-            parts = [to_torch(flat, target, kind) for target in targets]
-            if parts[0] is not None:
-                theirs[f"{module}.{kind}"] = np.concatenate(parts)
-    return theirs
+def to_state_dict(params: Flat, names: StateDictNames) -> Flat:
+    """Converts to a PyTorch state dict.
+
+    Raises:
+        UserError: a parameter that the codebase has no name for.
+    """
+    tensors = {target: name for name, target in names.tensors.items()}
+    modules = {}  # this code's module -> the codebase's, and its place among several
+    for name, targets in names.all_modules(num_blocks(params)).items():
+        modules |= {target: (name, place) for place, target in enumerate(targets)}
+    parts = collections.defaultdict(dict)  # name in the state dict -> place -> array
+    unnamed = []
+    for name, value in params.items():
+        module, _, kind = name.rpartition("/")
+        slot, place = tensors.get(name), 0
+        if module in modules and kind in TORCH_KINDS:
+            theirs, place = modules[module]
+            slot, value = f"{theirs}.{TORCH_KINDS[kind]}", to_torch(module, kind, value)
+        if slot is None or place in parts[slot]:
+            unnamed.append(name)
+        else:
+            parts[slot][place] = value
+    check_no_unnamed(unnamed, names.codebase)
+    return {
+        name: np.concatenate([arrays[place] for place in sorted(arrays)])
+        for name, arrays in parts.items()
+    }
+
+
+def check_no_unnamed(unnamed: list[str], codebase: str) -> None:
+    """Raises UserError if there are parameters that a codebase has no name for."""
+    if unnamed:
+        more = f" (and {len(unnamed) - 1} more)" if len(unnamed) > 1 else ""
+        raise UserError(
+            f"{unnamed[0]}{more}: {codebase} has no such parameter, so the model can't be saved "
+            "in its format"
+        )
 
 
 def from_torch(module: str, kind: str, value, num_heads: int) -> Flat:
-    """One of PyTorch's weights or biases under our name, in our layout."""
+    """Converts one weight or bias of PyTorch; `module` is this code's name of its module."""
     if kind == "weight" and value.ndim == 1:
         return {f"{module}/scale": value}
     if kind == "weight":
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    # A width that the heads don't divide is another model's, and its shape will tell.
+    # If the heads don't divide the width, the shape stays, and loading reports it.
     if module.endswith((QUERY, KEY, VALUE)) and value.shape[-1] % num_heads == 0:
         value = value.reshape(*value.shape[:-1], num_heads, -1)  # (D, D) -> (D, H, d)
-    elif module.endswith(f"{ATTENTION}/out") and kind == "weight" and len(value) % num_heads == 0:
+    elif module.endswith(OUT) and kind == "weight" and len(value) % num_heads == 0:
         value = value.reshape(num_heads, -1, value.shape[-1])  # (D, D) -> (H, d, D)
     return {f"{module}/{'kernel' if kind == 'weight' else kind}": value}
 
 
-def to_torch(flat: Flat, module: str, kind: str) -> np.ndarray | None:
-    """The weight or bias of one of our modules in PyTorch's layout; None where it has none."""
+def to_torch(module: str, kind: str, value) -> np.ndarray:
+    """Converts one kernel, scale or bias to PyTorch's layout."""
+    if kind == "scale":
+        return value
     if kind == "bias":
-        value = flat.get(f"{module}/bias")
-        return None if value is None else value.reshape(-1)
-    if f"{module}/scale" in flat:
-        return flat[f"{module}/scale"]
-    value = flat.get(f"{module}/kernel")
-    if value is None:
-        return None
+        return value.reshape(-1)
     if value.ndim == 4:  # a convolution
         return value.transpose(3, 2, 0, 1)
-    if module.endswith(f"{ATTENTION}/out"):  # (H, d, D) -> (D, D)
+    if module.endswith(OUT):  # (H, d, D) -> (D, D)
         return value.reshape(-1, value.shape[-1]).T
     return value.reshape(value.shape[0], -1).T
+
+
+def add_class_position(positions) -> np.ndarray:
+    """Prepends a row of zeros for the class token to positions (1, L, D)."""
+    return np.pad(positions, ((0, 0), (1, 0), (0, 0)))
 
 
 def is_square(number: int) -> bool:

@@ -1,4 +1,4 @@
-"""timm's and transformers' weights, with what the JSON files beside them say."""
+"""Reads weights of timm and transformers, with the settings in the JSON files beside them."""
 
 import importlib
 import json
@@ -10,255 +10,280 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from vit_jax.checks import size_pair
 from vit_jax.errors import UserError, first_line
 from vit_jax.pretrained import architecture, formats
 
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_tanh")
-# Those of timm 1.0.31's SigLIPs that compute the tanh GELU; their config doesn't say so.
+# The SigLIP models of timm 1.0.31 with the tanh GELU; their config.json doesn't mention it.
 TANH_SIGLIPS = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip\w*_512"
 
 TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 
+JSON_TYPES = {
+    str: "a string",
+    int: "a whole number",
+    (int, float): "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
-def fetched(path: str) -> str:
-    """`hf:owner/name` -> the folder its files were fetched to; other paths as they are."""
+
+def fetch(path: str) -> str:
+    """Downloads `hf:owner/name` and returns its folder; returns other paths unchanged."""
     if not path.startswith("hf:"):
         return path
     try:
         hub = importlib.import_module("huggingface_hub")
     except ModuleNotFoundError:
-        raise UserError(f"{path} is fetched with huggingface_hub: pip install it first") from None
+        raise UserError(f"{path} needs huggingface_hub: pip install huggingface_hub") from None
     files = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
     try:
         return hub.snapshot_download(path.removeprefix("hf:"), allow_patterns=files)
-    except Exception as error:  # of the network, the name, or access; it has many kinds
-        raise UserError(f"{path} can't be fetched: {first_line(error)}") from None
+    except Exception as error:  # many kinds, of the network, the name or access
+        raise UserError(f"{path} can't be downloaded: {first_line(error)}") from None
 
 
 def read_folder(path: epath.Path) -> tuple[dict[str, np.ndarray], dict, dict]:
-    """The tensors in a folder, its config.json, and its preprocessor_config.json (or {})."""
-    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not whole.exists() and not index.exists():
-        pickled = (path / "pytorch_model.bin").exists()
-        found = "a pytorch_model.bin, a pickle, which isn't read" if pickled else "none"
+    """Reads the tensors, config.json and preprocessor_config.json ({} if missing) in a folder."""
+    index_path, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if not whole.exists() and not index_path.exists():
+        pickle = (path / "pytorch_model.bin").exists()
+        found = "only pytorch_model.bin, a pickle, which is never read" if pickle else "none"
         raise UserError(
-            f"{path} holds no weights: expected a model.safetensors, found {found}; a run's folder "
-            "has checkpoints/"
+            f"{path} holds no weights: expected model.safetensors, found {found} (a run's folder "
+            "has checkpoints/)"
         )
     if not (path / "config.json").exists():
-        raise UserError(f"{path} has a model.safetensors and no config.json: name the file itself")
+        raise UserError(
+            f"{path} has model.safetensors but no config.json: give the path of the file instead"
+        )
     config, processor = (
-        read_object(path / name) if (path / name).exists() else {}
+        read_json_object(path / name) if (path / name).exists() else {}
         for name in ("config.json", "preprocessor_config.json")
     )
     if whole.exists():
         return read_safetensors(whole), config, processor
-    names = setting(read_object(index), index, "weight_map", dict, {}).values()
-    flat = {}
-    for name in sorted(set(names)):
+    shards = get_setting(read_json_object(index_path), index_path, "weight_map", dict, {}).values()
+    tensors = {}
+    for name in sorted(set(shards)):
         if not (path / str(name)).exists():
             raise UserError(f"{path} lacks {name}, a part of its weights")
-        flat |= read_safetensors(path / name)
-    return flat, config, processor
+        tensors |= read_safetensors(path / name)
+    return tensors, config, processor
 
 
 def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, of any precision."""
+    """Reads the tensors of a .safetensors file, in the precision they are stored in."""
     with tempfile.TemporaryDirectory() as folder:
-        here = path
-        if "://" in str(path):  # the library opens local files alone
-            here = path.copy(epath.Path(folder) / path.name)
+        local = path
+        if "://" in str(path):  # safetensors opens only local files
+            local = path.copy(epath.Path(folder) / path.name)
         try:
-            return safetensors.numpy.load_file(here)
+            return safetensors.numpy.load_file(local)
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is damaged: {error}") from None
 
 
-def read_object(path: epath.Path) -> dict:
-    """The JSON object in a file."""
+def read_json_object(path: epath.Path) -> dict:
+    """Reads a JSON file that holds an object."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not an object")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object")
+    return content
 
 
-def converted(path: str, flat, config: dict, processor: dict, num_heads: int | None) -> dict:
-    """The fields of `weights.Weights`, of timm's or transformers' tensors.
+def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | None) -> dict:
+    """Converts tensors of timm or transformers, and their settings, to fields of `Weights`.
 
-    num_heads: where the config doesn't tell; None: those of the published size.
+    Args:
+        path: for messages.
+        tensors: the state dict.
+        config, processor: config.json and preprocessor_config.json; {} if missing.
+        num_heads: used if the config doesn't tell; None: the published size's.
 
     Raises:
-        UserError: of another model than timm's `VisionTransformer` or transformers' ViT, or of one
-            that there isn't here; a setting that can't be.
+        UserError: another model than timm's `VisionTransformer` or transformers' ViT, one that
+            this code doesn't have, or an impossible setting.
     """
-    kind = setting(config, path, "model_type", str, "vit")
-    what = architecture.looks_like(flat)
-    if what or kind != "vit":
-        raise UserError(f"{path} holds no model of ours: {what_it_is(flat, config)}")
-    for kernel, convert in (
-        ("embeddings.patch_embeddings.projection.weight", from_hf),
-        ("patch_embed.proj.weight", from_timm),
+    model_type = get_setting(config, path, "model_type", str, "vit")
+    if architecture.recognize_other_model(tensors) or model_type != "vit":
+        raise UserError(f"{path} can't be read: {describe_contents(tensors, config)}")
+    for kernel, convert_tensors in (
+        ("embeddings.patch_embeddings.projection.weight", convert_hf),
+        ("patch_embed.proj.weight", convert_timm),
     ):
         for name in (kernel, f"vit.{kernel}"):
-            if name in flat and flat[name].ndim == 4:
-                return convert(path, flat, len(flat[name]), config, processor, num_heads)
-    raise UserError(f"{path} holds no Vision Transformer: {what_it_is(flat, config)}")
+            if name in tensors and tensors[name].ndim == 4:
+                width = len(tensors[name])
+                return convert_tensors(path, tensors, width, config, processor, num_heads)
+    raise UserError(f"{path} holds no Vision Transformer: {describe_contents(tensors, config)}")
 
 
-def from_hf(path: str, flat, width: int, config: dict, processor: dict, num_heads) -> dict:
-    num_heads = setting(config, path, "num_attention_heads", int, num_heads)
+def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, num_heads) -> dict:
+    """Converts transformers' `ViTForImageClassification` or `ViTModel`."""
+    num_heads = get_setting(config, path, "num_attention_heads", int, num_heads)
     fields = {"pool": "cls", "pool_norm": "before", "norm": "pre", "posemb": "learned"}
-    fields["layer_norm_eps"] = setting(config, path, "layer_norm_eps", (int, float), 1e-12)
-    fields["gelu"] = gelu(path, setting(config, path, "hidden_act", str, "gelu"))
+    fields["layer_norm_eps"] = get_setting(config, path, "layer_norm_eps", (int, float), 1e-12)
+    fields["gelu"] = gelu_field(path, get_setting(config, path, "hidden_act", str, "gelu"))
     if "num_attention_heads" in config:
         fields["num_heads"] = num_heads
-    pooler = setting(config, path, "pooler_act", str, "tanh")
-    if pooler != "tanh":  # no representation layer of ours
-        flat = {name: value for name, value in flat.items() if "pooler." not in name}
-    several = config.get("problem_type") == "multi_label_classification"
-    normalized = setting(processor, path, "do_normalize", bool, True)
+    if get_setting(config, path, "pooler_act", str, "tanh") != "tanh":
+        # Only a tanh layer is a representation layer.
+        tensors = {name: value for name, value in tensors.items() if "pooler." not in name}
+    multi_label = config.get("problem_type") == "multi_label_classification"
+    normalizes = get_setting(processor, path, "do_normalize", bool, True)
     return dict(
-        params=formats.from_hf(flat, heads(path, num_heads, width)),
+        params=formats.from_hf(tensors, resolve_num_heads(path, num_heads, width)),
         fields=fields,
-        mean=numbers(processor, path, "image_mean") if normalized else (0.0,),
-        std=numbers(processor, path, "image_std") if normalized else (1.0,),
-        image_size=size(config, path, "image_size"),
-        keep=kept(path, processor) if processor else None,
-        class_names=names_by_label(setting(config, path, "id2label", dict, {})),
-        loss="sigmoid" if several else None,
+        mean=get_numbers(processor, path, "image_mean") if normalizes else (0.0,),
+        std=get_numbers(processor, path, "image_std") if normalizes else (1.0,),
+        image_size=get_size(config, path, "image_size"),
+        eval_crop=processor_crop(path, processor) if processor else None,
+        class_names=class_names(get_setting(config, path, "id2label", dict, {})),
+        loss="sigmoid" if multi_label else None,
     )
 
 
-def from_timm(path: str, flat, width: int, config: dict, processor: dict, num_heads) -> dict:
-    arguments = setting(config, path, "model_args", dict, {})
-    pretrained = setting(config, path, "pretrained_cfg", dict, config)
-    name = setting(config, path, "architecture", str, "")
-    num_heads = setting(arguments, path, "num_heads", int, num_heads)
+def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, num_heads) -> dict:
+    """Converts timm's `VisionTransformer`."""
+    arguments = get_setting(config, path, "model_args", dict, {})
+    pretrained = get_setting(config, path, "pretrained_cfg", dict, config)
+    name = get_setting(config, path, "architecture", str, "")
+    num_heads = get_setting(arguments, path, "num_heads", int, num_heads)
     activation = "gelu_tanh" if re.search(TANH_SIGLIPS, name) else "gelu"
     fields = {
         "layer_norm_eps": 1e-6,
         "norm": "pre",
-        "posemb": "learned" if "pos_embed" in flat else "none",
-        "pool": timm_pool(path, flat, config, arguments),
-        "pool_norm": "after" if "fc_norm.weight" in flat else "before",
-        "gelu": gelu(path, setting(arguments, path, "act_layer", str, activation)),
+        "posemb": "learned" if "pos_embed" in tensors else "none",
+        "pool": timm_pool(path, tensors, config, arguments),
+        "pool_norm": "after" if "fc_norm.weight" in tensors else "before",
+        "gelu": gelu_field(path, get_setting(arguments, path, "act_layer", str, activation)),
     }
     if "num_heads" in arguments:
         fields["num_heads"] = num_heads
-    no_embed_class = setting(arguments, path, "no_embed_class", bool)
-    image_size = size(arguments, path, "img_size")
+    no_embed_class = get_setting(arguments, path, "no_embed_class", bool)
+    num_heads = resolve_num_heads(path, num_heads, width)
+    image_size = get_size(arguments, path, "img_size")
     if image_size is None:
-        image_size = tuple(setting(pretrained, path, "input_size", list, [])[1:]) or None
+        input_size = get_setting(pretrained, path, "input_size", list, [])
+        image_size = tuple(input_size[1:]) or None
     names = config.get("label_names") or pretrained.get("label_names")
     return dict(
-        params=formats.from_timm(flat, heads(path, num_heads, width), no_embed_class),
+        params=formats.from_timm(tensors, num_heads, no_embed_class),
         fields=fields,
-        mean=numbers(pretrained, path, "mean"),
-        std=numbers(pretrained, path, "std"),
+        mean=get_numbers(pretrained, path, "mean"),
+        std=get_numbers(pretrained, path, "std"),
         image_size=image_size,
-        keep=setting(pretrained, path, "crop_pct", (int, float)),
+        eval_crop=get_setting(pretrained, path, "crop_pct", (int, float)),
         class_names=tuple(map(str, names)) if isinstance(names, list) else None,
     )
 
 
-def timm_pool(path: str, flat, config: dict, arguments: dict) -> str:
-    """Our name for timm's pooling; told from the tensors where no config does."""
-    has_class_token = "cls_token" in flat
-    guessed = "token" if has_class_token and "fc_norm.weight" not in flat else "avg"
-    guessed = "map" if "attn_pool.latent" in flat else guessed
-    pool = setting(config, path, "global_pool", str, guessed)
-    pool = setting(arguments, path, "global_pool", str, pool)
+def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:
+    """Returns the field `pool`, from timm's config or, without one, from the tensors."""
+    has_class_token = "cls_token" in tensors
+    default = "token" if has_class_token and "fc_norm.weight" not in tensors else "avg"
+    default = "map" if "attn_pool.latent" in tensors else default
+    pool = get_setting(config, path, "global_pool", str, default)
+    pool = get_setting(arguments, path, "global_pool", str, pool)
     if pool not in TIMM_POOLS or (has_class_token and pool != "token"):
-        beside = " beside a class token" if has_class_token else ""
-        raise UserError(f"{path} is of a model that pools by {pool!r}{beside}: there's none here")
+        beside = " and has a class token" if has_class_token else ""
+        raise UserError(f"{path}: its model pools by {pool!r}{beside}, which isn't supported")
     return TIMM_POOLS[pool]
 
 
-def kept(path: str, processor: dict) -> float:
-    """The part of the resized image's shorter side that transformers' processor keeps."""
+def processor_crop(path: str, processor: dict) -> float:
+    """Returns the share of the resized image's shorter side that a processor keeps."""
     crop, resized = processor.get("crop_size"), processor.get("size")
     if not processor.get("do_center_crop") or not crop or not resized:
         return 1.0
-    edges = []
-    for value in (crop, resized):
-        value = min(value.values(), default=None) if isinstance(value, dict) else value
-        if not isinstance(value, int) or value < 1:
+    sides = []
+    for size in (crop, resized):
+        side = min(size.values(), default=None) if isinstance(size, dict) else size
+        if not isinstance(side, int) or side < 1:
             raise UserError(
-                f"{path}: its processor resizes to {resized} and crops {crop}: no sizes"
+                f"{path}: size is {resized} and crop_size {crop}; both must be in pixels, above 0"
             )
-        edges.append(value)
-    return min(edges[0] / edges[1], 1.0)
+        sides.append(side)
+    return min(sides[0] / sides[1], 1.0)
 
 
-def names_by_label(id2label: dict) -> tuple[str, ...] | None:
-    """The names in the labels' order; None where they are transformers' own for none."""
+def class_names(id2label: dict) -> tuple[str, ...] | None:
+    """Returns the names in the order of the labels; None for transformers' placeholders."""
     names = {int(label): str(name) for label, name in id2label.items() if str(label).isdigit()}
     if all(name == f"LABEL_{label}" for label, name in names.items()):
         return None
     return tuple(names.get(label, f"class {label}") for label in range(max(names) + 1))
 
 
-def gelu(path: str, activation: str) -> str:
+def gelu_field(path: str, activation: str) -> str:
+    """Returns the field `gelu` for the name of an activation."""
     if activation in TANH_GELUS:
         return "tanh"
     if activation != "gelu":
         raise UserError(
-            f"{path} is of a model with the activation {activation!r}: there's none here"
+            f"{path}: its model has the activation {activation!r}; only 'gelu' and "
+            f"{', '.join(map(repr, TANH_GELUS))} are supported"
         )
     return "exact"
 
 
-def heads(path: str, num_heads: int | None, width: int) -> int:
-    """The number given, or that of the published size."""
+def resolve_num_heads(path: str, num_heads: int | None, width: int) -> int:
+    """Returns `num_heads` if given, or else that of the published size with this width."""
     if num_heads is None:
-        num_heads = architecture.likely_heads(width)
+        num_heads = architecture.published_num_heads(width)
         if num_heads is None:
             raise UserError(
-                f"{path} doesn't tell how many heads its {width} channels are: give num_heads"
+                f"{path} doesn't tell the number of attention heads, and no published size has "
+                f"width {width}: give num_heads (--num_heads)"
             )
-    # Where that can't be, the widths differ, and the shapes will tell.
+    # With an impossible number the shapes will differ, and loading reports them.
     return num_heads if num_heads > 0 and width % num_heads == 0 else 1
 
 
-def setting(config: dict, path, name: str, kind, default=None):
-    """A setting of a JSON file, where it has it (null is none); UserError for another kind."""
-    value = config.get(name)
+def get_setting(settings: dict, path, name: str, kind, default=None):
+    """Returns a setting from a JSON file, or `default` if it is missing or null.
+
+    Raises:
+        UserError: a value that isn't of the type (or types) `kind`.
+    """
+    value = settings.get(name)
     if value is None:
         return default
     if not isinstance(value, kind):
-        raise UserError(f"{path}: the {name} beside it is {value!r}, which it can't be")
+        raise UserError(f"{path}: {name} is {value!r}; it must be {JSON_TYPES[kind]}")
     return value
 
 
-def numbers(config: dict, path, name: str) -> tuple[float, ...] | None:
-    """One number, or one a channel."""
-    values = setting(config, path, name, (int, float, list))
+def get_numbers(settings: dict, path, name: str) -> tuple[float, ...] | None:
+    """Returns a setting that is a number, or a list with a number per channel."""
+    values = settings.get(name)
     if values is None:
         return None
-    values = values if isinstance(values, list) else [values]
-    if not values or not all(isinstance(value, (int, float)) for value in values):
-        raise UserError(f"{path}: the {name} beside it is {values!r}, which it can't be")
-    return tuple(map(float, values))
+    numbers = values if isinstance(values, list) else [values]
+    if not numbers or not all(isinstance(value, (int, float)) for value in numbers):
+        raise UserError(f"{path}: {name} is {values!r}; it must be a number, or one per channel")
+    return tuple(map(float, numbers))
 
 
-def size(config: dict, path, name: str) -> tuple[int, int] | None:
-    """An edge, or (height, width)."""
-    value = setting(config, path, name, (int, list))
-    if value is None:
-        return None
-    sides = tuple(value) if isinstance(value, list) else (value, value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"{path}: the {name} beside it is {value!r}, which it can't be")
-    return sides
+def get_size(settings: dict, path, name: str) -> tuple[int, int] | None:
+    """Returns a setting that is the side of a square, or a list of height and width."""
+    value = settings.get(name)
+    return None if value is None else size_pair(f"{path}: {name}", value)
 
 
-def what_it_is(flat, config: dict) -> str:
-    """What else the parameters may be of, for a message."""
-    named = config.get("architectures") or [config.get("architecture") or config.get("model_type")]
-    words = [f"its config.json says {named[0]}"] if isinstance(named, list) and named[0] else []
-    if what := architecture.looks_like(flat):
-        words.append(f"it looks like {what}")
-    return ", and ".join(words) or f"its parameters are {', '.join(sorted(flat)[:3])}, ..."
+def describe_contents(names, config: dict) -> str:
+    """Returns what a message says of parameters that aren't a Vision Transformer's."""
+    declared = config.get("architectures")
+    declared = declared or [config.get("architecture") or config.get("model_type")]
+    parts = []
+    if isinstance(declared, list) and declared[0]:
+        parts.append(f"its config.json says {declared[0]}")
+    if model := architecture.recognize_other_model(names):
+        parts.append(f"it looks like {model}")
+    return ", and ".join(parts) or f"its parameters are {', '.join(sorted(names)[:3])}, ..."

@@ -1,4 +1,4 @@
-"""Published weights as the parameters of a given model."""
+"""Loads published weights as the parameters of a given model."""
 
 import logging
 import math
@@ -10,17 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checks import check_choice
+from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import checks, posemb
 from vit_jax.models.stacking import stack_blocks
-from vit_jax.paths import POSEMB, differing_shapes, num_blocks
+from vit_jax.paths import (
+    CLS,
+    EMBEDDING,
+    HEAD,
+    POSEMB,
+    PRE_LOGITS,
+    differing_shapes,
+    in_block,
+    num_blocks,
+)
 from vit_jax.pretrained import architecture, resize
 from vit_jax.pretrained.weights import Weights, read
 
 logger = logging.getLogger("vit_jax")
 
-HEAD = ("head/kernel", "head/bias")
+KERNEL = f"{EMBEDDING}/kernel"
+HEAD_KERNEL, HEAD_BIAS = f"{HEAD}/kernel", f"{HEAD}/bias"
 DEPTHS = ("stack", "append")
 
 
@@ -37,63 +47,69 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict:
-    """The parameters of a published file for this model.
+    """Returns the parameters in a file or a run, adapted to a model.
 
-    The position grid is resized to that of the images; a head for another number of classes is
-    left at its initial value, and said.
+    Position embeddings are resized to the image size. A head for another number of classes is
+    replaced by an initial one, and this is logged.
 
     Args:
-        path: a `.npz` or `.safetensors` file, a folder with `config.json` and `model.safetensors`,
-            `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>`, or of that the raw
-            `.../params` or their average `.../ema_params`; local or gs://. Or what `weights.read`
-            gave of one.
-        model: the VisionTransformer they are for.
-        image_size: (height, width) of its images, and their channels, where they are to be those;
-            or an edge; None: those of the file.
-        grid: (rows, columns) of the file's positions, where they are no square and the file
+        path: an .npz or .safetensors file, a folder with config.json and model.safetensors,
+            `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>`, or a checkpoint's `params`
+            (the trained parameters) or `ema_params` (their average); local or gs://. Or the
+            result of `weights.read`.
+        model: the VisionTransformer to load for.
+        image_size: of the model's images: an int, (height, width), or (height, width, channels).
+            None: the file's.
+        grid: (rows, columns) of the file's positions; needed if they aren't a square and the file
             doesn't tell.
-        resize_patch: whether patches of another size are resized (arXiv:2212.08013).
-        depth: how a deeper model is filled: "stack" repeats the blocks there are in their order
-            (progressive stacking, proceedings.mlr.press/v97/gong19a), "append" leaves those after
-            them at their initial values, which `seed` decides; None: it isn't.
-        new_head: whether a head that doesn't fit starts anew; False: it is refused.
-        mean, std: of the normalisation of the images, to be checked against the file's.
+        resize_patch: whether to resize patches of another size (arXiv:2212.08013).
+        depth: how to add the blocks of a deeper model. "stack" repeats the file's blocks in order
+            (progressive stacking, proceedings.mlr.press/v97/gong19a); "append" puts initial
+            blocks after them. None: a deeper model is an error.
+        seed: the seed of initial blocks.
+        new_head: whether to replace a head that doesn't fit; False: it is an error.
+        mean, std: how images will be normalized, to check against the file.
 
     Returns:
-        float32 arrays in the tree that `model.init` makes.
+        float32 arrays in the tree of `model.init`.
 
     Raises:
-        UserError: no such file, one that is damaged or of another kind, or parameters of another
-            model; all that differ are listed.
+        UserError: a missing, damaged or unsupported file, or the parameters of another model;
+            lists all that differ.
     """
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_settings(weights, model, mean, std)
-    if isinstance(image_size, int):
-        image_size = (image_size, image_size)
-    flat = dict(weights.params)
-    kernel = flat["embedding/kernel"]
-    if resize_patch and kernel.shape[:2] != model.patch_shape:
-        logger.info(f"Patches of {kernel.shape[:2]} pixels are resized to {model.patch_shape}")
-        flat["embedding/kernel"] = resize.resize_patches(kernel, model.patch_shape)
-    old_grid = grid_of(weights, model, image_size, grid)
-    height, width, *channels = image_size or image_size_of(weights, model, old_grid)
-    image_shape = (height, width, *(channels or (weights.channels,)))
+    params = dict(weights.params)
+    if resize_patch:
+        adapt_patches(params, model)
+    channels = weights.channels
+    if isinstance(image_size, Sequence) and len(image_size) == 3:
+        *image_size, channels = image_size
+    if image_size is not None:
+        image_size = size_pair("image_size", image_size)
+    grid = position_grid(weights, model, image_size, grid)
+    image_shape = (*(image_size or image_size_of(weights, model, grid)), channels)
     checks.check_image(model, image_shape[:2])
-    expected = architecture.parameters(model, image_shape)
-    fit_positions(flat, old_grid, model.grid(image_shape), model)
-    if depth:
-        fit_depth(flat, depth, model, image_shape, seed)
-    fit_head(weights.path, flat, expected, model, new_head)
-    check_shapes(weights, flat, expected, model)
-    flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return jax.tree.map(np.asarray, stack_blocks(params)) if model.scan else params
+    adapt_positions(params, grid, model.grid(image_shape), model)
+    if depth is not None:
+        add_blocks(params, depth, model, image_shape, seed)
+    expected = architecture.param_shapes(model, image_shape)
+    adapt_head(weights.path, params, expected, model, new_head)
+    check_shapes(weights.path, params, expected)
+    return as_tree(params, model)
 
 
 def from_config(
     config, model, image_shape: Sequence[int], new_head: bool = True, weights: Weights | None = None
 ) -> dict:
-    """The weights that `config.init_from` names, or that were read, as the fields beside it say."""
+    """Loads the weights that `config.init_from` and the fields beside it describe.
+
+    Args:
+        config: a run's configuration.
+        model, new_head: see `load`.
+        image_shape: (height, width, channels).
+        weights: the weights, if they were read already.
+    """
     return load(
         weights or config.init_from,
         model,
@@ -109,7 +125,7 @@ def from_config(
 
 
 def check(config) -> None:
-    """Raises UserError for fields beside `config.init_from` that can't work."""
+    """Raises UserError for impossible values of the fields beside `config.init_from`."""
     grid = config.init_from_grid
     if grid is not None and not (isinstance(grid, (tuple, list)) and len(grid) == 2):
         raise UserError(f"config.init_from_grid is {grid!r}; it must be (rows, columns)")
@@ -118,184 +134,236 @@ def check(config) -> None:
 
 
 def check_settings(weights: Weights, model, mean=None, std=None) -> None:
-    """Raises UserError where the file's model computes something else with the same parameters.
+    """Raises UserError if a model would compute something else with the file's parameters.
 
-    All that differs is in one message, with the overrides that mend it.
+    Lists all that differs in one message, with how to set it in Python and as flags.
     """
-    settings = [(f"model.{n}", v, getattr(model, n)) for n, v in weights.fields.items()]
-    # A table of positions may have been learned; `fit_positions` looks at it.
-    settings = [s for s in settings if s[0] != "model.posemb" or POSEMB not in weights.params]
-    differing = [(name, there, here) for name, there, here in settings if there != here]
-    for name, there, here in (("mean", weights.mean, mean), ("std", weights.std, std)):
-        if there is not None and here is not None and not all_equal(there, here):
-            differing.append((f"augment.{name}", short(there), short(tuple(here))))
+    differing = [  # (group of the configuration, field, the file's value, the model's value)
+        ("model", field, value, getattr(model, field))
+        for field, value in weights.fields.items()
+        # `adapt_positions` compares the positions themselves, which may have been learned.
+        if value != getattr(model, field) and not (field == "posemb" and POSEMB in weights.params)
+    ]
+    for field, stored, given in (("mean", weights.mean, mean), ("std", weights.std, std)):
+        if stored is not None and given is not None and not same_per_channel(stored, given):
+            differing.append(("augment", field, shortened(stored), shortened(tuple(given))))
     if differing:
-        there = ", ".join(f"{name} {value!r}" for name, value, _ in differing)
-        here = ", ".join(repr(value) for _, _, value in differing)
-        mend = " ".join(
-            f'--config.{name}="{value}"' if isinstance(value, tuple) else f"--config.{name}={value}"
-            for name, value, _ in differing
+        theirs = ", ".join(f"{field} {stored!r}" for _, field, stored, _ in differing)
+        ours = ", ".join(repr(value) for *_, value in differing)
+        arguments = ", ".join(f"{field}={stored!r}" for _, field, stored, _ in differing)
+        flags = " ".join(
+            f'--config.{group}.{field}="{stored}"'
+            if isinstance(stored, tuple)
+            else f"--config.{group}.{field}={stored}"
+            for group, field, stored, _ in differing
         )
-        raise UserError(f"{weights.path} was trained with {there}, and here are {here}: set {mend}")
+        raise UserError(
+            f"{weights.path} was trained with {theirs}, not {ours}: set {arguments} ({flags})"
+        )
 
 
-def all_equal(a, b) -> bool:
-    """Whether two tuples, of one number or one a channel, say the same."""
+def same_per_channel(a, b) -> bool:
+    """Whether two tuples, each of one number or one per channel, are the same for every channel."""
     length = max(len(a), len(b))
     return len(a) in (1, length) and len(b) in (1, length) and np.allclose(a, b, atol=1e-6)
 
 
-def short(values: tuple) -> tuple:
-    """One number where all channels have the same."""
+def shortened(values: tuple) -> tuple:
+    """Returns one number instead of the same number for every channel."""
     return values[:1] if len(set(values)) == 1 else values
 
 
-def grid_of(weights: Weights, model, image_size, grid) -> tuple[int, int] | None:
-    """(rows, columns) of the file's positions; None where it has none.
+def position_grid(weights: Weights, model, image_size, grid) -> tuple[int, int] | None:
+    """Returns (rows, columns) of the file's positions; None if it has none.
 
-    Told by the caller, by the size of the file's images, or by a square number of positions.
+    Args:
+        weights: the file's contents.
+        model: the model to load for.
+        image_size: (height, width) of the model's images, or None.
+        grid: (rows, columns), if the caller knows them. Otherwise they follow from the file's
+            image size, from a square number of positions, or from `image_size`.
+
+    Raises:
+        UserError: a grid with another number of positions, or several or no possible grids.
     """
     if POSEMB not in weights.params:
         return None
-    num_positions = weights.params[POSEMB].shape[1] - ("cls" in weights.params)
+    num_positions = weights.params[POSEMB].shape[1] - (CLS in weights.params)
     if grid is not None:
         if math.prod(grid) != num_positions:
             raise UserError(
-                f"{weights.path} has {num_positions} positions, which are no grid of {tuple(grid)}"
+                f"grid (--config.init_from_grid) is {tuple(grid)}; it must have the "
+                f"{num_positions} positions of {weights.path}"
             )
         return tuple(grid)
     if weights.image_size:
-        there = model.clone(patch_size=weights.params["embedding/kernel"].shape[:2])
-        grid = there.grid(weights.image_size)
+        stored_model = model.clone(patch_size=weights.params[KERNEL].shape[:2])
+        grid = stored_model.grid(weights.image_size)
         if math.prod(grid) == num_positions:
             return grid
     square = (math.isqrt(num_positions),) * 2
-    here = model.grid(image_size) if image_size else square
-    candidates = {g for g in (square, here) if math.prod(g) == num_positions}
+    candidates = {square, model.grid(image_size) if image_size else square}
+    candidates = sorted(grid for grid in candidates if math.prod(grid) == num_positions)
     if len(candidates) != 1:
+        possible = " or ".join(f"{rows}x{columns}" for rows, columns in candidates)
         raise UserError(
-            f"{weights.path} doesn't tell which grid its {num_positions} positions are, and there "
-            f"are {' and '.join(f'{h}x{w}' for h, w in sorted(candidates)) or 'no square ones'}: "
-            "say it with --config.init_from_grid='(rows, columns)' (grid= in Python)"
+            f"{weights.path} has {num_positions} positions and doesn't tell their grid, which is "
+            f"{f'{possible}' if possible else 'no square'}: give grid=(rows, columns) "
+            '(--config.init_from_grid="(rows, columns)")'
         )
-    return candidates.pop()
+    return candidates[0]
 
 
 def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:
-    """(height, width) of the images the file is for, with the patches of the model."""
-    grid = grid or grid_of(weights, model, None, None)
+    """Returns (height, width) of the images that a file is for, with the model's patch size.
+
+    Args:
+        grid: (rows, columns) of the file's positions, if it doesn't tell.
+
+    Raises:
+        UserError: the file tells neither its image size nor its grid.
+    """
+    grid = grid or position_grid(weights, model, None, None)
     if grid:
         return tuple(n * pixels for n, pixels in zip(grid, model.token_pixels, strict=True))
     if weights.image_size is None:
         raise UserError(
-            f"{weights.path} has no positions to tell its images' size from: give image_size"
+            f"{weights.path} doesn't tell the size of its images: give image_size "
+            "(--config.image_size)"
         )
     return weights.image_size
 
 
-def fit_positions(flat, old: tuple[int, int] | None, new: tuple[int, int], model) -> None:
-    """Resizes the positions to the grid; a fixed table that the model computes is left out."""
+def adapt_patches(params, model) -> None:
+    """Resizes the patch kernel to the model's patch size, in place."""
+    kernel = params[KERNEL]
+    if kernel.shape[:2] != model.patch_shape:
+        logger.info(f"Resizing patches of {kernel.shape[:2]} pixels to {model.patch_shape}")
+        params[KERNEL] = resize.resize_patches(kernel, model.patch_shape)
+
+
+def adapt_positions(params, old: tuple[int, int] | None, new: tuple[int, int], model) -> None:
+    """Resizes learned positions to a new grid, in place.
+
+    If the model computes its positions, removes a table of the same values.
+    """
     if old is None:
         return
-    positions = flat[POSEMB]
+    positions, has_class_token = params[POSEMB], CLS in params
     if model.posemb == "learned":
         if old != new:
-            logger.info(f"Positions of a grid of {old} are resized to {new}")
-        flat[POSEMB] = resize.resize_positions(positions, old, new, "cls" in flat)
+            logger.info(f"Resizing positions of a grid of {old} to {new}")
+        params[POSEMB] = resize.resize_positions(positions, old, new, has_class_token)
     else:
-        table = posemb.table(model.posemb, *old, model.width, "cls" in flat)
+        table = posemb.table(model.posemb, *old, model.width, has_class_token)
         if table.shape == positions.shape and np.allclose(table, positions, atol=1e-5):
-            del flat[POSEMB]
+            del params[POSEMB]
 
 
-def fit_depth(flat, how: str, model, image_shape, seed: int) -> None:
-    """Fills the blocks of a deeper model."""
-    if how not in DEPTHS:
-        raise UserError(f"config.init_from_depth is {how!r}; it can be 'stack', 'append'")
-    there = num_blocks(flat)
-    if there >= model.depth:
+def add_blocks(params, depth: str, model, image_shape, seed: int) -> None:
+    """Adds the blocks that a deeper model needs, in place; see `load`."""
+    check_choice("depth (--config.init_from_depth)", depth, DEPTHS)
+    num_stored = num_blocks(params)
+    if num_stored >= model.depth:
         return
-    if how == "append":
-        flat.update(initial_blocks(model, there, image_shape, seed))
+    if depth == "append":
+        params |= initial_blocks(model, num_stored, image_shape, seed)
+        origin = f"initial, with seed {seed}"
     else:
-        names = [name for name in flat if "/encoderblock_" in name]
-        for i in range(there, model.depth):
-            copied = f"/encoderblock_{i % there}/"
-            for name in names:
-                if copied in name:
-                    flat[name.replace(copied, f"/encoderblock_{i}/")] = flat[name]
-    logger.info(f"Blocks {there} to {model.depth - 1} are {how}ed to the {there} blocks there are")
+        for i in range(num_stored, model.depth):
+            copied, new = in_block(i % num_stored, ""), in_block(i, "")
+            for name in [name for name in params if name.startswith(copied)]:
+                params[new + name.removeprefix(copied)] = params[name]
+        origin = f"copies of the {num_stored} blocks before them"
+    logger.info(f"Blocks {num_stored} to {model.depth - 1} are {origin}")
 
 
 def initial_blocks(model, first: int, image_shape, seed: int) -> dict[str, np.ndarray]:
-    """The parameters of the blocks from `first` on as a run with this seed has them at first."""
-    plain = model.clone(scan=False)
+    """Returns the initial parameters of the blocks from `first` on, in a run with this seed."""
+    unstacked = model.clone(scan=False)
 
-    @jax.jit  # leaves out what isn't asked for
+    @jax.jit  # computes only what is returned
     def init():
-        params = plain.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
-        blocks = {
-            f"encoderblock_{i}": params["Transformer"][f"encoderblock_{i}"]
-            for i in range(first, model.depth)
-        }
-        return flax.traverse_util.flatten_dict({"Transformer": blocks}, sep="/")
+        params = unstacked.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
+        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        new = tuple(in_block(i, "") for i in range(first, model.depth))
+        return {name: value for name, value in flat.items() if name.startswith(new)}
 
     return jax.device_get(init())
 
 
-def fit_head(path, flat, expected, model, new_head: bool) -> None:
-    """Leaves out what the model lacks of the file's head; one for other classes starts anew."""
-    there = flat["head/bias"].shape[0] if "head/bias" in flat else 0
-    has = f"a head for {there} classes" if there else "no head"
-    dropped = [n for n in flat if n.startswith(("head/", "pre_logits/")) and n not in expected]
-    if "pre_logits/kernel" in dropped:
-        has += " after a representation layer"
-    for name in dropped:
-        del flat[name]
-    fits = not dropped and all(
-        name in flat and flat[name].shape == expected.get(name) for name in HEAD
+def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head: bool) -> None:
+    """Removes head parameters that the model lacks, and replaces a head for other classes.
+
+    Raises:
+        UserError: a head that doesn't fit, and `new_head` is False.
+    """
+    num_stored = params[HEAD_BIAS].shape[0] if HEAD_BIAS in params else 0
+    stored = f"a head for {num_stored} classes" if num_stored else "no head"
+    extra = [
+        name
+        for name in params
+        if name.startswith((f"{HEAD}/", f"{PRE_LOGITS}/")) and name not in expected
+    ]
+    if f"{PRE_LOGITS}/kernel" in extra:
+        stored += " after a representation layer"
+    for name in extra:
+        del params[name]
+    fits = not extra and all(
+        name in params and params[name].shape == expected.get(name)
+        for name in (HEAD_KERNEL, HEAD_BIAS)
     )
-    if HEAD[0] in expected and not fits:
+    if HEAD_KERNEL in expected and not fits:
         if not new_head:
-            raise UserError(f"{path} has {has}, where this model has {model.num_classes}")
-        kernel, bias = HEAD
-        flat[kernel] = np.zeros(expected[kernel], np.float32)
-        flat[bias] = np.full(expected[bias], model.head_bias_init, np.float32)
-        logger.info(f"{path} has {has}; one for {model.num_classes} classes starts at zero")
+            raise UserError(f"{path} has {stored}; the model needs one for {model.num_classes}")
+        params[HEAD_KERNEL] = np.zeros(expected[HEAD_KERNEL], np.float32)
+        params[HEAD_BIAS] = np.full(expected[HEAD_BIAS], model.head_bias_init, np.float32)
+        logger.info(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
 
 
-def check_shapes(weights: Weights, flat, expected, model) -> None:
+def check_shapes(path: str, params, expected: architecture.Shapes) -> None:
     """Raises UserError listing each parameter that is missing, extra or of another shape."""
-    found = {name: value.shape for name, value in flat.items()}
-    differing = list(differing_shapes(found, expected))
+    shapes = {name: value.shape for name, value in params.items()}
+    differing = list(differing_shapes(shapes, expected))
     if not differing:
         return
-    there, here = architecture.fields(found), architecture.fields(expected)
+    stored, wanted = (architecture.infer_fields(s) for s in (shapes, expected))
+    other = {n: v for n, v in stored.items() if v != wanted.get(n) and n != "num_classes"}
     hints = []
-    if other := {n: v for n, v in there.items() if v != here.get(n) and n != "num_classes"}:
-        names = architecture.describe(there), architecture.describe(here)
-        what = ", ".join(f"{name} {value!r}" for name, value in other.items())
+    if other:
+        names = architecture.describe(stored), architecture.describe(wanted)
         if names[0] != names[1]:
-            hints.append(f"it looks like {names[0]}, the model here is {names[1]}")
-        hints.append(f"it has {what}")
-        if other.keys() == {"depth"} and other["depth"] < model.depth:
-            hints.append("--config.init_from_depth=stack (or append) fills the blocks it lacks")
-        if other.keys() == {"patch_size"}:
-            hints.append("--config.init_from_patch=resize resizes its patches")
-    hints += by_block(differing)
-    raise UserError(f"{weights.path} is of another model: {'; '.join(hints)}")
+            hints.append(f"it looks like {names[0]}, and this model is {names[1]}")
+        hints.append(f"it has {', '.join(f'{name} {value!r}' for name, value in other.items())}")
+    if other.keys() == {"depth"} and other["depth"] < wanted["depth"]:
+        hints.append(
+            "depth='stack' (--config.init_from_depth=stack) repeats the blocks it has, 'append' "
+            "adds initial ones"
+        )
+    if other.keys() == {"patch_size"}:
+        hints.append("resize_patch=True (--config.init_from_patch=resize) resizes its patches")
+    hints += group_by_block(differing)
+    raise UserError(f"{path} holds another model: {'; '.join(hints)}")
 
 
-def by_block(differing: list[tuple]) -> list[str]:
-    """What differs, alike parameters of several blocks as one: "encoderblock_{0,1,2}/..."."""
+def group_by_block(differing: list[tuple]) -> list[str]:
+    """Describes differing shapes, the same in several blocks as one: "encoderblock_{0,1}/..."."""
     blocks = {}
-    for name, there, here in differing:
-        block = re.search(r"encoderblock_(\d+)", name)
-        name = re.sub(r"encoderblock_\d+", "encoderblock_{}", name)
-        blocks.setdefault((name, there, here), []).append(block[1] if block else "")
+    for name, stored, expected in differing:
+        match = re.search(r"encoderblock_(\d+)", name)
+        pattern = re.sub(r"encoderblock_\d+", "encoderblock_{}", name)
+        blocks.setdefault((pattern, stored, expected), []).append(match[1] if match else "")
     lines = []
-    for (name, there, here), numbers in blocks.items():
-        some = ",".join(sorted(numbers, key=int)) if numbers[0] else ""
-        some = f"{{{some}}}" if len(numbers) > 1 else some
-        lines.append(f"{name.replace('{}', some)} {there} there, {here} here")
+    for (pattern, stored, expected), indices in blocks.items():
+        numbers = ",".join(sorted(indices, key=int)) if indices[0] else ""
+        numbers = f"{{{numbers}}}" if len(indices) > 1 else numbers
+        name = pattern.replace("{}", numbers)
+        lines.append(f"{name} is {stored} in the file and {expected} in the model")
     return lines
+
+
+def as_tree(params, model) -> dict:
+    """Returns float32 parameters in the tree of `model.init`."""
+    params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    tree = flax.traverse_util.unflatten_dict(params, sep="/")
+    return jax.tree.map(np.asarray, stack_blocks(tree)) if model.scan else tree

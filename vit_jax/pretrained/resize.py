@@ -1,53 +1,69 @@
-"""Parameters tied to the image's size, for another one: position grids and patches."""
+"""Resizes parameters that depend on the image size: position embeddings and patch kernels."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+
+def linear_weights(centers, size: int, width: float = 1.0) -> np.ndarray:
+    """Returns the matrix that samples a row of pixels by linear interpolation.
+
+    Each sample is a weighted mean of the pixels by a triangle kernel.
+
+    Args:
+        centers: where to sample, (n,), in pixels: 0 is the center of the first one.
+        size: the number of pixels.
+        width: half the base of the triangle; 1 interpolates between neighbors, more averages.
+
+    Returns:
+        float64 (n, size), each row summing to 1.
+    """
+    distances = np.abs(np.arange(size) - np.asarray(centers)[:, None])
+    weights = np.maximum(1.0 - distances / width, 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def multiply_axis(matrix, array, axis: int) -> np.ndarray:
+    """Multiplies a matrix (m, n) with one axis of an array, of size n; the axis gets size m."""
+    return np.moveaxis(np.tensordot(matrix, array, (1, axis)), 0, axis)
 
 
 def resize_positions(
     positions, old: tuple[int, int], new: tuple[int, int], has_class_token: bool
 ) -> np.ndarray:
-    """Position embeddings (1, L, D) of a grid (h, w) -> of another, row by row.
+    """Resizes position embeddings to another grid.
 
-    Linear between the old positions with the corners aligned, as Google's code does it
-    (arXiv:2010.11929, section 3.2). The class token's row is kept.
+    Interpolates linearly with the corners aligned, as Google's code does (arXiv:2010.11929,
+    section 3.2).
+
+    Args:
+        positions: (1, L, D), in row order.
+        old, new: (rows, columns).
+        has_class_token: whether the first position is the class token's, which is kept.
     """
     if old == new:
         return positions
-    first, rest = positions[:, : int(has_class_token)], positions[0, int(has_class_token) :]
-    table = np.asarray(rest, np.float32).reshape(*old, -1)
-    for axis, size in enumerate(new):
-        table = interpolated(table, size, axis)
-    return np.concatenate([first, table.reshape(1, new[0] * new[1], -1)], axis=1)
-
-
-def interpolated(table, size: int, axis: int) -> np.ndarray:
-    """The table at `size` places from its first to its last along an axis, linearly between."""
-    places = np.linspace(0.0, table.shape[axis] - 1, size)
-    low = np.minimum(places.astype(int), max(table.shape[axis] - 2, 0))
-    high = np.minimum(low + 1, table.shape[axis] - 1)
-    shape = [-1 if i == axis else 1 for i in range(table.ndim)]
-    share = (places - low).reshape(shape).astype(np.float32)
-    return table.take(low, axis) * (1 - share) + table.take(high, axis) * share
+    first, rest = np.split(np.asarray(positions, np.float32), [int(has_class_token)], axis=1)
+    table = rest.reshape(*old, -1)
+    for axis in (0, 1):
+        centers = np.linspace(0.0, old[axis] - 1, new[axis])
+        table = multiply_axis(linear_weights(centers, old[axis]), table, axis)
+    table = table.reshape(1, new[0] * new[1], -1).astype(np.float32)
+    return np.concatenate([first, table], axis=1)
 
 
 def resize_patches(kernel, new: tuple[int, int]) -> np.ndarray:
-    """The patch embedding's kernel (h, w, C, D) -> for patches of another size (FlexiViT).
+    """Resizes the patch embedding's kernel (FlexiViT's PI-resize; arXiv:2212.08013, section 3.4).
 
-    The one whose product with a bilinearly resized patch is nearest to the old kernel's with the
-    patch itself: the same, where patches grow (arXiv:2212.08013, section 3.4, "PI-resize").
+    Returns the kernel whose products with bilinearly resized patches are closest to those of the
+    old kernel with the patches themselves; they are equal if patches grow.
+
+    Args:
+        kernel: (h, w, C, D).
+        new: the new (h, w).
     """
     kernel = np.asarray(kernel, np.float64)
-    for axis, (old_side, side) in enumerate(zip(kernel.shape, new, strict=False)):
-        inverse = np.linalg.pinv(resizing_matrix(old_side, side).T)  # (side, old_side)
-        kernel = np.moveaxis(np.tensordot(inverse, kernel, (1, axis)), 0, axis)
+    for axis in (0, 1):
+        old_side, side = kernel.shape[axis], new[axis]
+        centers = (np.arange(side) + 0.5) * old_side / side - 0.5
+        inverse = np.linalg.pinv(linear_weights(centers, old_side).T)  # (side, old_side)
+        kernel = multiply_axis(inverse, kernel, axis)
     return kernel.astype(np.float32)
-
-
-def resizing_matrix(old: int, new: int) -> np.ndarray:
-    """(new, old): bilinear resizing along one side."""
-    identity = jnp.eye(old, dtype=jnp.float32)
-    with jax.default_matmul_precision("float32"):
-        resized = jax.image.resize(identity, (new, old), "bilinear", antialias=False)
-    return np.asarray(resized, np.float64)

@@ -1,9 +1,9 @@
-"""The time from the command to a run's first step: cold, and warm, with its programs compiled.
+"""Measures the time from the command to a run's first step: cold, and with compiled programs.
 
-python -m benchmarks.first_step
+    python -m benchmarks.first_step [PRESET...]
 
-Trains one step of presets at their full size on a few random images, batches of two, twice in the
-same folder; the best of two such rounds.
+Starts each preset twice in the same folder, in two rounds, and prints the shortest times. The
+models have their full size and train on batches of two random images.
 """
 
 import os
@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRESETS = ("digits", "vit_s16", "vit_b16", "vit_l16")
 ROUNDS = 2
-CACHE = "JAX_COMPILATION_CACHE_DIR"  # of runs before: nothing would be cold
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # with programs of other runs no start is cold
 
 
 def main():
@@ -29,12 +29,16 @@ def main():
         folder = pathlib.Path(folder)
         write_images(folder / "images")
         for preset in sys.argv[1:] or PRESETS:
-            rounds = [[first_step(preset, folder, str(i)) for _ in range(2)] for i in range(ROUNDS)]
+            rounds = []
+            for i in range(ROUNDS):
+                workdir = folder / preset / str(i)
+                rounds.append([time_first_step(preset, folder, workdir) for _ in range(2)])
             cold, warm = map(min, zip(*rounds, strict=True))
             print(f"| `{preset}` | {cold:.1f} s | {warm:.1f} s | {warm / cold:.2f} |", flush=True)
 
 
 def write_images(folder: pathlib.Path) -> None:
+    """Writes random images as <split>/<class>/<number>.jpg."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for i in range(8):
@@ -43,23 +47,23 @@ def write_images(folder: pathlib.Path) -> None:
             Image.fromarray(rng.integers(0, 256, (256, 256, 3), np.uint8)).save(path)
 
 
-def first_step(preset: str, folder: pathlib.Path, run: str) -> float:
-    """Seconds until the first step of a run is logged, which is then ended."""
+def time_first_step(preset: str, folder: pathlib.Path, workdir: pathlib.Path) -> float:
+    """Starts a run, kills it when its first step is logged, and returns the seconds until then."""
     command = [sys.executable, "train.py", f"--config=configs/{preset}.py"]
-    command += [f"--workdir={folder / preset / run}", "--config.log_every_steps=1"]
+    command += [f"--workdir={workdir}", "--config.log_every_steps=1"]
     command += ["--config.eval_every_steps=0", "--config.checkpoint_every_steps=0"]
     if preset != "digits":
         command += [f"--config.dataset.name={folder / 'images'}", "--config.batch_size=2"]
         command += ["--config.dataset.eval_split=val", "--config.total_steps=20000"]
-    own = {name: value for name, value in os.environ.items() if name != CACHE}
+    env = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
     start = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step 1/"):
                 seconds = time.perf_counter() - start
                 process.kill()
                 return seconds
-    raise RuntimeError(f"{command} ended without a step")
+    raise RuntimeError(f"The run ended before its first step: {' '.join(command)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The README's table of TPU slices: what each size needs and does, by the TPU's compiler.
+"""Compiles every model size for TPU slices, and prints the table in docs/pods.md.
 
-    pip install "jax[tpu]"
+    pip install -r requirements-compile.txt
     python -m benchmarks.tpu_slices [SIZE...]
 
-Each size at batch 4096 on the smallest v5e slice that it fits without accumulation, and on 256
-chips. From H/14 on, the state is split over 16 chips, or as many as there are. Needs no TPU, and
-about twenty minutes on two cores.
+Each size trains with batch 4096 on the smallest v5e slice that it fits without accumulation, and on
+256 chips. From H/14 on the state is split over 16 chips, or all if there are fewer. No TPU is
+needed. Takes about twenty minutes on two cores.
 """
 
 import sys
@@ -28,40 +28,42 @@ GIB = 2**30
 
 
 def main():
-    topology.without_accelerator()
+    topology.use_cpu()
     run_log.start_logging()
-    print("| size | slice | chips | memory | images/s | a chip | MFU | communication |")
+    print("| size | slice | chips | memory | images/s | per chip | MFU | communication |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for size in sys.argv[1:] or PRESETS:
-        reports = (report(size, sides) for sides in SLICES)
-        smallest = next(filter(None, reports), None)
+        reports = (create_report(size, sides) for sides in SLICES)
+        smallest = next((report for report in reports if report["fits"]), None)
         if smallest is None:
             print(f"| {size} | doesn't fit {SLICES[-1]} | | | | | | |", flush=True)
             continue
-        print(row(size, smallest), flush=True)
+        print(table_row(size, smallest), flush=True)
         if smallest["slice"] != f"v5e:{SLICES[-1]}":
-            print(row(size, report(size, SLICES[-1])), flush=True)
+            print(table_row(size, create_report(size, SLICES[-1])), flush=True)
 
 
-def report(size: str, sides: str) -> dict | None:
-    """Of one size on one slice; None where it doesn't fit."""
+def create_report(size: str, sides: str) -> dict:
+    """Compiles one model size for one v5e slice; returns `compile_report.create_report`'s."""
     tpu = topology.Slice(f"v5e:{sides}")
     config = PRESETS[size].get_config()
     config.model.variant = size
     config.num_classes, config.total_steps = 1000, compile_for.ANY_STEPS
     if PRESETS[size] is vit_h14:
         config.mesh.fsdp = min(16, len(tpu.devices))
-    _, found = compile_for.compiled(config, tpu)
-    return found if found["fits"] else None
+    image_shape = (config.image_size, config.image_size, config.dataset.channels)
+    _, report = compile_for.compile_program(config, image_shape, tpu)
+    return report
 
 
-def row(size: str, found: dict) -> str:
-    values = found["predicted"]
+def table_row(size: str, report: dict) -> str:
+    predicted = report["predicted"]
     return (
-        f"| {size} | {found['slice']} | {found['devices']} | "
-        f"{found['train_step']['total_bytes'] / GIB:.1f} GiB | "
-        f"{values['images_per_second']:,.0f} | {values['images_per_second_per_chip']:,.0f} | "
-        f"{values['mfu']:.1%} | {values['communication_share']:.1%} |"
+        f"| {size} | {report['slice']} | {report['devices']} | "
+        f"{report['train_step']['total_bytes'] / GIB:.1f} GiB | "
+        f"{predicted['images_per_second']:,.0f} | "
+        f"{predicted['images_per_second_per_chip']:,.0f} | "
+        f"{predicted['mfu']:.1%} | {predicted['communication_share']:.1%} |"
     )
 
 

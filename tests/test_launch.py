@@ -1,4 +1,4 @@
-"""The launchers, with stand-ins for what a cluster has."""
+"""The launchers, with fake versions of the commands that a cluster has."""
 
 import os
 import pathlib
@@ -10,8 +10,8 @@ import pytest
 from whole_runs import ONE_DEVICE, ROOT
 
 
-def stand_in(folder: pathlib.Path, name: str, script: str) -> None:
-    """A command of that name in a folder for PATH."""
+def fake_command(folder: pathlib.Path, name: str, script: str) -> None:
+    """Writes a command to a folder that `run` puts on the PATH."""
     path = folder / name
     path.write_text(f"#!/usr/bin/env bash\nset -eu\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -25,6 +25,7 @@ def run(command, folder, **environment):
     )
 
 
+# A slice with the hosts a and b, whose home directories are $HOSTS/a and $HOSTS/b.
 GCLOUD = """
 for last; do :; done
 case "$4" in
@@ -37,7 +38,8 @@ case "$4" in
         ;;
 esac
 """
-# Instead of an environment: one that tells what is called in it, and where.
+# `python3 -m venv .venv` makes an environment whose commands print the host, their own name and
+# their arguments.
 PYTHON3 = """
 mkdir -p .venv/bin
 printf '#!/bin/sh\\necho "$(basename "$(dirname "$PWD")") $(basename "$0")" "$@"\\n' \\
@@ -46,11 +48,11 @@ chmod +x .venv/bin/python && cp .venv/bin/python .venv/bin/pip
 """
 
 
-def test_tpu_pod(tmp_path):
-    """All hosts get the code, and run the command, its arguments as they were given."""
-    stand_in(tmp_path, "gcloud", GCLOUD)
-    stand_in(tmp_path, "python3", PYTHON3)
-    stand_in(tmp_path, "pgrep", "exit 1")
+def test_tpu_pod_runs_the_command_on_every_host(tmp_path):
+    """With this folder's code and the arguments unchanged; refused while another script runs."""
+    fake_command(tmp_path, "gcloud", GCLOUD)
+    fake_command(tmp_path, "python3", PYTHON3)
+    fake_command(tmp_path, "pgrep", "exit 1")
     arguments = ["train.py", "--config=configs/digits.py", "--config.model.patch_size=(4, 2)"]
     hosts = tmp_path / "hosts"
     done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
@@ -58,41 +60,54 @@ def test_tpu_pod(tmp_path):
     for host in ("a", "b"):
         assert f"{host} python {' '.join(arguments)}\n" in done.stdout
         assert (hosts / host / "vit_jax" / "vit_jax" / "models" / "vit.py").is_file()
-    stand_in(tmp_path, "pgrep", "exit 0")
+    fake_command(tmp_path, "pgrep", "exit 0")
     done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
     assert done.returncode == 2
-    assert "A script is running here: stop it first" in done.stderr
+    assert "A script is already running on this host: stop it first" in done.stderr
+
+
+def test_tpu_pod_shows_its_usage(tmp_path):
     done = run(["launch/tpu_pod.sh", "slice"], tmp_path)
     assert done.returncode == 2
+    assert done.stderr.startswith("Runs a script on every host")
     assert "launch/tpu_pod.sh NAME ZONE train.py" in done.stderr
+    assert "Ctrl-C by itself" not in done.stderr  # a comment further down
 
 
-def test_tpu_pod_stop_waits(tmp_path):
-    """Until nothing runs on any host: the next start would find its TPU taken."""
-    stand_in(tmp_path, "gcloud", GCLOUD)
-    stand_in(tmp_path, "pkill", 'echo told "$1"')
-    looks = tmp_path / "looks"  # the third one of a host finds nothing any more
-    stand_in(tmp_path, "pgrep", f"echo >> {looks}; (($(wc -l < {looks}) % 3))")
+def test_tpu_pod_stop_waits_until_nothing_runs_on_any_host(tmp_path):
+    """Otherwise the next start would find the TPU in use."""
+    fake_command(tmp_path, "gcloud", GCLOUD)
+    fake_command(tmp_path, "pkill", 'echo pkill "$1"')
+    fake_command(tmp_path, "sleep", "")
+    calls = tmp_path / "calls"
+    # On each host the third call finds nothing.
+    fake_command(tmp_path, "pgrep", f"echo >> {calls}; (($(wc -l < {calls}) % 3))")
     hosts = str(tmp_path / "hosts")
     done = run(["launch/tpu_pod.sh", "slice", "zone", "stop"], tmp_path, HOSTS=hosts)
-    assert (done.returncode, done.stdout) == (0, "told -TERM\n" * 2)
-    assert len(looks.read_text()) == 6
+    assert (done.returncode, done.stdout) == (0, "pkill -TERM\n" * 2)
+    assert len(calls.read_text()) == 6
 
 
+# Two tasks on one machine; as the real one, returns the highest exit code.
 SRUN = """
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids="${pids:-} $!"; done
-code=0
-for pid in $pids; do wait "$pid" || { got=$?; ((got <= code)) || code=$got; }; done
-exit $code
+highest=0
+for pid in $pids; do wait "$pid" || { code=$?; ((code <= highest)) || highest=$code; }; done
+exit $highest
 """
 
 
+@pytest.fixture
+def requeued(tmp_path):
+    """Fakes srun and scontrol; a file has the arguments that scontrol was called with."""
+    fake_command(tmp_path, "srun", SRUN)
+    fake_command(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/scontrol_calls')
+    return tmp_path / "scontrol_calls"
+
+
 @pytest.mark.slow
-def test_slurm(tmp_path):
-    """Two processes find each other by what Slurm tells them, and train as one."""
-    stand_in(tmp_path, "srun", SRUN)
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+def test_slurm_processes_join_and_train_as_one(tmp_path, requeued):
     workdir = tmp_path / "run"
     short = ["train.py", "--config=configs/digits.py:quick", "--config.total_steps=20"]
     command = ["launch/slurm.sh", *short, f"--workdir={workdir}"]
@@ -100,38 +115,43 @@ def test_slurm(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Devices      2 x cpu, mesh data 2" in done.stdout
     assert done.stdout.count("Test accuracy") == 1
-    assert not (tmp_path / "asked").exists()
+    assert not requeued.exists()
 
 
 @pytest.mark.parametrize(
-    ("codes", "code", "requeued"),
+    ("codes", "code", "is_requeued"),
     [
         ((75, 75), 75, True),
         ((76, 137), 137, True),
         ((0, 2), 2, False),
-        ((2, 134), 2, False),  # a mistake that one process finds: the other loses it
+        ((2, 134), 2, False),  # one process finds a user's mistake, and the other loses it
         ((76, 1), 1, False),
         ((130, 130), 130, False),
     ],
 )
-def test_slurm_queues_what_was_stopped_again(tmp_path, codes, code, requeued):
-    stand_in(tmp_path, "srun", SRUN)
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
-    stand_in(tmp_path, "python", f"codes=({codes[0]} {codes[1]}); exit ${{codes[$SLURM_PROCID]}}")
+def test_slurm_requeues_jobs_that_can_resume(tmp_path, requeued, codes, code, is_requeued):
+    fake_command(
+        tmp_path, "python", f"codes=({codes[0]} {codes[1]}); exit ${{codes[$SLURM_PROCID]}}"
+    )
     job = str(os.getpid())
-    given = dict(SLURM_JOB_ID=job, PYTHON=str(tmp_path / "python"))
-    done = run(["launch/slurm.sh", "train.py"], tmp_path, **given)
+    environment = dict(SLURM_JOB_ID=job, PYTHON=str(tmp_path / "python"))
+    done = run(["launch/slurm.sh", "train.py"], tmp_path, **environment)
     assert done.returncode == code
-    assert (tmp_path / "asked").exists() == requeued
+    assert requeued.exists() == is_requeued
     assert not (ROOT / f".slurm_{job}_failed").exists()
 
 
-def test_slurm_tells_the_processes_to_stop(tmp_path):
-    """SIGTERM to a task is one to its script, whose exit code counts."""
-    stand_in(tmp_path, "srun", '"$@" & task=$!; sleep 1; kill -TERM $task; wait $task')
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
-    stand_in(tmp_path, "python", "trap 'exit 75' TERM; for i in {1..100}; do sleep 0.1; done")
-    given = dict(SLURM_JOB_ID="77", PYTHON=str(tmp_path / "python"))
-    done = run(["launch/slurm.sh", "train.py"], tmp_path, **given)
+def test_slurm_forwards_sigterm_to_the_script(tmp_path, requeued):
+    """The exit code is the script's own."""
+    started = tmp_path / "started"
+    wait = f"until [[ -e {started} ]]; do sleep 0.05; done"
+    fake_command(tmp_path, "srun", f'"$@" & task=$!; {wait}; kill -TERM $task; wait $task')
+    fake_command(
+        tmp_path,
+        "python",
+        f"trap 'exit 75' TERM; touch {started}; for i in {{1..100}}; do sleep 0.1; done",
+    )
+    environment = dict(SLURM_JOB_ID="77", PYTHON=str(tmp_path / "python"))
+    done = run(["launch/slurm.sh", "train.py"], tmp_path, **environment)
     assert done.returncode == 75
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert requeued.read_text() == "requeue 77\n"

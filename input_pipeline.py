@@ -338,12 +338,16 @@ def contact_sheet_batches(source: Source, config) -> Iterator[tuple[np.ndarray, 
 
     config = config.copy_and_resolve_references()
     config.update(batch_size=SHEET_IMAGES, accum_steps=1)
+
+    @jax.jit
+    def train_inputs(batch, step):
+        key, _ = jax.random.split(steps.step_key(config.seed, step))
+        images, labels = batch["images"], batch["labels"]
+        return augment.train_inputs(images, labels, key, source.num_classes, config.augment)
+
     mean, std = np.array(config.augment.mean), np.array(config.augment.std)
     for step, batch in enumerate(itertools.islice(train_batches(source, config), SHEET_STEPS)):
-        augment_key, _ = jax.random.split(steps.step_key(config.seed, step))
-        images, targets = augment.train_inputs(
-            batch["images"], batch["labels"], augment_key, source.num_classes, config.augment
-        )
+        images, targets = train_inputs(batch, step)
         yield np.clip(np.asarray(images) * std + mean, 0.0, 1.0), np.asarray(targets)
 
 

@@ -1,4 +1,4 @@
-"""Small datasets of every kind, made as the tests begin; the fixtures are in conftest.py."""
+"""Makes small datasets of every kind; the fixtures are in conftest.py."""
 
 import pathlib
 
@@ -8,13 +8,18 @@ from PIL import Image
 
 
 def picture(i: int, size=(40, 30)) -> np.ndarray:
-    """An image that tells its number: smooth, so that JPEG keeps it."""
+    """Returns an image that depends on i, uint8 (H, W, 3); smooth, so that JPEG preserves it.
+
+    Args:
+        i: up to 13 different images.
+        size: (width, height).
+    """
     x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
     return np.uint8(255 * np.stack([x, y, np.full_like(x, (i % 13) / 13)], axis=-1))
 
 
 def make_image_folder(root):
-    """JPEGs of different sizes, grey, CMYK, and PNGs with transparency and a palette."""
+    """Writes RGB, gray and CMYK JPEGs and PNGs with transparency or a palette, of many sizes."""
     for split, count in (("train", 20), ("val", 13)):
         for i in range(count):
             folder = root / split / ("cat" if i % 2 else "dog")
@@ -32,14 +37,14 @@ def make_image_folder(root):
 
 
 def make_pngs(folder: pathlib.Path, count: int) -> None:
-    """Pictures 0.png, 1.png and so on."""
+    """Writes 0.png, 1.png and so on."""
     folder.mkdir(parents=True)
     for i in range(count):
         Image.fromarray(picture(i)).save(folder / f"{i}.png")
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
-    """Small pictures in three classes, prepared as any TFDS dataset is."""
+    """A TFDS dataset of small images in three classes."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = pathlib.Path(__file__).parent
@@ -57,12 +62,13 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": picture(i), "label": i % 3}
 
 
-def make_tfds_folders(root):
-    """Folders of `Pictures` prepared as TFRecord and as ArrayRecord, in five shards."""
+def make_tfds_folders(root) -> dict[str, str]:
+    """Prepares `Pictures` as TFRecord and as ArrayRecord; returns {format: folder}."""
     return {kind: make_tfds_folder(root / kind, kind) for kind in ("tfrecord", "array_record")}
 
 
 def make_tfds_folder(data_dir, file_format: str) -> str:
+    """Prepares `Pictures` in five shards; returns the folder."""
     builder = Pictures(data_dir=data_dir, file_format=file_format)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
     return str(builder.data_dir)

@@ -1,8 +1,8 @@
-"""Images and records that can't be read: named, or skipped and counted."""
+"""Corrupt examples: named in the error, or skipped and counted."""
 
 import pathlib
+import shutil
 
-import datasets
 import numpy as np
 import pytest
 from batches import assert_same, take, views
@@ -14,12 +14,120 @@ from input_pipeline import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path, data_config):
+def both_batches(source, config):
+    return train_batches(source, config), eval_batches(source, config)
+
+
+def corrupt_tfrecord(path: pathlib.Path, record: int) -> None:
+    """Changes a byte in the middle of a record, so that its checksum is wrong."""
+    content = bytearray(path.read_bytes())
+    content[record_offset(content, record) + 50] ^= 255
+    path.write_bytes(content)
+
+
+def record_offset(content: bytes, record: int) -> int:
+    """Returns where a record of a TFRecord file starts."""
+    offset = 0
+    for _ in range(record):
+        offset += 16 + int.from_bytes(content[offset : offset + 8], "little")
+    return offset
+
+
+def corrupt_array_record(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def copied(tmp_path, tfds_folders):
+    """Copies a TFDS dataset of 53 examples; returns its folder and the third of five files."""
+
+    def copy(kind):
+        folder = shutil.copytree(tfds_folders[kind], tmp_path / "pictures" / "1.0.0")
+        return str(folder), next(folder.glob("*-train.*-00002-of-00005"))
+
+    return copy
+
+
+@pytest.fixture(params=["folder", "tfrecord", "in_memory", "array_record"])
+def corrupt_source(request, tmp_path, copied):
+    """A source of 53 examples, and the indices of those that are corrupt."""
+    if request.param == "folder":
+        make_pngs(tmp_path / "train" / "cat", 53)
+        (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
+        source = open_source(str(tmp_path), None, "train")
+        return source, {i for i in range(53) if source.describe(i).endswith("/17.png")}
+    folder, path = copied("array_record" if request.param == "array_record" else "tfrecord")
+    # Its first record has index 21, and it has 11 records.
+    if request.param == "array_record":
+        corrupt_array_record(path)
+        return open_source(folder, None, "train"), {21, 22}
+    corrupt_tfrecord(path, record=4)
+    source = open_source(folder, None, "train")
+    if request.param == "in_memory":
+        source = source.read_into_memory(ignore_errors=True)
+    return source, set(range(21 + 4, 32))  # all records after the corrupt one are lost
+
+
+def test_corrupt_examples_are_skipped_and_logged(corrupt_source, plain, caplog):
+    """Others keep their steps; each corrupt example is named once, and all are counted."""
+    source, corrupt = corrupt_source
+    plain.dataset.on_error = "skip"
+    batches = take(train_batches(source, plain), 20)
+    assert source.corrupt == corrupt
+    named = [r.message for r in caplog.records if r.message.startswith("Skipping")]
+    assert sorted(named) == sorted(
+        f"Skipping {source.describe(i)}: it can't be read or decoded" for i in corrupt
+    )
+    assert_same(take(train_batches(source, plain, first_step=9), 11), batches[9:])
+    input_pipeline.report_corrupt(source)
+    assert f"Skipped {len(corrupt)} of 53 examples of {source.name} as corrupt" in caplog.text
+    blank = np.zeros((16, 16, 3), np.uint8).tobytes()
+    assert blank not in views(batches)
+    assert {batch["images"].shape for batch in batches} == {(8, 16, 16, 3)}
+
+
+def test_a_corrupt_example_is_replaced_by_the_one_before_it(tmp_path, plain):
+    """The rest of the batches is what it was before the example became corrupt."""
+    make_pngs(tmp_path / "train" / "cat", 13)
+    source = open_source(str(tmp_path), None, "train")
+    before = views(take(train_batches(source, plain), 5))
+    (tmp_path / "train" / "cat" / "7.png").write_text("not an image")
+    plain.dataset.on_error = "skip"
+    after = views(take(train_batches(source, plain), 5))
+    changed = [i for i in range(39) if before[i] != after[i]]
+    assert [i // 13 for i in changed] == [0, 1, 2]  # once an epoch
+    assert len({before[i] for i in changed}) == 1
+    for i in changed:
+        assert i % 8 == 0 or after[i] == after[i - 1]
+
+
+def test_corrupt_examples_do_not_count_in_evaluation(corrupt_source, plain):
+    source, corrupt = corrupt_source
+    plain.dataset.on_error = "skip"
+    mask = np.concatenate([batch["mask"] for batch in eval_batches(source, plain)])
+    assert set(np.flatnonzero(~mask[:53])) == corrupt
+    assert not mask[53:].any()
+    assert source.corrupt == corrupt
+
+
+def test_a_batch_of_corrupt_examples_stops(tmp_path, data_config):
+    make_pngs(tmp_path / "train" / "cat", 8)
+    for path in (tmp_path / "train" / "cat").iterdir():
+        path.write_text("not an image")
+    data_config.dataset.on_error = "skip"
+    source = open_source(str(tmp_path), None, "train")
+    with pytest.raises(UserError, match="all examples of a batch are corrupt"):
+        next(train_batches(source, data_config))
+
+
+def test_a_file_that_is_not_an_image_is_named(tmp_path, data_config):
     make_pngs(tmp_path / "train" / "cat", 30)
     (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
     source = open_source(str(tmp_path), None, "train")
-    for batches in (train_batches(source, data_config), eval_batches(source, data_config)):
-        with pytest.raises(UserError, match=r"cat/17\.png can't be decoded"):
+    for batches in both_batches(source, data_config):
+        with pytest.raises(UserError, match=r"cat/17\.png can't be decoded: .*on_error=skip"):
             take(batches, 8)
     (tmp_path / "train" / "cat" / "17.png").unlink()
     with pytest.raises(UserError, match=r"cat/17\.png can't be read: .*No such file"):
@@ -31,134 +139,55 @@ def test_a_truncated_jpeg_is_named(tmp_path, data_config):
     folder.mkdir(parents=True)
     for i in range(8):
         Image.fromarray(picture(i)).save(folder / f"{i}.jpg")
-    whole = (folder / "3.jpg").read_bytes()
-    (folder / "3.jpg").write_bytes(whole[: len(whole) // 4])
+    content = (folder / "3.jpg").read_bytes()
+    (folder / "3.jpg").write_bytes(content[: len(content) // 4])
     source = open_source(str(tmp_path), None, "train")
     with pytest.raises(UserError, match=r"cat/3\.jpg can't be decoded"):
         take(train_batches(source, data_config), 4)
 
 
-@pytest.fixture(params=["folder", "tfrecord", "in_memory", "array_record"])
-def damaged(request, tmp_path):
-    """Sources of 53 examples with one that is no image; and which index that is."""
-    if request.param == "folder":
-        make_pngs(tmp_path / "train" / "cat", 53)
-        (tmp_path / "train" / "cat" / "17.png").write_text("not an image")
-        source = open_source(str(tmp_path), None, "train")
-        names = [source.describe(i) for i in range(53)]
-        return source, {i for i, name in enumerate(names) if name.endswith("/17.png")}
-    kind = "array_record" if request.param == "array_record" else "tfrecord"
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
-    file = next(folder.glob("*-train.*-00002-of-00005"))
-    if kind == "array_record":
-        content = bytearray(file.read_bytes())
-        content[200:400] = bytes(200)
-        file.write_bytes(content)
-        return open_source(str(folder), None, "train"), {21, 22}  # of its 11
-    spoil_tfrecord(file, record=4)
-    source = open_source(str(folder), None, "train")
-    # 11 + 10 before this file; of its 11 records those from the spoiled one on are lost.
-    lost = set(range(21 + 4, 32))
-    return (source.in_memory(tolerant=True) if request.param == "in_memory" else source), lost
-
-
-def spoil_tfrecord(path, record):
-    """Changes a byte in the middle of a record: its checksum doesn't hold any more."""
-    content, place = bytearray(path.read_bytes()), 0
-    for _ in range(record):
-        place += 16 + int.from_bytes(content[place : place + 8], "little")
-    content[place + 50] ^= 255
-    path.write_bytes(content)
-
-
-def test_damaged_examples_are_skipped_and_told(damaged, plain, caplog):
-    """Others keep their steps; the damaged ones are told by name once, and counted."""
-    source, lost = damaged
-    plain.dataset.on_error = "skip"
-    whole = take(train_batches(source, plain), 20)
-    assert source.damaged == lost
-    named = [r.message for r in caplog.records if r.message.startswith("Skipping")]
-    assert sorted(named) == sorted(
-        f"Skipping {source.describe(i)}: it can't be read or decoded" for i in lost
-    )
-    assert_same(take(train_batches(source, plain, first_step=9), 11), whole[9:])
-    input_pipeline.report_corrupt(source)
-    assert f"Skipped {len(lost)} damaged of 53 examples of {source.name}" in caplog.text
-    # Where nothing is damaged, a batch is what it would be without the damage.
-    blank = np.zeros((16, 16, 3), np.uint8).tobytes()
-    assert blank not in views(whole)
-    assert {batch["images"].shape for batch in whole} == {(8, 16, 16, 3)}
-
-
-def test_damaged_examples_do_not_count_in_evaluation(damaged, plain):
-    source, lost = damaged
-    plain.dataset.on_error = "skip"
-    batches = list(eval_batches(source, plain))
-    good = np.concatenate([batch["mask"] for batch in batches])
-    assert set(np.flatnonzero(~good[:53])) == lost
-    assert not good[53:].any()
-    assert source.damaged == lost
-
-
-def test_a_batch_of_damaged_examples_stops(tmp_path, data_config):
-    for i in range(8):
-        path = tmp_path / "train" / "cat" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("not an image")
-    data_config.dataset.on_error = "skip"
-    source = open_source(str(tmp_path), None, "train")
-    with pytest.raises(UserError, match="no example of a whole batch can be read"):
-        next(train_batches(source, data_config))
-
-
-def test_a_damaged_tfrecord_file_is_named(tmp_path, data_config):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    spoil_tfrecord(path, record=4)
-    source = open_source(str(folder), None, "train")
-    for in_memory_mb in (0, 1000):
-        data_config.dataset.in_memory_mb = in_memory_mb
-        with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
+def test_a_corrupt_tfrecord_is_named(copied, data_config):
+    folder, path = copied("tfrecord")
+    corrupt_tfrecord(path, record=4)
+    source = open_source(folder, None, "train")
+    message = rf"example 25 of .*{path} can't be read: .*on_error=skip"
+    for data_config.dataset.in_memory_mb in (0, 1000):
+        with pytest.raises(UserError, match=message):
             take(train_batches(source, data_config), 8)
-    with pytest.raises(UserError, match=rf"example 25 of .*{path} can't be read: .*=skip"):
+    with pytest.raises(UserError, match=message):
         take(eval_batches(source, data_config), 8)
 
 
-def test_a_damaged_array_record_file_is_named(tmp_path, data_config):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "array_record"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    content = bytearray(path.read_bytes())
-    content[200:400] = bytes(200)
-    path.write_bytes(content)
-    source = open_source(str(folder), None, "train")
-    for batches in (train_batches(source, data_config), eval_batches(source, data_config)):
-        with pytest.raises(UserError, match=rf"{path} can't be read: the record is damaged or"):
+def test_a_corrupt_array_record_file_is_named(copied, data_config):
+    folder, path = copied("array_record")
+    corrupt_array_record(path)
+    source = open_source(folder, None, "train")
+    for batches in both_batches(source, data_config):
+        with pytest.raises(UserError, match=rf"{path} can't be read: the record is corrupt or"):
             take(batches, 8)
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
-def test_a_missing_file_is_named(tmp_path, kind):
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, kind))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
+def test_a_missing_file_is_named(copied, kind):
+    folder, path = copied(kind)
     path.unlink()
     with pytest.raises(UserError, match=f"1 of 5 files are missing, the first {path}"):
-        open_source(str(folder), None, "train")
+        open_source(folder, None, "train")
 
 
-def test_a_file_cut_off_between_records_is_named(tmp_path, data_config):
-    """Fewer records than the metadata says: none is taken for another."""
-    folder = pathlib.Path(datasets.make_tfds_folder(tmp_path, "tfrecord"))
-    path = next(folder.glob("*-train.*-00002-of-00005"))
-    content, place = path.read_bytes(), 0
-    for _ in range(4):
-        place += 16 + int.from_bytes(content[place : place + 8], "little")
-    path.write_bytes(content[:place])
-    source = open_source(str(folder), None, "train")
-    for in_memory_mb in (0, 1):
-        data_config.dataset.in_memory_mb = in_memory_mb
-        for batches in (train_batches(source, data_config), eval_batches(source, data_config)):
-            with pytest.raises(UserError, match=rf"example \d+ of .*{path} can't be read"):
-                take(batches, 8)
+def test_a_file_truncated_between_records_is_named(copied, data_config):
+    """It has fewer records than the metadata says; no other record takes a missing one's index."""
+    folder, path = copied("tfrecord")
+    content = path.read_bytes()
+    path.write_bytes(content[: record_offset(content, 4)])
+    source = open_source(folder, None, "train")
+    for batches in both_batches(source, data_config):
+        with pytest.raises(UserError, match=rf"example \d+ of .*{path} can't be read"):
+            take(batches, 8)
+    data_config.dataset.in_memory_mb = 1
+    with pytest.raises(UserError, match=rf"example \d+ of .*{path} can't be read"):
+        take(train_batches(source, data_config), 8)
+    data_config.dataset.in_memory_mb = 0
     data_config.dataset.on_error = "skip"
     take(train_batches(source, data_config), 14)
-    assert source.damaged == set(range(25, 32))
+    assert source.corrupt == set(range(25, 32))

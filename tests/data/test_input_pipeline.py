@@ -2,11 +2,11 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,139 +18,154 @@ from input_pipeline import eval_batches, open_source, train_batches
 from vit_jax.data import preprocess, shuffle
 from vit_jax.errors import UserError
 
-SOURCES = ("digits", "folder", "in_memory", "tfrecord", "array_record")
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(
+    scope="module", params=["digits", "folder", "in_memory", "tfrecord", "array_record"]
+)
 def source(request, image_folder, tfds_folders):
-    names = {"digits": "digits", "folder": str(image_folder), **tfds_folders}
     if request.param == "in_memory":
-        return open_source(tfds_folders["tfrecord"], None, "train").in_memory()
+        return open_source(tfds_folders["tfrecord"], None, "train").read_into_memory()
+    names = {"digits": "digits", "folder": str(image_folder), **tfds_folders}
     split = "train[:53]" if request.param == "digits" else "train"
     return open_source(names[request.param], None, split)
 
 
-def test_batches(source, data_config):
-    batch = next(train_batches(source, data_config))
-    assert batch["images"].shape == (8, 16, 16, 3)
-    assert batch["images"].dtype == np.uint8
-    assert batch["labels"].shape == (8,)
-    assert batch["labels"].dtype == np.int32
-
-
-def test_two_pipelines_give_the_same_bytes(source, data_config):
-    data_config.augment.update(randaugment_layers=2, color_jitter=(0.4, 0.4, 0.4))
-    steps = 2 * source.num_examples // 8 + 2
-    assert_same(
-        take(train_batches(source, data_config), steps),
-        take(train_batches(source, data_config), steps),
+def all_views(source) -> collections.Counter:
+    """Returns the resized view of each example, once."""
+    resize = functools.partial(preprocess.resize, size=(16, 16))
+    examples = source.in_order(0, source.num_examples).map(
+        lambda _, handle: resize(preprocess.decode(source.fetch(handle)[0], 3))
     )
+    return collections.Counter(view.tobytes() for view in examples.as_numpy_iterator())
 
 
-def test_a_pipeline_begins_at_any_step(source, data_config):
-    """In the first epoch, at its end, and epochs later."""
+def test_batches_from_any_step_on(source, data_config):
+    """A pipeline that starts in the first epoch, at its end or later gives the same batches."""
     whole = take(train_batches(source, data_config), 24)
-    for step in (1, 6, 7, 13, 20):
+    assert whole[0]["images"].shape == (8, 16, 16, 3)
+    assert whole[0]["images"].dtype == np.uint8
+    assert whole[0]["labels"].shape == (8,)
+    assert whole[0]["labels"].dtype == np.int32
+    buffered = isinstance(source, input_pipeline.RecordFiles)
+    for step in (1, 6, 7, 13, 20) if buffered else (1, 20):
         resumed = take(train_batches(source, data_config, first_step=step), 24 - step)
         assert_same(resumed, whole[step:])
 
 
-def test_the_seed_changes_order_and_crops(source, data_config):
-    one = take(train_batches(source, data_config), 3)
-    data_config.seed = 1
-    other = take(train_batches(source, data_config), 3)
-    assert any(
-        not np.array_equal(a["labels"], b["labels"]) for a, b in zip(one, other, strict=True)
-    )
+def test_all_augmentation_is_reproducible(image_folder, data_config):
+    """Two pipelines give the same bytes, also if one of them would skip corrupt examples."""
+    source = open_source(str(image_folder), None, "train")
+    data_config.augment.update(randaugment_layers=1, color_jitter=(0.4, 0.4, 0.4))
+    batches = take(train_batches(source, data_config), 8)
+    data_config.dataset.on_error = "skip"
+    assert_same(take(train_batches(source, data_config, first_step=3), 5), batches[3:])
+    assert not source.corrupt
+
+
+def test_the_seed_changes_crops(image_folder, data_config):
+    """In two epochs of each seed no crop appears twice."""
+    source, seen = open_source(str(image_folder), None, "train"), []
+    for data_config.seed in range(2):
+        seen += views(take(train_batches(source, data_config), 5))
+    assert len(set(seen)) == len(seen) == 80
+
+
+def test_every_epoch_has_every_example_once_in_a_new_order(source, plain):
+    """For two seeds and three epochs, which follow each other without a gap."""
+    n, expected, orders = source.num_examples, all_views(source), set()
+    for plain.seed in range(2):
+        seen = views(take(train_batches(source, plain), 3 * n // 8 + 1))
+        for start in range(0, 3 * n, n):
+            assert collections.Counter(seen[start : start + n]) == expected
+            orders.add(tuple(seen[start : start + n]))
+    assert len(orders) == 6
 
 
 @pytest.mark.parametrize("n", [1, 10, 1442, 50_000])
-def test_orders_of_many_epochs_and_seeds(n):
-    """Permutations without repeats, as far as n has them, and without a pattern."""
+def test_permutations(n):
+    """Every (seed, epoch) has a permutation of its own, without a pattern."""
     seeds = [(seed, epoch) for seed in (0, 1, 256, 65536) for epoch in (0, 1, 2, 256, 300, 4096)]
-    places = tf.range(n, dtype=tf.int64)
-    order = tf.function(lambda seed: tf.map_fn(lambda p: shuffle.permuted(p, seed, n), places))
-    orders = [order(tf.constant(seed, tf.int64)).numpy() for seed in seeds]
-    for one in orders:
-        assert np.array_equal(np.sort(one), np.arange(n))
+    positions = tf.range(n, dtype=tf.int64)
+    seeds = [tf.constant(seed, tf.int64) for seed in seeds]
+    orders = [shuffle.permuted_index(positions, seed, n).numpy() for seed in seeds]
+    assert shuffle.permuted_index(positions[n // 2], seeds[0], n) == orders[0][n // 2]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(n))
     if n > 10:
-        assert len({one.tobytes() for one in orders}) == len(seeds)
-    if n > 10_000:  # neighbours are as seldom as in any permutation: 4 / n of the pairs
-        near = np.mean([(np.abs(np.diff(one)) <= 2).mean() for one in orders])
-        assert near == pytest.approx(4 / n, rel=0.3)
+        assert len({order.tobytes() for order in orders}) == len(seeds)
+    if n > 10_000:  # as in any permutation, 4 / n of the adjacent pairs are close in value
+        close = np.mean([(np.abs(np.diff(order)) <= 2).mean() for order in orders])
+        assert close == pytest.approx(4 / n, rel=0.3)
 
 
-def test_every_epoch_of_every_seed_has_an_order_of_its_own(source, plain):
-    orders = []
-    n = source.num_examples
-    for seed in range(3):
-        plain.seed = seed
-        seen = views(take(train_batches(source, plain), 3 * n // 8 + 1))
-        orders += [tuple(seen[epoch * n : (epoch + 1) * n]) for epoch in range(3)]
-    assert len(set(orders)) == 9
-
-
-def every_view(source):
-    """The view of each example, once."""
-    return collections.Counter(
-        preprocess.resize(preprocess.decode(source.fetch(handle)[0], 3), (16, 16)).numpy().tobytes()
-        for _, handle in source.in_order(0, source.num_examples)
-    )
-
-
-def test_an_epoch_has_every_example_once(source, plain):
-    """Epochs follow on each other without a gap, each in another order."""
-    n = source.num_examples
-    seen = views(take(train_batches(source, plain), 2 * n // 8 + 1))
-    assert collections.Counter(seen[:n]) == every_view(source)
-    assert collections.Counter(seen[n : 2 * n]) == every_view(source)
-    assert seen[:n] != seen[n : 2 * n]
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_an_epoch(source, plain, count):
-    """Together they read every example once an epoch; random access keeps the global order too."""
-    parts = [
-        train_batches(source, plain, process_index=i, process_count=count) for i in range(count)
+def shares(source, config, count):
+    """Returns the training batches of each of `count` processes."""
+    return [
+        train_batches(source, config, process_index=i, process_count=count) for i in range(count)
     ]
-    n = source.num_examples
+
+
+def views_of_an_epoch(source, config, count) -> collections.Counter:
+    """Returns the views that `count` processes load during the first epoch."""
+    n, local_batch = source.num_examples, config.batch_size // count
+    parts = shares(source, config, count)
     if isinstance(source, input_pipeline.RandomAccess):
-        steps = take(zip(*parts, strict=True), 2 * n // 8)
-        together = [image for step in steps for image in views(step)]
-        assert together == views(take(train_batches(source, plain), 2 * n // 8))
-    else:
-        seen = collections.Counter()
-        for i, part in enumerate(parts):
-            first, last = shuffle.process_part(n, i, count)
-            local = views(take(part, (last - first) // (8 // count) + 1))
-            seen.update(local[: last - first])
-        assert seen == every_view(source)
+        steps = take(zip(*parts, strict=True), n // config.batch_size + 1)
+        return collections.Counter(views(itertools.chain(*steps))[:n])
+    seen = collections.Counter()
+    for i, part in enumerate(parts):  # each shuffles its own part of the split
+        first, last = shuffle.process_range(n, i, count)
+        seen.update(views(take(part, (last - first) // local_batch + 1))[: last - first])
+    return seen
+
+
+def test_processes_share_an_epoch(source, plain):
+    """Together they load every example once, as random access in the order of one process."""
+    assert views_of_an_epoch(source, plain, 2) == all_views(source)
+    if isinstance(source, input_pipeline.RandomAccess):
+        steps = take(zip(*shares(source, plain, 4), strict=True), 8)
+        assert views(itertools.chain(*steps)) == views(take(train_batches(source, plain), 8))
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_processes_share_a_sub_split(tfds_folders, plain, kind):
+    """Neither the processes nor the batch size divide it."""
+    plain.batch_size = 6
+    source = open_source(tfds_folders[kind], None, "train[3:40]")
+    assert source.num_examples == 37
+    assert views_of_an_epoch(source, plain, 3) == all_views(source)
 
 
 def real_images(batches):
     return [image.tobytes() for b in batches for image in b["images"][b["mask"]]]
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [4, 8, 64])
-def test_evaluation_counts_every_example_once(source, plain, batch_size, count):
-    plain.batch_size = 1
-    everything = real_images(eval_batches(source, plain))
-    plain.batch_size = batch_size
-    parts = [
-        list(eval_batches(source, plain, process_index=i, process_count=count))
-        for i in range(count)
-    ]
-    assert len({len(part) for part in parts}) == 1
-    for batch in itertools.chain(*parts):
-        assert len(batch["images"]) == len(batch["mask"]) == batch_size // count
-    assert real_images(itertools.chain(*parts)) == everything
-    assert len(everything) == source.num_examples
+def test_evaluation_counts_every_example_once(source, plain):
+    """Whatever the batch size and the number of processes, and in order."""
+    in_order = None
+    for batch_size, count in ((1, 1), (8, 2), (64, 4)):
+        parts = [
+            list(
+                eval_batches(
+                    source, plain, batch_size=batch_size, process_index=i, process_count=count
+                )
+            )
+            for i in range(count)
+        ]
+        assert len({len(part) for part in parts}) == 1
+        for batch in itertools.chain(*parts):
+            assert len(batch["images"]) == len(batch["mask"]) == batch_size // count
+        images = real_images(itertools.chain(*parts))
+        in_order = in_order or images
+        assert images == in_order
+        assert len(images) == source.num_examples
 
 
 def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, plain):
     plain.batch_size = 4
-    for name in (*tfds_folders.values(), str(image_folder)):
+    for name in (tfds_folders["tfrecord"], str(image_folder)):
         source = open_source(name, None, "train[:3]")
         parts = [
             list(eval_batches(source, plain, process_index=i, process_count=4)) for i in range(4)
@@ -159,110 +174,74 @@ def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, 
         assert len(real_images(itertools.chain(*parts))) == 3
 
 
-def test_skipping_changes_nothing_where_nothing_is_damaged(source, data_config):
-    data_config.augment.randaugment_layers = 1
-    stopping = take(train_batches(source, data_config), 4)
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_on_error_skip_changes_nothing_without_corrupt_examples(kind, tfds_folders, data_config):
+    source = open_source(tfds_folders[kind], None, "train")
+    expected = take(train_batches(source, data_config), 4)
     data_config.dataset.on_error = "skip"
-    assert_same(take(train_batches(source, data_config), 4), stopping)
-    assert not source.damaged
+    assert_same(take(train_batches(source, data_config), 4), expected)
+    assert not source.corrupt
 
 
-def test_small_tfrecord_splits_are_held_in_memory(tfds_folders, data_config):
-    """Then their order is the global one, as that of ArrayRecord."""
-    tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
+def test_small_tfrecord_splits_are_read_into_memory(tfds_folders, data_config):
+    """Their order is then the global one, as that of ArrayRecord."""
+    source = open_source(tfds_folders["tfrecord"], None, "train")
     data_config.dataset.in_memory_mb = 1
-    held = take(train_batches(tfrecord, data_config), 10)
-    assert_same(take(train_batches(tfrecord.in_memory(), data_config), 10), held)
+    assert input_pipeline.shuffle_order(source, data_config.dataset) == "global"
+    in_memory = take(train_batches(source, data_config), 10)
+    assert_same(take(train_batches(source.read_into_memory(), data_config), 10), in_memory)
     data_config.dataset.in_memory_mb = 0
-    buffered = take(train_batches(tfrecord, data_config), 10)
-    assert any(
-        not np.array_equal(a["labels"], b["labels"]) for a, b in zip(held, buffered, strict=True)
-    )
+    assert input_pipeline.shuffle_order(source, data_config.dataset) == "buffer"
+    buffered = take(train_batches(source, data_config), 10)
+    assert views(buffered) != views(in_memory)
 
 
-def test_a_sub_split_of_any_size_over_any_processes(tfds_folders, image_folder, plain):
-    """Over an epoch every example of the part is read once, and none of the rest."""
-    names = [(name, "train[:93%]", 49) for name in tfds_folders.values()]
-    names += [(name, "train[3:40]", 37) for name in tfds_folders.values()]
-    names += [(str(image_folder), "train[:75%]", 15)]
-    plain.batch_size = 6
-    for name, split, n in names:
-        source = open_source(name, None, split)
-        assert source.num_examples == n
-        for count in (1, 3):
-            parts = [
-                train_batches(source, plain, process_index=i, process_count=count)
-                for i in range(count)
-            ]
-            if isinstance(source, input_pipeline.RandomAccess):
-                together = views(b for step in take(zip(*parts, strict=True), 10) for b in step)
-                seen = collections.Counter(together[:n])
-            else:
-                seen = collections.Counter()
-                for i, part in enumerate(parts):
-                    first, last = shuffle.process_part(n, i, count)
-                    seen.update(views(take(part, 10))[: last - first])
-            assert seen == every_view(source)
-
-
-def test_a_step_far_away_is_there_at_once(source, plain):
-    """The millionth step's examples, and how few the source is asked for until then."""
+def test_starting_at_a_late_step_is_immediate(source, plain):
+    """The millionth step fetches its own examples and few others."""
     if not isinstance(source, input_pipeline.RandomAccess):
-        pytest.skip("TFRecord reads an epoch from its beginning")
+        pytest.skip("TFRecord files are read from the start of an epoch")
     fetched = []
 
     def fetch(index):
         tf.py_function(lambda i: fetched.append(int(i)), [index], [])
         return source.fetch(index)
 
-    watched = dataclasses.replace(source, fetch=fetch)
-    one, other = (take(train_batches(s, plain, first_step=10**6), 2) for s in (watched, source))
-    assert_same(one, other)
+    counting = dataclasses.replace(source, fetch=fetch)
+    late, expected = (
+        take(train_batches(s, plain, first_step=10**6), 2) for s in (counting, source)
+    )
+    assert_same(late, expected)
     assert len(fetched) < 200
 
 
-def test_the_next_epoch_is_read_while_one_ends(tfds_folders):
-    """Its buffer fills before its first record is asked for, and not before the last one drains."""
-    tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
-    started = set()
-
-    class Watched(type(tfrecord)):
-        def shuffled(self, first, last, seed, epoch, *args):
-            def note(index, record):
-                tf.py_function(lambda e: started.add(int(e)), [epoch], [])
-                return index, record
-
-            return super().shuffled(first, last, seed, epoch, *args).map(note)
-
-    fields = {field.name: getattr(tfrecord, field.name) for field in dataclasses.fields(tfrecord)}
-    records = iter(shuffle.buffer_shuffled(Watched(**fields), 0, 0, 20, 0, 53))
-    for _ in range(30):
-        assert next(records)[0] == 0
-    assert started == {0}
-    for _ in range(53 - 30):
-        assert next(records)[0] == 0
-    deadline = time.monotonic() + 30
-    while started == {0} and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert started == {0, 1}
-    assert next(records)[0] == 1
+def test_open_batches_are_closed_at_exit(tfds_folders, data_config):
+    source = open_source(tfds_folders["array_record"], None, "train")
+    training, evaluation = train_batches(source, data_config), eval_batches(source, data_config)
+    next(training)
+    next(evaluation)
+    input_pipeline.close_batches()
+    with pytest.raises(StopIteration):
+        next(training)
+    assert not next(evaluation)["mask"].any()
 
 
-def test_a_program_ends_with_its_batches_unread(tfds_folders):
-    """Threads that read in Python don't keep it from ending."""
+@pytest.mark.slow
+def test_a_program_ends_with_unread_batches(tfds_folders):
+    """Threads that read ArrayRecord files in Python don't keep it from ending."""
     code = (
         "import input_pipeline; from configs import common\n"
         "config = common.get_config(); config.update(image_size=16, batch_size=8)\n"
         f"source = input_pipeline.open_source({tfds_folders['array_record']!r}, None, 'train')\n"
         "batches = input_pipeline.train_batches(source, config); next(batches)"
     )
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120, check=False)
-    assert done.returncode == 0
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False)
+    assert result.returncode == 0
 
 
-def test_batches_that_processes_cannot_share(source, data_config):
-    with pytest.raises(UserError, match="batch_size 8 is not divisible by 3 processes"):
+def test_a_batch_that_cannot_be_divided_among_processes(data_config):
+    source = open_source("digits", None, "train")
+    message = "config.batch_size is 8; it must be a multiple of the 3 processes"
+    with pytest.raises(UserError, match=message):
         train_batches(source, data_config, process_count=3)
 
 
@@ -271,19 +250,17 @@ def test_batches_that_processes_cannot_share(source, data_config):
     [
         ({"image_size": "big"}, "image_size is 'big'"),
         ({"image_size": (16,)}, r"image_size is \(16,\)"),
-        ({"image_size": 0}, "image_size is 0; it takes whole numbers above 0"),
-        ({"dataset.channels": 2}, "dataset.channels is 2"),
-        (
-            {"augment.mean": (0.1, 0.2)},
-            "augment.mean .* takes one number, or one for each of the 3",
-        ),
-        ({"dataset.on_error": "ignore"}, "on_error is 'ignore'; it can be 'stop', 'skip'"),
-        ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it is 1 or more"),
-        ({"dataset.in_memory_mb": -1}, "dataset.in_memory_mb is -1; it is 0 or more"),
-        ({"augment.crop_keep": 0.0}, "augment.crop_keep is 0.0; it lies in"),
+        ({"image_size": 0}, "image_size is 0; it must be a number of pixels above 0"),
+        ({"dataset.channels": 2}, "dataset.channels is 2; it must be 1 or 3"),
+        ({"augment.mean": (0.1, 0.2)}, "augment.mean .* must have one number, or one for each of"),
+        ({"dataset.on_error": "ignore"}, "on_error is 'ignore'; it must be 'stop' or 'skip'"),
+        ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it must be at least 1"),
+        ({"dataset.in_memory_mb": -1}, "dataset.in_memory_mb is -1; it must be at least 0"),
+        ({"augment.crop": "centre"}, "augment.crop is 'centre'; it must be 'inception'"),
+        ({"augment.crop_keep": 0.0}, "augment.crop_keep is 0.0; it must be above 0 and at most 1"),
         ({"augment.pad": -1}, "augment.pad is -1"),
         ({"augment.randaugment_layers": -1}, "augment.randaugment_layers is -1"),
-        ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* takes the strengths"),
+        ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* must be the strengths"),
         ({"augment.eval_crop": 1.5}, "augment.eval_crop is 1.5"),
         ({"augment.crop_area": (0.5, 0.1)}, "augment.crop_area"),
     ],

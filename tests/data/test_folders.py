@@ -1,0 +1,71 @@
+"""Folders of images as sources."""
+
+import pytest
+
+from input_pipeline import open_files, open_source
+from vit_jax.errors import UserError
+
+
+def labels_in_order(source):
+    return [int(source.fetch(index)[1]) for index in range(source.num_examples)]
+
+
+def write_files(root, *files):
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_a_folder(image_folder):
+    source = open_source(str(image_folder), None, "train")
+    assert source.class_names == ("cat", "dog")
+    assert source.num_examples == 20
+    labels = labels_in_order(source)
+    assert sorted(labels) == [0] * 10 + [1] * 10
+    for index, label in enumerate(labels):
+        assert f"/train/{source.class_names[label]}/" in source.describe(index)
+
+
+def test_sub_splits_divide_a_folder_and_have_all_classes(image_folder):
+    whole = open_source(str(image_folder), None, "train")
+    first = open_source(str(image_folder), None, "train[:60%]")
+    rest = open_source(str(image_folder), None, "train[60%:]")
+    assert (first.num_examples, rest.num_examples) == (12, 8)
+    assert set(labels_in_order(first)) == {0, 1}
+    names = [s.describe(i) for s in (first, rest) for i in range(s.num_examples)]
+    assert names == [whole.describe(i) for i in range(20)]
+
+
+def test_images_in_nested_folders_and_of_several_splits(tmp_path, caplog):
+    write_files(tmp_path, "train/cat/a.jpg", "train/cat/deep/er/b.PNG", "train/cat/notes.txt")
+    write_files(tmp_path, "extra/dog/c.jpeg")
+    source = open_source(str(tmp_path), None, "train+extra")
+    assert source.class_names == ("cat", "dog")
+    names = {source.describe(i).removeprefix(f"{tmp_path}/") for i in range(source.num_examples)}
+    assert names == {"train/cat/a.jpg", "train/cat/deep/er/b.PNG", "extra/dog/c.jpeg"}
+    assert "ignoring 1 files that aren't images, such as notes.txt" in caplog.text
+
+
+def test_folders_with_another_layout(tmp_path):
+    write_files(tmp_path, "flat/train/a.jpg")
+    with pytest.raises(UserError, match="train has no class folders.*found 1 files"):
+        open_source(str(tmp_path / "flat"), None, "train")
+    write_files(tmp_path, "empty/train/cat/a.jpg", "empty/train/dog/readme.txt")
+    with pytest.raises(UserError, match="train/dog has no images"):
+        open_source(str(tmp_path / "empty"), None, "train")
+    write_files(tmp_path, "odd/train/cat/a.jpg", "odd/val/cat/a.jpg", "odd/val/emu/a.jpg")
+    with pytest.raises(UserError, match="val has classes that the training split lacks: emu"):
+        open_source(str(tmp_path / "odd"), None, "val", ("cat",))
+
+
+def test_files_without_labels(tmp_path):
+    write_files(
+        tmp_path, "one.txt", "photos/b.jpg", "photos/a.png", "photos/notes.txt", "none/a.txt"
+    )
+    source = open_files([str(tmp_path / "one.txt"), str(tmp_path / "photos")])
+    names = [source.describe(i) for i in range(source.num_examples)]
+    assert names == [str(tmp_path / name) for name in ("one.txt", "photos/a.png", "photos/b.jpg")]
+    assert labels_in_order(source) == [-1, -1, -1]
+    with pytest.raises(UserError, match="none has no images"):
+        open_files([str(tmp_path / "none")])

@@ -35,11 +35,11 @@ def golden_tensors(name):
     return load_file(path / "model.safetensors" if path.is_dir() else path)
 
 
-def random_params(model, size=(32, 32), channels=3):
+def random_params(model, size=(32, 32), channels=3, seed=0):
     """Returns random parameters of a model for images of a size; compiles nothing."""
     images = np.zeros((1, *size, channels), np.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    return randomized(shapes["params"])
+    return randomized(shapes["params"], seed)
 
 
 def random_model(size=(32, 32), **fields):

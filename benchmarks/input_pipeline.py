@@ -1,10 +1,10 @@
-"""How many images a second one host core prepares, and what a shuffle of a million costs in memory.
+"""Measures the images per second that one host core prepares, and the memory of a global shuffle.
 
     python -m benchmarks.input_pipeline
 
-Ours beside three others in the same run, in turns, on one core: decoding alone (the limit),
-decoding and cropping in one operation, and the pipeline one would write first. Prints the tables
-of the README.
+Compares, in turns in the same run, the input pipeline with decoding alone, with decoding and
+cropping in one operation, and with the tf.data pipeline that one would write first. Prints the
+tables of docs/benchmarks.md.
 """
 
 import concurrent.futures
@@ -19,13 +19,18 @@ import statistics
 import tempfile
 import time
 
-BATCH, ROUNDS, BATCHES_A_ROUND = 128, 9, 5
+BATCH_SIZE, ROUNDS, BATCHES_PER_ROUND = 128, 9, 5
 SIZES = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")
-PEAK, UTILISATION = 989e12, 0.4  # FLOP/s: bfloat16 on an NVIDIA H100 or H200 (SXM), dense
+# Rows that others are compared with.
+DECODE_AND_CROP = "decoding and cropping in one operation, alone"
+PLAIN = "plain tf.data"
+CROP_FLIP = "vit_jax: crop, flip"
+RANDAUGMENT = f"{CROP_FLIP}, RandAugment(2, 10)"
+PEAK_FLOPS, UTILIZATION = 989e12, 0.4  # dense bfloat16 on an NVIDIA H100 or H200 (SXM)
 
 
 def make_jpegs(count: int) -> list[bytes]:
-    """500x375 JPEGs of 60 to 110 kB, cut from scikit-learn's two sample photographs."""
+    """Returns 500x375 JPEGs of 60 to 110 kB, crops of scikit-learn's two sample photographs."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -51,7 +56,7 @@ def make_jpegs(count: int) -> list[bytes]:
 
 
 def pipelines(jpegs) -> dict:
-    """Name -> () -> an endless iterator of batches of BATCH images."""
+    """Returns name -> function that returns an endless iterator of batches of BATCH_SIZE images."""
     import tensorflow as tf
 
     import input_pipeline
@@ -61,22 +66,22 @@ def pipelines(jpegs) -> dict:
     encoded = tf.constant(jpegs)
     labels = tf.range(len(jpegs), dtype=tf.int64) % 1000
     source = RandomAccess(
-        name="generated JPEGs, over and over",
+        name="generated JPEGs, repeated",
         num_examples=1_000_000,
         class_names=tuple(map(str, range(1000))),
         describe=str,
         fetch=lambda index: (encoded[index % len(jpegs)], labels[index % len(jpegs)]),
     )
     config = common.get_config()
-    config.update(batch_size=BATCH, image_size=224)
+    config.update(batch_size=BATCH_SIZE, image_size=224)
 
-    def ours(on_error="stop", **augment):
+    def train_batches(on_error="stop", **augment):
         changed = config.copy_and_resolve_references()
         changed.dataset.on_error = on_error
         changed.augment.update(augment)
         return input_pipeline.train_batches(source, changed)
 
-    def window(shape):
+    def random_window(shape):
         begin, extent, _ = tf.image.sample_distorted_bounding_box(
             shape,
             tf.zeros((0, 0, 4)),
@@ -88,49 +93,54 @@ def pipelines(jpegs) -> dict:
         )
         return begin, extent
 
-    def fused(jpeg):
-        begin, extent = window(tf.io.extract_jpeg_shape(jpeg))
+    def decode_and_crop(jpeg):
+        begin, extent = random_window(tf.io.extract_jpeg_shape(jpeg))
         corners = tf.stack([begin[0], begin[1], extent[0], extent[1]])
         return tf.io.decode_and_crop_jpeg(jpeg, corners, channels=3)
 
-    def straightforward(jpeg, label):
+    def plain(jpeg, label):
         image = tf.io.decode_jpeg(jpeg, channels=3)
-        begin, extent = window(tf.shape(image))
+        begin, extent = random_window(tf.shape(image))
         image = tf.slice(image, begin, extent)
         image = tf.image.resize(tf.cast(image, tf.float32), (224, 224))
         image = tf.image.random_flip_left_right(image)
         return image / 127.5 - 1.0, tf.one_hot(label, 1000)
 
-    def others(function):
-        return lambda: other(function)
+    def tf_data(function):
+        """Returns the maker of a tf.data pipeline that maps `function` over (JPEG, label)."""
 
-    def other(function):
-        examples = tf.data.Dataset.from_tensor_slices((encoded, labels)).shuffle(1000).repeat()
-        views = examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
-        return views.batch(BATCH, drop_remainder=True).prefetch(2).as_numpy_iterator()
+        def make():
+            examples = tf.data.Dataset.from_tensor_slices((encoded, labels)).shuffle(1000).repeat()
+            views = examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
+            batches = views.batch(BATCH_SIZE, drop_remainder=True)
+            return batches.prefetch(2).as_numpy_iterator()
 
-    # Pixels of many shapes don't make a batch; their shapes do, once they are decoded.
+        return make
+
+    # Images of different sizes can't be batched. Their shapes can, and need the decoded images.
     return {
-        "libjpeg decoding alone": others(lambda j, _: tf.shape(tf.io.decode_jpeg(j, channels=3))),
-        "decoding and cropping in one operation, alone": others(lambda j, _: tf.shape(fused(j))),
-        "the same, resized by tf.image.resize": others(
-            lambda j, _: tf.image.resize(fused(j), (224, 224))[0, 0]
+        "decoding alone, with libjpeg": tf_data(
+            lambda j, _: tf.shape(tf.io.decode_jpeg(j, channels=3))
         ),
-        "straightforward tf.data": others(straightforward),
-        "ours: crop, flip": ours,
-        "ours: crop, flip, RandAugment(2, 10)": lambda: ours(randaugment_layers=2),
-        "ours: crop, flip, with on_error=skip": lambda: ours("skip"),
-        "ours: evaluation": lambda: input_pipeline.eval_batches(source, config),
+        DECODE_AND_CROP: tf_data(lambda j, _: tf.shape(decode_and_crop(j))),
+        "the same, then `tf.image.resize`": tf_data(
+            lambda j, _: tf.image.resize(decode_and_crop(j), (224, 224))[0, 0]
+        ),
+        PLAIN: tf_data(plain),
+        CROP_FLIP: train_batches,
+        RANDAUGMENT: lambda: train_batches(randaugment_layers=2),
+        f"{CROP_FLIP}, with `on_error=skip`": lambda: train_batches("skip"),
+        "vit_jax: evaluation": lambda: input_pipeline.eval_batches(source, config),
     }
 
 
 def measure_speed() -> dict[str, float]:
-    """Images a second of each pipeline: the median of rounds in turns."""
+    """Returns the images per second of each pipeline, the median over rounds."""
     jpegs = make_jpegs(512)
     kilobytes = [len(jpeg) / 1e3 for jpeg in jpegs]
     print(
         f"{len(jpegs)} JPEGs of {min(kilobytes):.0f} to {max(kilobytes):.0f} kB, "
-        f"{statistics.mean(kilobytes):.0f} on average; batches of {BATCH}\n"
+        f"{statistics.mean(kilobytes):.0f} on average; batches of {BATCH_SIZE}\n"
     )
     makers = pipelines(jpegs)
     seconds = {name: [] for name in makers}
@@ -140,11 +150,11 @@ def measure_speed() -> dict[str, float]:
             for _ in range(2):
                 next(batches)
             start = time.perf_counter()
-            for _ in range(BATCHES_A_ROUND):
+            for _ in range(BATCHES_PER_ROUND):
                 next(batches)
             seconds[name].append(time.perf_counter() - start)
-            del batches  # and its threads: the next one has the core for itself
-    images = BATCH * BATCHES_A_ROUND
+            del batches  # stops its threads, so that the next pipeline has the core to itself
+    images = BATCH_SIZE * BATCHES_PER_ROUND
     return {name: images / statistics.median(times) for name, times in seconds.items()}
 
 
@@ -158,14 +168,19 @@ def current_mb() -> float:
 
 
 def measure_memory(kind: str) -> tuple[float, float, int]:
-    """(data's own MB, what the shuffle added at its peak, examples seen once) of a million."""
+    """Shuffles a million examples globally.
+
+    Returns:
+        (MB that the data takes, MB that the shuffle adds at its peak, number of examples that one
+        epoch has exactly once).
+    """
     import numpy as np
     import tensorflow as tf
 
     import input_pipeline
     from configs import common
-    from vit_jax.data.shuffle import globally_shuffled
-    from vit_jax.data.sources import RandomAccess, open_source
+    from vit_jax.data.shuffle import global_shuffle
+    from vit_jax.data.sources import RandomAccess
 
     million, batch_size = 1_000_000, 4096
     config = common.get_config()
@@ -183,24 +198,24 @@ def measure_memory(kind: str) -> tuple[float, float, int]:
                 describe=str,
                 fetch=lambda index: (images[index], tf.constant(0, tf.int64)),
             )
-            own = current_mb() - before
+            data_mb = current_mb() - before
         else:
             make_folder(pathlib.Path(folder), million)
-            before, own = current_mb(), 0.0  # the files stay on the disk
-            source = open_source(folder, None, "train")
+            before, data_mb = current_mb(), 0.0  # the files stay on the disk
+            source = input_pipeline.open_source(folder, None, "train")
         batches = input_pipeline.train_batches(source, config, first_step=1_000_000)
         for _ in range(3):
             next(batches)
-        order = globally_shuffled(source, 0, batch_size, 0, np.arange(batch_size)).take(million)
+        order = global_shuffle(source, 0, batch_size, 0, np.arange(batch_size)).take(million)
         seen = np.zeros(million, np.uint8)
         for _, indices, _ in order.batch(batch_size).as_numpy_iterator():
             seen[indices] += 1
-        added = peak_mb() - before - own
-    return own, added, int((seen == 1).sum())
+        added = peak_mb() - before - data_mb
+    return data_mb, added, int((seen == 1).sum())
 
 
 def make_folder(root: pathlib.Path, count: int) -> None:
-    """A folder of `count` images in 1,000 classes; hard links to a few files."""
+    """Makes a folder of `count` images in 1,000 classes; they are hard links to 1,000 files."""
     import tensorflow as tf
 
     image = tf.io.encode_png(tf.zeros((8, 8, 1), tf.uint8)).numpy()
@@ -215,26 +230,27 @@ def make_folder(root: pathlib.Path, count: int) -> None:
 
 
 def print_speed(speed: dict[str, float]) -> None:
-    names = list(speed)
-    print("| on one core | images/s | of decoding and cropping alone | of straightforward |")
+    print("| on one core | images/s ", end="")
+    print("| relative to decode-and-crop alone | relative to plain tf.data |")
     print("| --- | --- | --- | --- |")
     for name, value in speed.items():
-        print(f"| {name} | {value:,.0f} | {value / speed[names[1]]:.0%} ", end="")
-        print(f"| {value / speed['straightforward tf.data']:.2f} x |")
+        print(f"| {name} | {value:,.0f} | {value / speed[DECODE_AND_CROP]:.0%} ", end="")
+        print(f"| {value / speed[PLAIN]:.2f} x |")
 
 
 def print_cores(speed: dict[str, float]) -> None:
-    """Computed from FLOPs, not measured on an accelerator."""
+    """Prints how many cores keep one accelerator busy; computed from FLOPs, not measured."""
     from vit_jax import models
     from vit_jax.scaling import flops
 
-    plain = speed["ours: crop, flip"]
-    randaugment = speed["ours: crop, flip, RandAugment(2, 10)"]
-    print(f"\n| size | images/s at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s | cores ", end="")
-    print("| cores with RandAugment(2, 10) |\n| --- | --- | --- | --- |")
+    plain = speed[CROP_FLIP]
+    randaugment = speed[RANDAUGMENT]
+    print(f"\n{UTILIZATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s:\n")
+    print("| size | images/s in training | cores | cores with RandAugment(2, 10) |")
+    print("| --- | --- | --- | --- |")
     for size in SIZES:
         model = models.create(size, num_classes=1000)
-        rate = UTILISATION * PEAK / (3 * flops.forward_flops(model, (224, 224, 3)))
+        rate = UTILIZATION * PEAK_FLOPS / (3 * flops.forward_flops(model, (224, 224, 3)))
         print(f"| {size} | {rate:,.0f} | {rate / plain:.1f} | {rate / randaugment:.1f} |")
 
 
@@ -251,12 +267,12 @@ def machine() -> str:
 
 def main():
     spawn = multiprocessing.get_context("spawn")
-    print("| a million examples | their own memory | added by the shuffle | seen once an epoch |")
+    print("| a million examples | memory of the data | added by the shuffle | seen once an epoch |")
     print("| --- | --- | --- | --- |")
     for kind in ("held in memory", "a folder of files"):
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as process:
-            own, added, seen = process.submit(measure_memory, kind).result()
-        print(f"| {kind} | {own:,.0f} MB | {added:,.0f} MB | {seen:,} |", flush=True)
+            data_mb, added, seen = process.submit(measure_memory, kind).result()
+        print(f"| {kind} | {data_mb:,.0f} MB | {added:,.0f} MB | {seen:,} |", flush=True)
     print()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     speed = measure_speed()

@@ -42,6 +42,12 @@ PRESETS = sorted(
 slow = pytest.mark.slow
 
 
+@pytest.fixture
+def on_one_device(monkeypatch, one_device):
+    """Runs use a single device: their programs compile faster than those of eight."""
+    monkeypatch.setattr(train, "create_mesh", lambda **_: one_device)
+
+
 def run(*args):
     return forked.run_script("train.py", *args)
 
@@ -115,7 +121,7 @@ def test_a_killed_run_resumes_to_the_bit(finished, tmp_path, moment):
 @pytest.mark.parametrize(
     ("moment", "step"), [(30 + 3, 30), pytest.param(60 + 6 + 3, 60, marks=slow)]
 )
-def test_a_run_stopped_during_an_evaluation(tmp_path, moment, step, monkeypatch):
+def test_a_run_stopped_during_an_evaluation(on_one_device, tmp_path, moment, step, monkeypatch):
     """The restart runs the evaluation again, and its checkpoint can be the best one."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     config = quick_config()
@@ -163,7 +169,6 @@ def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tm
     config.augment.update(randaugment_layers=2, erasing_prob=0.5, label_smoothing=0.1)
     config.augment.update(mixup_alpha=0.2, cutmix_alpha=1.0, mix_per_example=True)
     config.schedule.warmup_steps = 1
-    config.mesh.update(data=1, fsdp=2, tensor=4)
     names = {"digits": "digits", "folder": str(image_folder), **tfds_folders}
     config.dataset.name = names["tfrecord" if kind == "in_memory" else kind]
     config.dataset.update(shuffle_buffer=20, in_memory_mb=1 if kind == "in_memory" else 0)
@@ -178,7 +183,7 @@ def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tm
         assert_same_run(resumed, tmp_path / "whole")
 
 
-def test_a_run_keeps_its_order_of_examples(tfds_folders, tmp_path):
+def test_a_run_keeps_its_order_of_examples(on_one_device, tfds_folders, tmp_path):
     """A run shuffled through a buffer isn't resumed in another order."""
     config = quick_config()
     config.update(total_steps=2, checkpoint_every_steps=1)
@@ -191,7 +196,7 @@ def test_a_run_keeps_its_order_of_examples(tfds_folders, tmp_path):
         train.train(config, tmp_path)
 
 
-def test_corrupt_examples_are_counted(tmp_path):
+def test_corrupt_examples_are_counted(on_one_device, tmp_path):
     """Training skips them, evaluation leaves them out, and the log counts them at the end."""
     for split, count in (("train", 40), ("val", 10)):
         for i in range(count):
@@ -209,7 +214,7 @@ def test_corrupt_examples_are_counted(tmp_path):
     assert f"Skipping {path}" in log
     for split, count in (("train", 40), ("val", 10)):
         name = f"{tmp_path / 'images'}, split {split}"
-        assert re.search(rf"Skipped 1 corrupt .*{count} examples? of {name}", log)
+        assert f"Skipped 1 of {count} examples of {name} as corrupt" in log
 
 
 def test_a_finished_run_is_left_alone(finished):
@@ -230,11 +235,8 @@ def test_another_configuration_in_the_same_folder_is_refused(finished):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "preset",
-    # The others differ in sizes, which `quick` replaces, and in scan and remat.
-    [pytest.param(name, marks=() if name == "vit_b16" else slow) for name in PRESETS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     config = importlib.import_module(f"configs.{preset}").get_config("quick")
     config.total_steps = 40
@@ -303,18 +305,6 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
 
 
-def test_a_folder_of_mixed_images(image_folder, tmp_path, capsys):
-    """JPEGs of different sizes, gray and CMYK, and PNGs."""
-    config = common.get_config()
-    config.update(batch_size=8, image_size=32, dtype="float32", total_steps=4)
-    config.model.update(variant="Ti/16", **TINY)
-    config.schedule.warmup_steps = 1
-    config.dataset.update(name=str(image_folder), eval_split="val")
-    result = train.train(config, tmp_path)
-    assert "20 examples, 2 classes" in capsys.readouterr().out
-    assert set(result) == {"loss", "accuracy", "accuracy_top5"}
-
-
 def test_evaluation_does_not_depend_on_the_batch_size(image_folder, tiny_config):
     """13 images in padded batches of eight, and one by one."""
     tiny_config.num_classes = 2
@@ -336,7 +326,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(image_folder, tiny_config)
     assert len(set(losses[2:])) == 13
 
 
-def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(tmp_path):
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(on_one_device, tmp_path):
     config = quick_config(total_steps=60, grad_clip_norm=0.0, checkpoint_every_steps=5)
     config.update(eval_every_steps=13, log_every_steps=50)
     config.optimizer.update(name="sgd", momentum=0.0)
@@ -350,7 +340,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_the_best_evaluation_is_saved(tmp_path):
+def test_the_best_evaluation_is_saved(on_one_device, tmp_path):
     """Even if evaluations and checkpoints happen at different steps."""
     config = quick_config(total_steps=40, checkpoint_every_steps=10)
     config.update(eval_every_steps=15, best_metric="loss")
@@ -452,5 +442,6 @@ def test_mistakes_on_the_command_line(args, message, tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in text
     assert re.search(message, text), text
-    assert len(text.splitlines()) == 1
+    lines = 2 if "finetune" in args[0] else 1  # the second one is a command
+    assert len(text.splitlines()) == lines
     assert not (tmp_path / "checkpoints").exists()

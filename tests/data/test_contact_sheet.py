@@ -37,7 +37,7 @@ def test_the_sheet_shows_what_training_steps_see(tiny_config, image_folder, monk
     config.update(batch_size=64, accum_steps=2, num_classes=2)
     config.dataset.name = str(image_folder)
     config.augment.update(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), label_smoothing=0.1)
-    config.augment.update(mixup_alpha=0.8, erasing_prob=0.5)
+    config.augment.mixup_alpha = 0.8
     source = input_pipeline.open_source(config.dataset.name, None, "train")
     rows = list(input_pipeline.contact_sheet_batches(source, config))
     assert len(rows) == SHEET_STEPS

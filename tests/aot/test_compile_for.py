@@ -85,7 +85,7 @@ def test_exit_codes_of_the_command_line_without_a_dataset(batch_size, code):
         env=ONE_DEVICE,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == code, done.stderr

@@ -1,4 +1,4 @@
-"""What the scripts share: flags, exit codes, and user mistakes reported in one line."""
+"""What the scripts share: flags, exit codes, and user errors reported in one line."""
 
 import errno
 import logging
@@ -28,23 +28,23 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL in sysexits.h: the same command resumes the r
 EXIT_LOST = 76
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
-# Errors of a collective that mean another process is gone. Any others are this process's own.
+# Errors of a collective that mean that another process is gone. Others are this process's own.
 LOST_PROCESS = re.compile(
     r"^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b"
     r"|gloo.*(connection|peer|timed out)|remote process exited",
     re.DOTALL | re.IGNORECASE,
 )
-GRACE_SECONDS = 10  # for a clean shutdown, before this process ends itself
+GRACE_SECONDS = 10  # for a clean shutdown, before this process exits without one
 ROOT = pathlib.Path(__file__).resolve().parent
 NOT_PRESETS = ("__init__.py", "common.py", "recipes.py")
 
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder. Default of train.py: runs/<config name>."
+    "workdir", None, "The run's folder. Default for train.py: runs/<config name>."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "host:port of process 0; only needed without a cluster manager that JAX recognizes.",
+    "host:port of process 0; required only without a cluster manager that JAX recognizes.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "The number of processes; requires --coordinator_address."
@@ -72,7 +72,7 @@ CONFIG = config_flags.DEFINE_config_file(
 def run(
     main: Callable, needs_config: bool = True, takes_paths: bool = False, trains: bool = False
 ) -> None:
-    """Parses the command line and calls `main`; a user's mistake ends with one line, exit code 2.
+    """Parses the command line and calls `main`; a user error ends with one line and exit code 2.
 
     Args:
         main: called without arguments, or with the list of paths.
@@ -146,7 +146,7 @@ def unknown_field(text: str) -> str:
 
 
 def flag_error(text: str) -> str:
-    """Shortens absl's message, which may hold the traceback of a preset, to one line."""
+    """Shortens absl's message, which may contain a preset's traceback, to one line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]
@@ -199,7 +199,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
 
 
 def causes(error: BaseException | None):
-    """Yields an error and the errors behind it: libraries wrap those of JAX."""
+    """Yields an error and the errors that caused it: libraries wrap those of JAX."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -208,8 +208,8 @@ def causes(error: BaseException | None):
 def exit_after_loss(error: Exception) -> None:
     """Ends a process that has lost another one.
 
-    The collective fails before it is known which process is gone. JAX's runtime logs that, and
-    ends this process, once the lost process's heartbeat is overdue.
+    The collective fails before it is known which process is gone. JAX's runtime logs which
+    one it is, and ends this process, once the lost process's heartbeat is overdue.
     """
     logging.getLogger("vit_jax").error(
         f"Process {jax.process_index()} lost another process ({first_line(error)}) and ends within "

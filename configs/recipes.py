@@ -4,7 +4,7 @@
 `common.imagenet`.
 """
 
-# Figures of arXiv:2106.10270, section 3.3: RandAugment's layers and magnitude, MixUp's alpha.
+# From arXiv:2106.10270, section 3.3: RandAugment's layers and magnitude, MixUp's alpha.
 AUGREG = {
     "none": dict(layers=0, magnitude=0.0, mixup_alpha=0.0),
     "light1": dict(layers=2, magnitude=0.0, mixup_alpha=0.0),
@@ -15,12 +15,12 @@ AUGREG = {
     "strong2": dict(layers=2, magnitude=20.0, mixup_alpha=0.8),
 }
 
-# The best for 300 epochs of ImageNet, if not medium2 (figure 4, as read by big_vision's
-# vit_i1k.py); B, L and H also want dropout and stochastic depth.
+# The best settings for 300 epochs of ImageNet, if not medium2 (figure 4, as in big_vision's
+# vit_i1k.py); B, L and H also need dropout and stochastic depth.
 AUGREG_BY_VARIANT = {"Ti/16": "light1", "S/32": "medium1"}
 REGULARIZED_SIZES = ("B", "L", "H")
 
-# The best for ImageNet-21k (vit_i21k.py), where neither dropout nor stochastic depth helps.
+# The best settings for ImageNet-21k (vit_i21k.py); neither dropout nor stochastic depth helps.
 AUGREG_BY_VARIANT_21K = {
     "Ti/16": "none",
     "S/32": "none",
@@ -36,7 +36,7 @@ def size(variant: str) -> str:
 
 
 def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
-    """AugReg (arXiv:2106.10270): RandAugment and MixUp by strength, dropout, stochastic depth.
+    """Applies AugReg (arXiv:2106.10270): RandAugment, MixUp, dropout and stochastic depth.
 
     Loss, head bias and representation layer are those of big_vision's configs/vit_i1k.py.
 
@@ -62,7 +62,7 @@ def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
 
 
 def paper(config) -> None:
-    """The paper's ImageNet from scratch (arXiv:2010.11929, Table 3; head: section 3.1)."""
+    """Applies the paper's recipe from scratch (arXiv:2010.11929, Table 3; head: section 3.1)."""
     config.model.representation_size = True
     config.schedule.base_lr = 3e-3
     config.optimizer.weight_decay = 0.3
@@ -70,7 +70,7 @@ def paper(config) -> None:
 
 
 def plain(config, epochs: float) -> None:
-    """Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580, section 2)."""
+    """Applies "Better plain ViT baselines for ImageNet-1k" (arXiv:2205.01580, section 2)."""
     config.batch_size = 1024
     config.num_epochs = epochs
     config.model.pool = "gap"
@@ -82,10 +82,10 @@ def plain(config, epochs: float) -> None:
 
 
 def deit(config) -> None:
-    """DeiT without distillation (arXiv:2012.12877, Table 9).
+    """Applies DeiT's recipe without distillation (arXiv:2012.12877, Table 9).
 
-    Differences: no repeated augmentation; RandAugment always applies its operations, at one
-    magnitude, on the scale of vit_jax/data/randaugment.py; images are resized bilinearly.
+    Differences from DeiT: no repeated augmentation; RandAugment always applies its operations, at
+    one magnitude, on the scale of vit_jax/data/randaugment.py; images are resized bilinearly.
     """
     config.model.gelu = "exact"
     config.batch_size = 1024
@@ -111,7 +111,7 @@ def deit(config) -> None:
 
 
 def imagenet21k(config) -> None:
-    """Pre-training on ImageNet-21k with a sigmoid loss (arXiv:2106.10270), 300 epochs.
+    """Pre-trains on ImageNet-21k with a sigmoid loss (arXiv:2106.10270), for 300 epochs.
 
     TFDS can't prepare this dataset: prepare it yourself in data_dir under the name imagenet21k.
     The first 51,200 examples are for evaluation.

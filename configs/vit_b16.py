@@ -3,8 +3,8 @@ r"""ViT-B/16 on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_b16.py
 
 The paper's base model.
-Expect about 74.8 % without augmentation or dropout (Google's figure for 300 epochs,
-github.com/google-research/vision_transformer/issues/62); AugReg's augmentation brings about 79 %
+Expect about 74.8% without augmentation or dropout (Google's result for 300 epochs,
+github.com/google-research/vision_transformer/issues/62); AugReg's augmentation brings about 79%
 (github.com/google-research/big_vision/issues/7).
 Try it without ImageNet: --config=configs/vit_b16.py:quick
 """

@@ -3,7 +3,7 @@ r"""ViT-B/32 on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_b32.py
 
 The paper's base model with large patches: a quarter of B/16's tokens.
-Expect about 69.2 % without augmentation or dropout (Google's figure for 300 epochs,
+Expect about 69.2% without augmentation or dropout (Google's result for 300 epochs,
 github.com/google-research/vision_transformer/issues/62).
 Try it without ImageNet: --config=configs/vit_b32.py:quick
 """

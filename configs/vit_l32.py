@@ -3,7 +3,7 @@ r"""ViT-L/32 on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_l32.py
 
 The paper's large model with large patches.
-Expect about 66.9 % without augmentation or dropout (Google's figure for 300 epochs,
+Expect about 66.9% without augmentation or dropout (Google's result for 300 epochs,
 github.com/google-research/vision_transformer/issues/62).
 Try it without ImageNet: --config=configs/vit_l32.py:quick
 """

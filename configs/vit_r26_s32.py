@@ -3,7 +3,7 @@ r"""ViT-R26+S/32 (hybrid) on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_r26_s32.py
 
 A ResNet of eight units and a small ViT.
-No figure is published for this size from ImageNet alone.
+No result is published for this size from ImageNet alone.
 Try it without ImageNet: --config=configs/vit_r26_s32.py:quick
 """
 

@@ -3,7 +3,7 @@ r"""ViT-R50+B/16 (hybrid) on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_r50_b16.py
 
 The paper's hybrid: a ResNet-50 without its last stage, and a base ViT.
-No figure is published for this size from ImageNet alone.
+No result is published for this size from ImageNet alone.
 Try it without ImageNet: --config=configs/vit_r50_b16.py:quick
 """
 

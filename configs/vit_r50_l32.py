@@ -3,7 +3,7 @@ r"""ViT-R50+L/32 (hybrid) on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_r50_l32.py
 
 A ResNet-50 and a large ViT.
-No figure is published for this size from ImageNet alone.
+No result is published for this size from ImageNet alone.
 Try it without ImageNet: --config=configs/vit_r50_l32.py:quick
 """
 

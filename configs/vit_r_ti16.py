@@ -3,7 +3,7 @@ r"""ViT-R+Ti/16 (hybrid) on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_r_ti16.py
 
 The root of a ResNet and a tiny ViT, with patches of 8x8 features (32 pixels).
-No figure is published for this size from ImageNet alone.
+No result is published for this size from ImageNet alone.
 Try it without ImageNet: --config=configs/vit_r_ti16.py:quick
 """
 

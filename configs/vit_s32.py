@@ -3,7 +3,7 @@ r"""ViT-S/32 on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_s32.py
 
 A small ViT with large patches: a quarter of S/16's tokens.
-No figure is published for this base recipe.
+No result is published for this base recipe.
 Try it without ImageNet: --config=configs/vit_s32.py:quick
 """
 

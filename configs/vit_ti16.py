@@ -3,8 +3,8 @@ r"""ViT-Ti/16 on ImageNet from scratch, 224 px, 300 epochs.
 python train.py --config=configs/vit_ti16.py
 
 The smallest of the family, for quick studies.
-No figure is published for this base recipe; with DeiT's augmentation a Ti/16 from scratch
-reaches 72.2 % (arXiv:2012.12877, Table 5).
+No result is published for this base recipe; with DeiT's augmentation a Ti/16 from scratch
+reaches 72.2% (arXiv:2012.12877, Table 5).
 Try it without ImageNet: --config=configs/vit_ti16.py:quick
 """
 

@@ -1,4 +1,4 @@
-"""Checks of what users give, and files that are whole or not there."""
+"""Checks of user-supplied values, and atomic writes."""
 
 import pytest
 

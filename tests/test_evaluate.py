@@ -1,3 +1,5 @@
+"""evaluate.py: the metrics of a run's checkpoints."""
+
 import pytest
 from whole_runs import quick_config
 
@@ -6,7 +8,7 @@ import train
 from vit_jax.errors import UserError
 
 
-def test_evaluation_of_a_run_is_the_one_it_ended_with(tmp_path):
+def test_evaluation_repeats_the_result_of_training(tmp_path):
     result = train.train(quick_config(total_steps=20, ema_decay=0.9), tmp_path)
     assert evaluate.evaluate(tmp_path) == pytest.approx(result, rel=1e-6)
     training = evaluate.evaluate(tmp_path, step=20, split="train[:50]")

@@ -49,7 +49,7 @@ chmod +x .venv/bin/python && cp .venv/bin/python .venv/bin/pip
 
 
 def test_tpu_pod_runs_the_command_on_every_host(tmp_path):
-    """With this folder's code and the arguments unchanged; refused while another script runs."""
+    """Hosts get this folder's code and the arguments unchanged; a second script is refused."""
     fake_command(tmp_path, "gcloud", GCLOUD)
     fake_command(tmp_path, "python3", PYTHON3)
     fake_command(tmp_path, "pgrep", "exit 1")
@@ -75,7 +75,7 @@ def test_tpu_pod_shows_its_usage(tmp_path):
 
 
 def test_tpu_pod_stop_waits_until_nothing_runs_on_any_host(tmp_path):
-    """Otherwise the next start would find the TPU in use."""
+    """Without waiting, the next start would find the TPU in use."""
     fake_command(tmp_path, "gcloud", GCLOUD)
     fake_command(tmp_path, "pkill", 'echo pkill "$1"')
     fake_command(tmp_path, "sleep", "")
@@ -88,7 +88,7 @@ def test_tpu_pod_stop_waits_until_nothing_runs_on_any_host(tmp_path):
     assert len(calls.read_text()) == 6
 
 
-# Two tasks on one machine; as the real one, returns the highest exit code.
+# Two tasks on one machine; like the real srun, returns the highest exit code.
 SRUN = """
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids="${pids:-} $!"; done
@@ -100,7 +100,7 @@ exit $highest
 
 @pytest.fixture
 def requeued(tmp_path):
-    """Fakes srun and scontrol; a file has the arguments that scontrol was called with."""
+    """Fakes srun and scontrol; returns the file that records scontrol's arguments."""
     fake_command(tmp_path, "srun", SRUN)
     fake_command(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/scontrol_calls')
     return tmp_path / "scontrol_calls"

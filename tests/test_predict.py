@@ -25,7 +25,7 @@ from vit_jax.runs import run_folder
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    """The folder of a random model of digits, with an average of its parameters."""
+    """The folder of a run: a random model of digits, with an average of its parameters."""
     config = quick_config(num_classes=10, ema_decay=0.5)
     model = models.from_config(config)
     params = random_params(model, (16, 16), channels=1)
@@ -51,7 +51,7 @@ def digit_files(tmp_path_factory):
 def test_files_have_the_probabilities_that_evaluation_computes(digits_run, digit_files):
     folder, labels = digit_files
     classifier = vit_jax.Classifier.load(digits_run)
-    source = input_pipeline.open_files([str(folder)])  # 40: a whole batch, and a part of one
+    source = input_pipeline.open_files([str(folder)])  # 40 images: a whole batch, and a part of one
     results = list(predict.predictions(classifier, source))
     assert [index for index, _, _ in results] == list(range(40))
     rows = np.stack([probabilities for _, _, probabilities in results])
@@ -74,7 +74,7 @@ def run_main(*args) -> int:
 
 
 def test_command_line(digits_run, digit_files, tmp_path, capfd):
-    """Text with a picture, JSON, and files that aren't images."""
+    """Prints text with a picture, or JSON, and reports files that aren't images."""
     folder, picture = tmp_path / "images", tmp_path / "attention.png"
     (folder / "below").mkdir(parents=True)
     shutil.copy(digit_files[0] / "000.png", folder / "below" / "a.png")
@@ -140,7 +140,7 @@ def test_mistakes(digits_run, tmp_path):
 
 
 def test_weights_for_a_preset_in_prediction_and_evaluation(digits_run, tmp_path):
-    """--config=... --config.init_from=... takes a run, and its parameters or their average."""
+    """--config.init_from takes a run, or a checkpoint's parameters or their average."""
     result = evaluate.evaluate(digits_run)
     config = quick_config(init_from=str(digits_run))
     assert evaluate.evaluate_weights(config) == pytest.approx(result, rel=1e-6)

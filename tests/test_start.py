@@ -1,4 +1,4 @@
-"""start.py, without installing anything."""
+"""The commands of start.py; nothing is installed."""
 
 import ast
 import pathlib
@@ -40,7 +40,7 @@ def commands(monkeypatch):
         ("--durations=5", "--durations=5"),
     ],
 )
-def test_code_stands_for_its_tests(code, tests):
+def test_code_selects_its_tests(code, tests):
     assert start.tests_of(code) == tests
 
 
@@ -73,7 +73,7 @@ def test_unknown_commands_are_refused(monkeypatch, capsys, commands, arguments):
     assert not commands
 
 
-def test_an_old_python_is_told_which_is_required(monkeypatch, capsys, commands):
+def test_an_old_python_version_is_refused(monkeypatch, capsys, commands):
     ast.parse(pathlib.Path(start.__file__).read_text(), feature_version=(3, 6))
     monkeypatch.setattr(start.sys, "version_info", (3, 9, 2))
     monkeypatch.setattr(start.sys, "version", "3.9.2 (main)")

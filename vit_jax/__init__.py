@@ -1,8 +1,8 @@
 """The Vision Transformer in JAX and Flax.
 
 The modules `models`, `pretrained`, `checkpoint` and `optim` and the class `Classifier` are
-imported on first use. Needs the packages of requirements-library.txt; only `vit_jax.data` needs
-TensorFlow.
+imported on first use. Requires the packages in requirements-library.txt; only `vit_jax.data`
+requires TensorFlow.
 """
 
 import importlib

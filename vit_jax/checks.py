@@ -1,4 +1,4 @@
-"""Checks of values that users give; a mistake is one line with the field, the value and the fix."""
+"""Checks of user-supplied values; an error is one line with the field, the value and the fix."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +14,7 @@ def check_choice(field: str, value, choices: Iterable) -> None:
 
 
 def lookup(field: str, name, table: Mapping):
-    """Returns `table[name]`; raises UserError with the known names for another one."""
+    """Returns `table[name]`; raises UserError listing the known names if there is no such name."""
     check_choice(field, name, table)
     return table[name]
 
@@ -30,14 +30,14 @@ def check_interval(field: str, value) -> None:
     """Raises UserError if `value` is not (low, high) with 0 < low <= high <= 1."""
     low_high = tuple(value)
     if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
-        raise UserError(f"{field} is {low_high}; it must be (low, high), both above 0 and up to 1")
+        raise UserError(f"{field} is {low_high}; it must be (low, high), 0 < low <= high <= 1")
 
 
 def size_pair(field: str, value) -> tuple[int, int]:
     """Returns (height, width) of a size in pixels: an int, or a pair of them.
 
     Raises:
-        UserError: something else, or sizes that aren't above 0.
+        UserError: the value is neither, or a size isn't above 0.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):

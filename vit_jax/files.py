@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from etils import epath
 
 @contextlib.contextmanager
 def atomic_path(path) -> Iterator[epath.Path]:
-    """Yields a temporary path to write to; it replaces `path` once the block ends well."""
+    """Yields a temporary path to write to; it replaces `path` if the block succeeds."""
     path = epath.Path(path)
     unfinished = path.with_name(path.name + ".tmp")
     yield unfinished

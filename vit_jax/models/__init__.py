@@ -26,7 +26,7 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
         variant: size and patch size as the papers write them, such as "B/16".
         num_classes: the number of classes; None or 0 removes the head.
         **fields: module fields. `dtype` may be a name ("bfloat16"). `representation_size` may be
-            True, for the width. Another `width` without an `mlp_dim` makes that 4 x width.
+            True, for the width. If `width` isn't the variant's, `mlp_dim` is 4 x width by default.
 
     Raises:
         UserError: an unknown variant or field, or an impossible value.
@@ -34,8 +34,10 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
     for name in fields:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"Unknown model field {name!r}: {hint}The fields: {', '.join(FIELDS)}")
+            hint = f": did you mean {near[0]}?" if near else "."
+            raise UserError(
+                f"Unknown model field {name!r}{hint} The fields are {', '.join(FIELDS)}"
+            )
     size = variants.fields(variant)
     if fields.get("width", size["width"]) != size["width"]:
         size.pop("mlp_dim", None)

@@ -19,13 +19,13 @@ def attend(
     impl: str = "xla",
     weights: list | None = None,
 ):
-    """Computes attention: (N, Lq, H, D / H).
+    """Returns scaled dot-product attention, (N, Lq, H, D / H).
 
     Calls `jax.nn.dot_product_attention`, unless attention weights are to be dropped or returned,
     which it can't do. The softmax is float32 in either case.
 
     Args:
-        impl: its implementation, "xla", "cudnn" or "auto".
+        impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" or "auto".
         weights: a list that the weights after softmax, float32 (N, H, Lq, Lk), are appended to.
     """
     if weights is None and (deterministic or dropout_rate == 0.0):

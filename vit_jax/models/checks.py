@@ -68,8 +68,8 @@ def check_resnet(resnet) -> None:
     num_layers, channels = resnet["num_layers"], 64 * resnet["width_factor"]
     if not all(type(units) is int and units > 0 for units in num_layers):
         raise UserError(
-            f"model.resnet.num_layers is {tuple(num_layers)}; it must be the number of units, "
-            "above 0, of each stage"
+            f"model.resnet.num_layers is {tuple(num_layers)}; it must be the number of units "
+            "of each stage, all above 0"
         )
     if channels < 32 or channels % 32:
         raise UserError(

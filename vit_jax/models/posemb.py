@@ -7,7 +7,7 @@ import numpy as np
 def sincos_2d(h: int, w: int, width: int, temperature: float = 10_000.0):
     """Returns sines and cosines of row and column, float32 (1, h * w, width).
 
-    A quarter of the channels each holds sin x, cos x, sin y and cos y, as in MoCo v3
+    Each of sin x, cos x, sin y and cos y takes a quarter of the channels, as in MoCo v3
     (arXiv:2104.02057, section 4.1). `width` must be a multiple of 4.
     """
     frequencies = temperature ** -(jnp.arange(width // 4) / max(width // 4 - 1, 1))

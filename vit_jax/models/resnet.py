@@ -20,7 +20,7 @@ def stem(images, num_layers: tuple[int, ...], width_factor: float, dtype):
         num_layers: the number of units of each stage; empty: the root alone. Each stage after the
             first halves the height and width and doubles the channels.
         width_factor: the root has 64 x width_factor channels.
-        dtype: of the convolutions and activations.
+        dtype: the type of the convolutions and activations.
 
     Returns:
         Features (N, H / s, W / s, C'), with s = `stride(num_layers)`.

@@ -1,6 +1,6 @@
 """The published sizes of the Vision Transformer, by the names the papers give them.
 
-To add a size, give it a row in SIZES; any patch size goes with it.
+To add a size, give it a row in SIZES; it works with any patch size.
 """
 
 from vit_jax.errors import UserError
@@ -38,7 +38,7 @@ def fields(variant: str) -> dict:
         variant: SIZE/PATCH, with any patch size in pixels ("S/14"), or a hybrid in HYBRIDS.
 
     Raises:
-        UserError: another name.
+        UserError: an unknown name.
     """
     if hybrid := HYBRIDS.get(variant):
         resnet = dict(num_layers=hybrid["num_layers"], width_factor=1)

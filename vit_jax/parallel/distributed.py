@@ -1,4 +1,4 @@
-"""Several processes as one program."""
+"""Joins several processes into one program, and synchronizes them."""
 
 import socket
 import time
@@ -31,11 +31,11 @@ def start(
         num_processes: the number of processes.
         process_id: the index of this process, from 0.
         heartbeat_seconds: how long a process may be silent before the others stop.
-        preemptible: whether the program handles preemption notices (`Preemption`); SIGTERM is one
-            then, and doesn't end it.
+        preemptible: whether the program handles preemption notices (`Preemption`); SIGTERM then
+            counts as one, and doesn't end the program.
 
     Raises:
-        UserError: only some of the first three arguments, or process 0 can't be reached.
+        UserError: only some of the first three arguments are given, or process 0 can't be reached.
     """
     given = dict(
         coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id
@@ -80,7 +80,7 @@ def check_coordinator(address: str, num_processes: int, process_id: int) -> None
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             return
-        except (OSError, OverflowError) as error:  # process 0 may not listen yet
+        except (OSError, OverflowError) as error:  # process 0 may not be listening yet
             if time.monotonic() > deadline:
                 raise UserError(
                     f"Process {process_id} can't join {address} ({error}): is process 0 running, "

@@ -1,4 +1,4 @@
-"""Batches from the host to the devices: which examples a process loads, and global arrays."""
+"""Moves batches to the devices: which examples a process loads, and global arrays of them."""
 
 import collections
 import itertools
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from vit_jax.errors import UserError
 from vit_jax.parallel.mesh import batch_sharding, num_shards
 
-AHEAD = 2  # batches transferred ahead of the one being computed on
+AHEAD = 2  # batches transferred ahead of the one in use
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> dict:
@@ -46,7 +46,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
     """Turns this process's NumPy batches into global arrays, sharded over their first axis.
 
-    Transfers are asynchronous: `ahead` batches are in flight while one is computed on.
+    Transfers are asynchronous: `ahead` batches are in flight while one is in use.
     """
     sharding = batch_sharding(mesh)
     process_count = process_rows(mesh, num_shards(mesh))["process_count"]

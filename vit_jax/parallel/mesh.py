@@ -1,4 +1,4 @@
-"""The device mesh, and what follows from its axes."""
+"""The device mesh, and how batches are split over its axes."""
 
 import math
 

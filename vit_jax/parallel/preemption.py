@@ -1,4 +1,4 @@
-"""Requests to stop a run: SIGTERM, Ctrl-C and the cluster's preemption notice."""
+"""Handles requests to stop a run: SIGTERM, Ctrl-C and the cluster's preemption notice."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> bool:
-        """Returns whether to stop here; all processes must call it equally often."""
+        """Returns whether to stop here; all processes must call it the same number of times."""
         self.sync_points += 1
         if self.joined:
             self.stopping |= multihost_utils.reached_preemption_sync_point(self.sync_points)

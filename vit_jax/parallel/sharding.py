@@ -33,12 +33,12 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """Returns the PartitionSpec of one parameter.
 
     Tensor parallelism comes first, by the table `BLOCK_PARAMETERS` in `vit_jax/paths.py`. FSDP
-    then splits the largest axis that is still free and that it divides, of arrays with two axes
-    or more. The layer axis of stacked blocks is never split. An axis whose size the mesh doesn't
-    divide stays whole.
+    then splits the largest free axis that it divides, in arrays with two axes or more. The layer
+    axis of stacked blocks is never split. An axis whose size the mesh axis doesn't divide stays
+    whole.
 
     Raises:
-        UserError: the table has no row for a parameter of a block, and the mesh has tensor > 1.
+        UserError: the mesh has tensor > 1, and the table has no row for a parameter of a block.
     """
     stacked = is_stacked(name)
     spec = [None] * len(shape)
@@ -85,7 +85,7 @@ def with_mesh(function: Callable, mesh: Mesh) -> Callable:
 def shard_examples(x):
     """Constrains activations (N, ...) to the batch's sharding; the identity without a mesh.
 
-    Without the constraint the compiler may shard activations like the parameters (by FSDP's
+    Without the constraint, the compiler may shard activations like the parameters (by FSDP's
     axis): each device then computes a slice of the width for every example.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -95,7 +95,7 @@ def shard_examples(x):
 
 
 def shard_like_params(tree):
-    """Constrains gradients (named as parameters) to their sharding; the identity without a mesh."""
+    """Constrains gradients to the sharding of their parameters; the identity without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names != AXES:
         return tree
@@ -105,7 +105,8 @@ def shard_like_params(tree):
 def partition_table(params, mesh: Mesh) -> list[str]:
     """Returns lines of text: name, shape, partition and bytes per device of each parameter.
 
-    Blocks share a line. A parameter that a mesh axis should split but doesn't divide says so.
+    Numbered blocks share a line. A line names the mesh axes that should split the parameter but
+    divide none of its axes.
 
     Args:
         params: arrays, or shapes with shardings.
@@ -170,7 +171,7 @@ def compile_train_step(train_step: Callable, state, batch):
 
 
 # By default XLA interleaves large matrix products with the gathering of their sharded operand.
-# Gathering the operand whole, one product ahead, takes half the time: 0.48 s a step instead of
+# Gathering the whole operand, one product ahead, takes half the time: 0.48 s a step instead of
 # 0.94 s (the compiler's estimate for H/14 on v5e:4x4 with fsdp=16).
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 

@@ -13,7 +13,7 @@ from vit_jax.training import optim, steps, train_state
 class Program:
     """A run's model, optimizer and steps, compiled when first used.
 
-    The mesh may belong to this machine, or be described (`vit_jax/aot`).
+    The mesh may have this machine's devices, or described ones (`vit_jax/aot`).
 
     Attributes:
         model: the VisionTransformer.
@@ -32,7 +32,7 @@ class Program:
             mesh: the mesh to compile for.
 
         Raises:
-            UserError: a model or an optimizer that can't be made.
+            UserError: invalid fields of the model or the optimizer.
         """
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
         self.model = models.from_config(config)
@@ -46,13 +46,13 @@ class Program:
 
     @functools.cached_property
     def train_step(self):
-        """`steps.make_train_step`, compiled."""
+        """The compiled training step, see `steps.make_train_step`."""
         step = steps.make_train_step(self.model, self.tx, self.learning_rate, self.config)
         return sharding.compile_train_step(step, self.shapes, self.batch_shapes)
 
     @functools.cached_property
     def eval_step(self):
-        """`steps.make_eval_step`, compiled."""
+        """The compiled evaluation step, see `steps.make_eval_step`."""
         step = steps.make_eval_step(self.model, self.config)
         batch = sharding.batch_shapes(
             self.eval_batch_size, self.image_shape, self.mesh, with_mask=True

@@ -30,8 +30,8 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         A function of a TrainState and a batch: `images` uint8 (N, H, W, C), `labels` int32 (N,).
         Its metrics are float32 scalars: `loss` and `accuracy` before the update, the
         `learning_rate`, `grad_norm` before clipping, `param_norm` after the update. With
-        `config.on_nonfinite="skip"` an update is dropped if any of them isn't finite; `skipped`
-        counts these.
+        `config.on_nonfinite="skip"`, an update is dropped if any of them isn't finite; `skipped`
+        counts the dropped updates.
     """
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 
@@ -93,7 +93,7 @@ def make_eval_step(model, config) -> Callable:
 
 
 def check(config) -> None:
-    """Raises UserError for a configuration whose steps can't work."""
+    """Raises UserError if a configuration is invalid for the training or evaluation step."""
     losses.create(config.loss, config.get("loss_args"))
     augment.check(config.augment)
     checks.check_choice("config.on_nonfinite", config.on_nonfinite, ON_NONFINITE)

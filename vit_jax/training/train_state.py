@@ -16,7 +16,7 @@ class TrainState:
         step: int32 (), the number of steps taken.
         params: the model's parameters.
         opt_state: the optimizer's state.
-        ema_params: the exponential moving average of `params`; None if `config.ema_decay` is.
+        ema_params: the exponential moving average of `params`; None if `config.ema_decay` is None.
         skipped: int32 (), the number of updates dropped by `config.on_nonfinite="skip"`.
     """
 
@@ -76,5 +76,5 @@ def with_params(state: TrainState, params: dict) -> TrainState:
 
 
 def copy(params: dict) -> dict:
-    """Copies parameters: the train step donates both them and their average."""
+    """Copies parameters: the training step donates both the parameters and their average."""
     return jax.tree.map(jnp.copy, params)

@@ -17,10 +17,11 @@ import command_line
 import input_pipeline
 from vit_jax import models, pretrained
 from vit_jax.errors import UserError
+from vit_jax.evaluation import accuracy
 from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import create_mesh, replicated
 from vit_jax.runs import checkpoint, run_log
-from vit_jax.training import metrics, steps
+from vit_jax.training import steps
 from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
@@ -77,7 +78,7 @@ def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
         process_count=jax.process_count(),
     )
     params = jax.device_put(jax.device_get(params), replicated(mesh))
-    result = metrics.evaluate(eval_step, params, feeding.to_devices(batches, mesh))
+    result = accuracy.evaluate(eval_step, params, feeding.to_devices(batches, mesh))
     input_pipeline.report_corrupt(eval_set)
     return result
 

@@ -20,13 +20,14 @@ import input_pipeline
 from vit_jax import models, pretrained
 from vit_jax.aot import compile_for
 from vit_jax.errors import Preempted, UserError
+from vit_jax.evaluation import accuracy
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
 from vit_jax.runs import checkpoint, run_folder, run_log
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
-from vit_jax.training import metrics, optim, schedules, steps
+from vit_jax.training import optim, schedules, steps
 from vit_jax.training.program import Program
 from vit_jax.training.train_state import with_params
 
@@ -68,6 +69,8 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
     process = {name: share[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
+    # To add one: input_pipeline.open_source(name, data_dir, split, train_set.class_names).
+    eval_sets = {"val": eval_set}
     config = resolve(config, train_set, share["process_count"])
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
@@ -86,16 +89,16 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
     batches = feeding.to_devices(batches, mesh)
-    log_summary(program, train_set, eval_set, state)
+    log_summary(program, train_set, eval_sets, state)
     if jax.process_index() == 0:
         run_folder.write_config(workdir, config)
         run_folder.write_class_names(workdir, train_set.class_names)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
-        stack.callback(input_pipeline.report_corrupt, train_set, eval_set)
+        stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        run = Run(config, program, {"val": eval_set}, process, checkpoints, log, preemption)
+        run = Run(config, program, eval_sets, process, checkpoints, log, preemption)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -146,7 +149,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
             eval_set, run.config, batch_size=program.eval_batch_size, **run.process
         )
         batches = feeding.to_devices(batches, program.mesh)
-        results[name] = metrics.evaluate(
+        results[name] = accuracy.evaluate(
             program.eval_step, state.eval_params, batches, run.preemption.sync
         )
         if results[name] is None:
@@ -219,7 +222,7 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
     return config
 
 
-def log_summary(program: Program, train_set, eval_set, state) -> None:
+def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
     """Logs one screen on the run that is about to start."""
     config, model, mesh = program.config, program.model, program.mesh
     height, width, channels = program.image_shape
@@ -231,7 +234,10 @@ def log_summary(program: Program, train_set, eval_set, state) -> None:
         f"mesh {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
         f"Training     {train_set.name}: {train_set.num_examples:,} examples, "
         f"{train_set.num_classes} classes",
-        f"Evaluation   {eval_set.name}: {eval_set.num_examples:,} examples",
+        *(
+            f"Evaluation   {eval_set.name}: {eval_set.num_examples:,} examples"
+            for eval_set in eval_sets.values()
+        ),
         f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.image_size = placeholder(object)  # in pixels: an int, or (height, width)
     config.dtype = "bfloat16"  # of matrix products and activations; or "float32"
     config.loss = "softmax"  # or "sigmoid"; vit_jax/training/losses.py
-    config.loss_args = placeholder(object)  # the loss's keyword parameters, as a dict
+    config.loss_args = placeholder(object)  # --config.loss_args="{'gamma': 2.0}"
     config.grad_clip_norm = 1.0  # 0: no clipping
     config.on_nonfinite = "stop"  # or "skip": drops updates that aren't finite, and counts them
     config.ema_decay = placeholder(float)  # such as 0.9999: evaluates the parameters' average
@@ -72,7 +72,8 @@ def get_config() -> ConfigDict:
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
 
-    # Fields of vit_jax/models/vit.py. The variant sets those that are None.
+    # Fields of vit_jax/models/vit.py. The variant sets those that are None; with another width,
+    # mlp_dim is 4 x width, and num_heads must divide it.
     config.model = ConfigDict()
     config.model.variant = "B/16"  # vit_jax/models/variants.py
     config.model.patch_size = placeholder(object)

@@ -5,11 +5,11 @@ python train.py --config=configs/finetune.py:model=B/16,dataset=cifar10 \
 
 Keys: model, a published size; dataset, one of those below or a folder of
 <split>/<class>/*.jpg|png; steps; sweep, which holds out a part of the training split to evaluate
-on, for choosing a learning rate. Instead of the paper's recipe:
+on, for choosing a learning rate; quick, to try it without weights. Instead of the paper's recipe:
   probe              trains the head alone
   layer_decay=0.75   lowers the learning rate of each layer towards the input
   adamw              AdamW with learning rate 2e-5, for short runs (steps=1000)
-Without weights, the run prints where to find published ones. Try it without any: quick.
+Without weights, the run prints where to find published ones.
 
 Published accuracies on the test split, in % (arXiv:2010.11929, Table 5; pre-trained on
 ImageNet-21k; not measured with this code):

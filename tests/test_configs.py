@@ -1,10 +1,29 @@
 """Presets, recipes and their arguments."""
 
+import importlib
+import pathlib
+
 import pytest
 
+import train
 from configs import cifar10, common, finetune, vit_b16, vit_s16, vit_ti16
 from vit_jax import models
 from vit_jax.training import augment, schedules
+
+PRESETS = sorted(
+    path.stem
+    for path in pathlib.Path(common.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "common", "recipes")
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_can_be_created_in_full_size(preset):
+    module = importlib.import_module(f"configs.{preset}")
+    config = module.get_config()
+    config.num_classes = 1000
+    train.check(config)
+    assert f"--config=configs/{preset}.py" in module.__doc__, "its first lines say how to run it"
 
 
 def test_augreg_by_strength_and_by_size():

@@ -10,7 +10,6 @@ import tomllib
 import pytest
 
 from configs import common
-from vit_jax import models
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -147,16 +146,6 @@ def test_the_package_holds_every_room():
     for folder in ROOT.glob("vit_jax/*/"):
         if list(folder.glob("*.py")):
             assert (folder / "__init__.py").exists(), folder
-
-
-def test_every_model_field_can_be_configured():
-    """Except num_classes and dtype, which have fields of their own."""
-    configured = set(common.get_config().model) - {"variant"}
-    assert configured == set(models.FIELDS) - {"num_classes", "dtype"}
-    defaults = {f: models.VisionTransformer.__dataclass_fields__[f].default for f in configured}
-    for name, value in common.get_config().model.items():
-        if value is not None and name != "variant":
-            assert value == defaults[name], name
 
 
 def test_a_preset_cannot_assign_to_an_unknown_field():

@@ -28,6 +28,7 @@ import train
 from configs import common, recipes
 from vit_jax import checkpoint, models
 from vit_jax.errors import Preempted, UserError
+from vit_jax.evaluation import accuracy
 from vit_jax.parallel import feeding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.runs import run_folder
@@ -79,7 +80,7 @@ def test_what_a_run_writes(finished):
     evaluated = [row for row in table if "val/loss" in row]
     assert [row["step"] for row in trained] == [10, 20, 30, 40, 50, 60]
     assert [row["step"] for row in evaluated] == [30, 60]
-    assert set(evaluated[0]) == {"step", "val/loss", "val/accuracy", "val/accuracy_top5"}
+    assert set(evaluated[0]) == {"step", *(f"val/{name}" for name in metrics.NAMES)}
     for name in ("learning_rate", "images_per_second", "grad_norm", "accuracy"):
         assert f"train/{name}" in trained[0]
     assert list(workdir.glob("events.out.tfevents.*"))
@@ -282,15 +283,6 @@ def test_digits_are_learned(seed, tmp_path):
     assert rows(tmp_path)[-1]["val/accuracy"] >= 0.97
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_can_be_created_in_full_size(preset):
-    module = importlib.import_module(f"configs.{preset}")
-    config = module.get_config()
-    config.num_classes = 1000
-    train.check(config)
-    assert f"--config=configs/{preset}.py" in module.__doc__
-
-
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(tmp_path):
     """The same run on a mesh of 1 and of 8 devices, through the whole pipeline."""
@@ -320,7 +312,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(image_folder, tiny_config)
     for size in (8, 1):
         batches = input_pipeline.eval_batches(eval_set, tiny_config, batch_size=size)
         batches = list(feeding.to_devices(batches, mesh))
-        results.append(metrics.evaluate(eval_step, params, batches))
+        results.append(accuracy.evaluate(eval_step, params, batches))
         losses += [float(eval_step(params, batch)["loss"]) for batch in batches]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     assert len(set(losses[2:])) == 13
@@ -383,7 +375,7 @@ def test_a_truncated_checkpoint_gives_way(finished, tmp_path):
         ({"loss": "mse"}, "config.loss is 'mse'"),
         ({"augment.crop": "centre"}, "augment.crop is 'centre'"),
         ({"augment.erasing_fill": "mean"}, "augment.erasing_fill is 'mean'"),
-        ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; it must be 'adamw', 'adam' or"),
+        ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; it must be 'adamw'"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin'"),
         ({"schedule.warmup_steps": 60}, "warmup_steps 60 must be below the run's 60 steps"),
         ({"best_metric": "f1"}, "best_metric is 'f1'"),

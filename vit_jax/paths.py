@@ -1,5 +1,8 @@
 """The names of a model's parameters: the one place that knows them.
 
+To add a parameter, name it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in
+`is_input_layer`; elsewhere, in `is_known`. FSDP needs nothing. Only leaves named `kernel` decay.
+
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks have numbers, or are stacked by `scan`
 under "encoderblock" with a leading axis over the layers. D: width, H: heads, d: D / H.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import apply, init, tiny_model
 
+from configs import common
 from vit_jax import models, paths
 from vit_jax.errors import UserError
 from vit_jax.models.stacking import stack_blocks, unstack_blocks
@@ -54,6 +55,16 @@ def test_sizes_outside_the_table():
     assert models.create("B/16", width=1152, mlp_dim=4304).mlp_dim == 4304
     assert models.create("g/14").mlp_dim == 6144
     assert models.create("S/16", representation_size=True).representation_size == 384
+
+
+def test_every_model_field_can_be_configured():
+    """Except num_classes and dtype, which have fields of their own."""
+    configured = set(common.get_config().model) - {"variant"}
+    assert configured == set(models.FIELDS) - {"num_classes", "dtype"}
+    defaults = {f: models.VisionTransformer.__dataclass_fields__[f].default for f in configured}
+    for name, value in common.get_config().model.items():
+        if value is not None and name != "variant":
+            assert value == defaults[name], name
 
 
 DROP = dict(dropout_rate=0.2, attention_dropout_rate=0.1, stochastic_depth_rate=0.3)

@@ -38,7 +38,7 @@ def test_parameters_of_a_loss(monkeypatch):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="config.loss is 'mse'; it must be 'softmax' or 'sigmoid'"):
+    with pytest.raises(UserError, match="config.loss is 'mse'; it must be 'softmax'"):
         losses.create("mse")
     with pytest.raises(UserError, match="config.loss_args has 'gamma'; 'softmax' takes none"):
         losses.create("softmax", dict(gamma=2.0))

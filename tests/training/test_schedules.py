@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 from vit_jax.training import schedules
 
 STEPS = np.arange(10, 101)  # after the warmup
-EXPECTED = {
+EXPECTED = {  # every schedule needs a row
     "cosine": 1 + np.cos(np.pi * (STEPS - 10) / 90),
     "linear": 2.0 * (100 - STEPS) / 90,
     "rsqrt": 2.0 / np.sqrt(1 + (STEPS - 10) / 20) * np.minimum(1, (100 - STEPS) / 15),

@@ -30,7 +30,7 @@ CAPTURES = (*BLOCK_CAPTURES, "tokens")
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU in between: the MLP of Eq. 3."""
+    """Two dense layers with an activation in between: the MLP of Eq. 3."""
 
     mlp_dim: int
     gelu: str = "tanh"
@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
         posemb: position embeddings: "learned" (with a row for the class token), "sincos2d",
             "sincos1d" or "none".
         norm: "pre" (the paper) or "post" (a LayerNorm after each residual sum).
-        gelu: "tanh" (Google's) or "exact" (PyTorch's).
+        gelu: the MLP's activation, a key of GELUS: "tanh" (Google's GELU) or "exact" (PyTorch's).
         layer_norm_eps: the epsilon of every LayerNorm.
         representation_size: the width of a tanh layer before the head; None: no such layer.
         head_bias_init: the initial bias of the head, whose weights start at zero.

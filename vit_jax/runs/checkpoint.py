@@ -2,8 +2,12 @@
 
 <workdir>/checkpoints/<step>/       one checkpoint, a folder for each item: `params`,
                                     `opt_state`, `ema_params` (if the run keeps an average),
-                                    and `metrics`, of an evaluation of this step
+                                    and `metrics`, of an evaluation of this step; its metadata
+                                    has the number of skipped updates
 <workdir>/corrupt_checkpoints/      checkpoints that couldn't be read
+
+A run needs nothing else to resume: randomness and the order of the examples follow from the seed
+and the step.
 """
 
 import contextlib
@@ -79,7 +83,7 @@ class Checkpoints:
         if keep_every_steps:
             policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         if best_metric:
-            sign = -1.0 if best_metric.endswith("loss") else 1.0
+            sign = -1.0 if best_metric in metrics.LOWER_IS_BETTER else 1.0
             options = dict(best_fn=lambda values: sign * values[best_metric], best_mode="max")
             policies.append(
                 checkpoint_managers.BestN(

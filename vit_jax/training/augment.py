@@ -1,11 +1,12 @@
 """Augmentation on the device: uint8 images and integer labels become the input of the loss.
 
-Everything random is drawn from the given key, either once for the whole batch or from one key per
-example, so it doesn't depend on how the batch is sharded. What happens on the host before (crops,
+Everything random is drawn from the given key, in shapes that don't depend on how the batch is
+sharded. What happens on the host before (crops,
 flips, RandAugment) is in `vit_jax/data/preprocess.py`.
 
 To add one, apply it in `train_inputs`, and extend `check` and `describe`; its settings go into
-`config.augment` in configs/common.py.
+`config.augment` in configs/common.py. For its randomness fold a new constant into `key`, so that
+the other augmentations keep what they draw.
 """
 
 import jax
@@ -24,8 +25,7 @@ def train_inputs(images, labels, key, num_classes: int, config):
         labels: int (N,).
         key: the source of all randomness.
         num_classes: the classes of the targets.
-        config: `config.augment`. Used here: mean, std, label_smoothing, and the fields of
-            erasing, MixUp and CutMix.
+        config: `config.augment`.
 
     Returns:
         float32 images (N, H, W, C) and targets (N, num_classes), each target summing to 1.

@@ -1,6 +1,7 @@
 """Losses: (logits, targets) -> one float32 number per example.
 
-To add one, write the function and give it a row in LOSSES.
+To add one, write the function and give it a row in LOSSES. Its keyword-only parameters are set by
+`config.loss_args`.
 """
 
 import functools
@@ -36,10 +37,7 @@ def sigmoid_cross_entropy(logits, targets):
 
 
 class Loss(NamedTuple):
-    """A loss, and how logits (N, C) of a model trained with it become probabilities (N, C).
-
-    Keyword-only parameters of `function` are set by `config.loss_args`.
-    """
+    """A loss, and how logits (N, C) of a model trained with it become probabilities (N, C)."""
 
     function: Callable
     probabilities: Callable

@@ -1,17 +1,15 @@
 """Evaluation metrics, as sums over examples so that batches of any size add up exactly.
 
-To add one, return its sum over a batch from `batch_sums` and its name in NAMES.
+To add one, return its sum over a batch from `batch_sums`, and add its name to NAMES. It is then
+written to metrics.jsonl and TensorBoard, and printed by evaluate.py; the line on the console is
+`evaluation_line` in vit_jax/runs/run_log.py.
 """
-
-from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from vit_jax.errors import UserError
 
 NAMES = ("loss", "accuracy", "accuracy_top5")
+LOWER_IS_BETTER = ("loss",)  # of the others, the highest value is the best
 
 
 def batch_sums(logits, labels, losses, mask) -> dict:
@@ -36,48 +34,7 @@ def batch_sums(logits, labels, losses, mask) -> dict:
     return {
         "loss": total(losses),
         "accuracy": total(hits[:, 0]),
-        "accuracy_top5": total(hits.any(axis=1)),
+        "accuracy_top5": total(hits[:, :5].any(axis=1)),
         "count": total(jnp.ones(len(labels))),
         "unlabelled": total((labels < 0) | (labels >= logits.shape[-1])),
     }
-
-
-def evaluate(
-    eval_step: Callable,
-    params,
-    batches: Iterable[dict],
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-    """Returns the metrics over all batches; each real example counts once.
-
-    Args:
-        eval_step: (params, batch) -> `batch_sums`.
-        batches: global batches on the devices, with a mask.
-        stop_requested: called before each batch; if it returns True, None is returned.
-    """
-    sums = []
-    for batch in batches:
-        if stop_requested():
-            return None
-        sums.append(eval_step(params, batch))
-        jax.block_until_ready(sums[-3:][0])  # dispatch at most two batches ahead
-    return means(sums)
-
-
-def means(sums: list[dict]) -> dict[str, float]:
-    """Returns the means over all examples of a list of `batch_sums`.
-
-    Raises:
-        UserError: labels that aren't among the classes, as in splits published without labels.
-    """
-    sums = jax.device_get(sums)
-
-    def total(name):
-        return np.sum([batch[name] for batch in sums], dtype=np.float64)
-
-    if unlabelled := int(total("unlabelled")):
-        raise UserError(
-            f"{unlabelled} of {int(total('count'))} evaluation examples have a label that isn't "
-            "among the classes: use a split with labels"
-        )
-    return {name: float(total(name) / total("count")) for name in NAMES}

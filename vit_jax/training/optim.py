@@ -1,6 +1,8 @@
 """The optimizer: clipping, update rule, weight decay, and learning rates per parameter.
 
-To add an update rule, write a function of `config.optimizer` and give it a row in OPTIMIZERS.
+To add an update rule, write a function of `config.optimizer` that turns gradients into directions,
+and give it a row in OPTIMIZERS; the learning rate and the sign come after it. A new field gets its
+default in configs/common.py. The optimizer's state is sharded like the parameters.
 """
 
 import re

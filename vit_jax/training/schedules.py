@@ -1,7 +1,8 @@
 """Learning rate schedules: a linear warmup from 0 to `base_lr`, then one of SCHEDULES.
 
 To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES.
-`step` is a float32 scalar, `config` is `config.schedule`.
+`step` is a float32 scalar, `config` is `config.schedule`. A new field gets its default in
+configs/common.py; `check` refuses values that can't work.
 """
 
 from collections.abc import Callable

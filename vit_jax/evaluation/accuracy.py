@@ -1,0 +1,54 @@
+"""Loss and accuracy over an evaluation set.
+
+Other kinds of evaluation go into files of their own here, and are called by `evaluate` in train.py
+and by evaluate.py.
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.training import metrics
+
+
+def evaluate(
+    eval_step: Callable,
+    params,
+    batches: Iterable[dict],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Returns the metrics over all batches; each real example counts once.
+
+    Args:
+        eval_step: (params, batch) -> `metrics.batch_sums`.
+        batches: global batches on the devices, with a mask.
+        stop_requested: called before each batch; if it returns True, None is returned.
+    """
+    sums = []
+    for batch in batches:
+        if stop_requested():
+            return None
+        sums.append(eval_step(params, batch))
+        jax.block_until_ready(sums[-3:][0])  # dispatch at most two batches ahead
+    return means(sums)
+
+
+def means(sums: list[dict]) -> dict[str, float]:
+    """Returns the means over all examples of a list of `metrics.batch_sums`.
+
+    Raises:
+        UserError: labels that aren't among the classes, as in splits published without labels.
+    """
+    sums = jax.device_get(sums)
+
+    def total(name):
+        return np.sum([batch[name] for batch in sums], dtype=np.float64)
+
+    if unlabelled := int(total("unlabelled")):
+        raise UserError(
+            f"{unlabelled} of {int(total('count'))} evaluation examples have a label that isn't "
+            "among the classes: use a split with labels"
+        )
+    return {name: float(total(name) / total("count")) for name in metrics.NAMES}

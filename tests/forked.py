@@ -1,5 +1,6 @@
 """Runs scripts in processes forked from one that has imported them: imports take ten seconds."""
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -68,5 +69,8 @@ def execute(args: list[str], paths: list[str], devices: int) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.chdir(ROOT)
     sys.argv = args
-    with contextlib.suppress(BrokenPipeError):
-        runpy.run_path(str(ROOT / args[0]), run_name="__main__")
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            runpy.run_path(str(ROOT / args[0]), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # JAX leaves the other processes; forks end without it

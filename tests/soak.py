@@ -1,15 +1,14 @@
-"""Kills a run again and again at random moments: what is left must have the bits of one let alone.
+"""Kills a run at random moments, and compares it with a run that wasn't killed, bit for bit.
 
     python tests/soak.py --kills=20
-    python tests/soak.py --kills=5 --processes=2    # one of the two, drawn each time
+    python tests/soak.py --kills=5 --processes=2    # kills one of the two, at random
 
-After each kill the newest complete checkpoint is compared with the same step of the run that was
-let alone: parameters, their average, the optimizer's state. At the end, once a start was let
-through, all of the two runs is: their checkpoints and every row of metrics.jsonl.
+After each kill the newest complete checkpoint is compared with the same step of the undisturbed
+run: parameters, their average and the optimizer's state. The last start runs to the end; then all
+checkpoints and all rows of metrics.jsonl are compared.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -19,30 +18,32 @@ import sys
 import tempfile
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
+from whole_runs import ROOT, assert_same_checkpoint, steps_in, untimed_rows
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-EVERY = 20
+SAVE_EVERY = 20
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--num_steps", type=int, default=2000, help="of the run")
-    parser.add_argument("--longest", type=float, default=6.0, help="seconds of training let be")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    given = parser.parse_args()
+    parser.add_argument("--kills", type=int, default=20, help="how often to kill the run")
+    parser.add_argument("--processes", type=int, default=1, help="the run's number of processes")
+    parser.add_argument("--num_steps", type=int, default=2000, help="the run's number of steps")
+    parser.add_argument(
+        "--max_seconds", type=float, default=6.0, help="longest training between two kills"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments to kill at")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        same = soak(pathlib.Path(folder), **vars(given))
-    print(f"{same} of {given.kills} kills, and the end: identical bits" if same else "Not the same")
-    return 0 if same == given.kills else 1
+        identical = soak(pathlib.Path(folder), **vars(args))
+    if identical:
+        print(f"{identical} of {args.kills} kills, and the end: identical bits")
+    else:
+        print("The finished runs differ")
+    return 0 if identical == args.kills else 1
 
 
-def run_of(num_steps: int) -> list[str]:
-    """As busy with saving and evaluating as with training."""
+def run_flags(num_steps: int) -> list[str]:
+    """Flags of a run that spends as much time on saving and evaluating as on training."""
     return [
         "--config=configs/digits.py",
         "--config.model.width=64",
@@ -50,114 +51,95 @@ def run_of(num_steps: int) -> list[str]:
         "--config.schedule.warmup_steps=20",
         "--config.ema_decay=0.99",
         "--config.log_every_steps=5",
-        f"--config.eval_every_steps={2 * EVERY}",
-        f"--config.checkpoint_every_steps={EVERY}",
-        f"--config.keep_every_steps={EVERY}",
+        f"--config.eval_every_steps={2 * SAVE_EVERY}",
+        f"--config.checkpoint_every_steps={SAVE_EVERY}",
+        f"--config.keep_every_steps={SAVE_EVERY}",
         "--heartbeat_seconds=10",
     ]
 
 
-def soak(folder, kills, processes=1, num_steps=2000, longest=6.0, seed=0) -> int:
-    """How many kills left a run with the bits of one let alone; 0 if its end isn't the same."""
-    killed, alone, arguments = folder / "killed", folder / "alone", run_of(num_steps)
-    finish(start(alone, processes, arguments))
-    moments, same = random.Random(seed), 0
+def soak(folder, kills, processes=1, num_steps=2000, max_seconds=6.0, seed=0) -> int:
+    """Returns how many kills left identical bits; 0 if the finished runs differ."""
+    killed, undisturbed, flags = folder / "killed", folder / "undisturbed", run_flags(num_steps)
+    finish(start(undisturbed, processes, flags))
+    rng, identical = random.Random(seed), 0
     for i in range(kills):
-        process = start(killed, processes, arguments)
-        # A moment of the start now and then; else of training, evaluating or saving.
-        beginning = moments.random() < 0.2
-        if beginning:
-            time.sleep(moments.uniform(0.0, 6.0))
+        process = start(killed, processes, flags)
+        # One kill in five comes while the run starts; the others while it trains.
+        starting = rng.random() < 0.2
+        if starting:
+            time.sleep(rng.uniform(0.0, 6.0))
         else:
-            wait_for_start(killed, process)
-            time.sleep(moments.uniform(0.0, longest))
+            wait_for_first_step(killed, process)
+            time.sleep(rng.uniform(0.0, max_seconds))
         if process.poll() is not None:
-            raise RuntimeError(f"The run ended before kill {i + 1}: give it more --num_steps")
-        victim = kill(process, processes, moments)
-        newest = max(steps(killed), default=None)
-        equal = newest is None or same_checkpoint(killed, alone, newest)
-        same += equal
+            raise RuntimeError(f"The run ended before kill {i + 1}: increase --num_steps")
+        victim = kill(process, processes, rng)
+        newest = max(steps_in(killed), default=None)
+        same = newest is None or is_same_checkpoint(killed, undisturbed, newest)
+        identical += same
         print(
-            f"kill {i + 1}: {victim} {'at the start' if beginning else 'at work'}, newest "
-            f"checkpoint {newest}: {'identical' if equal else 'NOT the same'}",
+            f"kill {i + 1}: {victim} while {'starting' if starting else 'training'}, newest "
+            f"checkpoint {newest}: {'identical' if same else 'DIFFERENT'}",
             flush=True,
         )
-    finish(start(killed, processes, arguments))
-    ends = steps(killed) == steps(alone) and rows(killed) == rows(alone)
-    ends = ends and all(same_checkpoint(killed, alone, step) for step in steps(alone))
-    return same if ends else 0
+    finish(start(killed, processes, flags))
+    steps = steps_in(undisturbed)
+    same = steps_in(killed) == steps and untimed_rows(killed) == untimed_rows(undisturbed)
+    same = same and all(is_same_checkpoint(killed, undisturbed, step) for step in steps)
+    return identical if same else 0
 
 
-def start(workdir: pathlib.Path, processes: int, arguments) -> subprocess.Popen:
+def start(workdir: pathlib.Path, processes: int, flags) -> subprocess.Popen:
+    """Starts the run, or resumes it; its console goes to a file."""
     command = [sys.executable]
     if processes > 1:
         command += ["launch/local.py", f"--num_processes={processes}"]
-    command += ["train.py", f"--workdir={workdir}", *arguments]
+    command += ["train.py", f"--workdir={workdir}", *flags]
     workdir.mkdir(exist_ok=True)
     return subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        stdout=(workdir / "started").open("w"),
+        stdout=(workdir / "console").open("w"),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def wait_for_start(workdir: pathlib.Path, process) -> None:
-    """Until the first line on a step, or the run's end."""
-    while "\nstep " not in (workdir / "started").read_text() and process.poll() is None:
+def wait_for_first_step(workdir: pathlib.Path, process) -> None:
+    """Waits until the run logs a step, or ends."""
+    while "\nstep " not in (workdir / "console").read_text() and process.poll() is None:
         time.sleep(0.01)
 
 
-def kill(process, processes: int, moments) -> str:
-    """kill -9 of the run, or of one of its processes; returns which, once all of it is gone."""
+def kill(process, processes: int, rng) -> str:
+    """Kills the run, or one of its processes, with SIGKILL; returns which, once all have ended."""
     if processes == 1:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return "the run"
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
     pids = [int(pid) for pid in children.read_text().split()] if process.poll() is None else []
-    which = moments.randrange(processes)
+    index = rng.randrange(processes)
     if len(pids) == processes:
-        os.kill(pids[which], signal.SIGKILL)
+        os.kill(pids[index], signal.SIGKILL)
     process.wait(timeout=180)
-    return f"process {which}"
+    return f"process {index}"
 
 
 def finish(process) -> None:
+    """Waits for the end of a run; raises RuntimeError if it failed."""
     if process.wait(timeout=900) != 0:
         raise RuntimeError(f"{process.args} ended with {process.returncode}")
 
 
-def steps(workdir) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
-
-
-def same_checkpoint(workdir, other, step: int) -> bool:
-    """Whether all that is stored of a step has the same bits."""
-    equal = []
-    for item in ("params", "ema_params", "opt_state"):
-        ours, theirs = (
-            arrays(folder / "checkpoints" / str(step) / item) for folder in (workdir, other)
-        )
-        equal += [jax.tree.structure(ours) == jax.tree.structure(theirs)]
-        equal += jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs))
-    return all(equal)
-
-
-def arrays(path):
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path)
-
-
-def rows(workdir) -> list[dict]:
-    """Of metrics.jsonl, without what the clock decides."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if "per_second" not in name}
-        for line in lines
-    ]
+def is_same_checkpoint(workdir, other, step: int) -> bool:
+    try:
+        assert_same_checkpoint(workdir, other, step)
+    except (AssertionError, ValueError):  # other bits, or another tree
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Runs as users start them, and what they leave."""
+"""Starting runs as users do, and comparing what runs write."""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from configs import digits
-
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
 
 
@@ -31,39 +30,62 @@ def run_script(script, *args):
     )
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def untimed(row):
-    return {name: value for name, value in row.items() if name != "train/images_per_second"}
+def wait_for(path: pathlib.Path, text: str, script) -> None:
+    """Waits until a file contains a text; fails if the script that writes it ends before."""
+    while not path.exists() or text not in path.read_text():
+        assert script.poll() is None, script.finish()
+        time.sleep(0.01)
 
 
 def quick_config(**fields):
+    """The quick configuration of the digits, on eight devices."""
+    from configs import digits  # soak.py doesn't have the repository on its path
+
     config = digits.get_config("quick")
     config.mesh.data = 8
     config.update(fields)
     return config
 
 
-def assert_same_run(workdir, other):
-    assert steps_in(workdir) == steps_in(other)
-    for item in sorted(path.name for path in last_checkpoint(other).iterdir() if path.is_dir()):
-        if item == "metrics":
-            continue
-        ours, theirs = (restore(folder, item) for folder in (workdir, other))
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert [untimed(row) for row in rows(workdir)] == [untimed(row) for row in rows(other)]
+def rows(workdir) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def steps_in(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+def untimed(row: dict) -> dict:
+    """A row without its throughput."""
+    return {name: value for name, value in row.items() if name != "train/images_per_second"}
 
 
-def last_checkpoint(workdir):
+def untimed_rows(workdir) -> list[dict]:
+    return [untimed(row) for row in rows(workdir)]
+
+
+def steps_in(workdir) -> list[int]:
+    """The steps of a run's complete checkpoints."""
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def last_checkpoint(workdir) -> pathlib.Path:
     return workdir / "checkpoints" / str(steps_in(workdir)[-1])
 
 
-def restore(workdir, item):
-    """An item of the last checkpoint, as it is stored."""
-    return ocp.StandardCheckpointer().restore(last_checkpoint(workdir) / item)
+def assert_same_checkpoint(workdir, other, step: int) -> None:
+    """Asserts that every item of a checkpoint has the same bits in two runs."""
+    ours, theirs = (folder / "checkpoints" / str(step) for folder in (workdir, other))
+    for item in sorted(path.name for path in theirs.iterdir() if path.is_dir()):
+        if item != "metrics":
+            trees = (ocp.StandardCheckpointer().restore(folder / item) for folder in (ours, theirs))
+            jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def assert_same_run(workdir, other) -> None:
+    """Asserts that two runs have the same checkpoints, the last bit for bit, and rows."""
+    ours, theirs = (
+        sorted(path.name for path in (folder / "checkpoints").iterdir())
+        for folder in (workdir, other)
+    )
+    assert ours == theirs
+    assert_same_checkpoint(workdir, other, steps_in(other)[-1])
+    assert untimed_rows(workdir) == untimed_rows(other)

@@ -161,17 +161,17 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
     ]
     if changed:
         changes = "; ".join(f"{field}: {old[field]!r} -> {new[field]!r}" for field in changed)
-        fix = "use another --workdir, or the recorded values"
+        message = (
+            f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
+            "another --workdir, or the recorded values"
+        )
         if any(is_in(field, LENGTH) for field in changed):
-            fix += (
+            message += (
                 ". A run can't be extended in place, whether it is finished or not: to continue "
                 f"from its parameters, start a new run with --config.init_from={workdir} in "
                 "another --workdir"
             )
-        raise UserError(
-            f"{workdir} holds a run with another configuration (recorded -> given): {changes}: "
-            f"{fix}"
-        )
+        raise UserError(message)
     old_parts, new_parts = old.get("dataset.parts"), new.get("dataset.parts")
     if old_parts not in (None, new_parts):
         logger.warning(

@@ -5,7 +5,7 @@ python evaluate.py --workdir=runs/vit_b16 --split=validation --step=90000 --json
 python evaluate.py --config=configs/vit_b16.py --config.init_from=B_16.npz --config.image_size=384
 
 Every example of the split counts exactly once. The last command evaluates published weights on
-the dataset of a preset.
+a preset's dataset.
 """
 
 import json
@@ -26,11 +26,13 @@ from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
 STEP = flags.DEFINE_integer("step", None, "The checkpoint's step. Default: the latest.")
-SPLIT = flags.DEFINE_string("split", None, "Default: the run's dataset.eval_split.")
+SPLIT = flags.DEFINE_string(
+    "split", None, "The dataset's split. Default: the configuration's dataset.eval_split."
+)
 
 
 def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict[str, float]:
-    """Evaluates a run's checkpoint: its parameters' average, if the run keeps one.
+    """Evaluates a run's checkpoint, with the average of its parameters if the run keeps one.
 
     Args:
         workdir: the run's folder.
@@ -53,7 +55,7 @@ def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
     """Evaluates the weights in `config.init_from` on the configuration's dataset.
 
     Raises:
-        UserError: unknown weights, dataset or split, or weights of another model.
+        UserError: unknown weights, dataset or split, or weights of a different model.
     """
     config = config.copy_and_resolve_references()
     config.dataset.eval_split = split or config.dataset.eval_split
@@ -87,7 +89,9 @@ def main():
     run_log.start_logging()
     workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
     if config is not None and (workdir is not None or STEP.value is not None):
-        raise UserError("--config excludes --workdir and --step, which are for a run")
+        raise UserError(
+            "--config can't be combined with --workdir or --step, which select a checkpoint"
+        )
     if workdir is not None:
         values = evaluate(workdir, STEP.value, SPLIT.value)
     elif config is not None and config.init_from:

@@ -1,10 +1,11 @@
 """The names of a model's parameters: the one place that knows them.
 
 To add a parameter, name it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in
-`is_input_layer`; elsewhere, in `is_known`. FSDP needs nothing. Only leaves named `kernel` decay.
+`is_input_layer`; elsewhere, in `is_known`. FSDP needs no rule. Only leaves named
+`kernel` have weight decay.
 
 A name is a parameter's path in the tree of `model.init`, such as
-"Transformer/encoderblock_0/LayerNorm_0/scale". Blocks have numbers, or are stacked by `scan`
+"Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`
 under "encoderblock" with a leading axis over the layers. D: width, H: heads, d: D / H.
 """
 
@@ -29,8 +30,8 @@ MLP = "MlpBlock_0"
 MLP_IN, MLP_OUT = f"{MLP}/Dense_0", f"{MLP}/Dense_1"
 
 # Every parameter of a block, and how tensor parallelism splits it: by heads and by MLP units, so
-# that a block needs one sum over devices after attention and one after the MLP (arXiv:1909.08053,
-# section 3). A parameter that isn't here is refused by tensor parallelism and on export.
+# that a block needs one all-reduce after attention and one after the MLP (arXiv:1909.08053,
+# section 3). A parameter that isn't listed is refused by tensor parallelism and on export.
 BLOCK_PARAMETERS = {
     f"{NORM_0}/scale": P(None),  # (D,)
     f"{NORM_0}/bias": P(None),
@@ -46,18 +47,18 @@ BLOCK_PARAMETERS = {
     f"{MLP_OUT}/bias": P(None),
 }
 
-# The MAP head is a block with one query, and a LayerNorm less.
+# The MAP head is a block with one query and a single LayerNorm.
 BLOCK = re.compile(r"(?:encoderblock(?:_(?P<index>\d+))?|MAPHead_0)/(?P<parameter>(?!probe$).+)$")
-STEM = re.compile(r"(conv_root|gn_root|block\d+)/")  # a hybrid's
+STEM = re.compile(r"(conv_root|gn_root|block\d+)/")  # of a hybrid
 
 
 def path_name(path) -> str:
-    """Returns the name of a leaf, given its path as `jax.tree` has it."""
+    """Returns the name of a leaf, given its key path in `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def block_parameter(name: str) -> str | None:
-    """Returns a name without its block, a key of BLOCK_PARAMETERS; None outside blocks."""
+    """Returns a parameter's name within its block (see BLOCK_PARAMETERS); None outside blocks."""
     match = BLOCK.search(name)
     return match["parameter"] if match else None
 

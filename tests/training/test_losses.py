@@ -25,7 +25,7 @@ def test_losses_follow_their_formulas():
         np.testing.assert_allclose(loss.probabilities(logits), probabilities, rtol=1e-5)
 
 
-def test_parameters_of_a_loss(monkeypatch):
+def test_loss_args(monkeypatch):
     def scaled(logits, targets, *, scale=1.0):
         return scale * losses.softmax_cross_entropy(logits, targets)
 

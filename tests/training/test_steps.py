@@ -1,4 +1,4 @@
-"""The training and evaluation steps: meshes, accumulation, averages, randomness, padding."""
+"""The training step: meshes, accumulation, averages, randomness, updates that aren't finite."""
 
 import jax
 import jax.numpy as jnp
@@ -89,12 +89,12 @@ def assert_close(state, other, rtol=1e-4, atol=1e-5):
 
 @pytest.fixture
 def compiled(config, one_device):
-    """A state and a step with an average of the parameters and all kinds of dropout."""
+    """A state and a step with an average of the parameters and every kind of dropout."""
     return compile_step(config, one_device, **DROP)
 
 
 def test_a_step_with_randomness(compiled, batches, one_device):
-    """The same run has the same bits; dropout differs between steps; the average is one."""
+    """Runs repeat to the bit, dropout differs between steps, and ema_params is the average."""
     new_state, step = compiled
     values, states = take_steps(new_state, step, batches, one_device)
     again, others = take_steps(new_state, step, batches, one_device)
@@ -102,7 +102,7 @@ def test_a_step_with_randomness(compiled, batches, one_device):
     jax.tree.map(np.testing.assert_array_equal, states, others)
 
     losses = set()
-    for number in range(3):  # the loss is that before the update: only the masks can change it
+    for number in range(3):  # the loss before the update: only the dropout masks can change it
         state = new_state()
         state = state.replace(step=jax.device_put(np.int32(number), state.step.sharding))
         (batch,) = feeding.to_devices(batches[:1], one_device)
@@ -135,10 +135,10 @@ EVERYTHING = DROP | dict(remat="full", scan=True)
 def test_every_mesh_computes_what_one_device_does(
     config, batches, one_device, one_device_runs, axes, fields
 ):
-    """With everything random turned on, an average, rematerialization and accumulation."""
+    """All randomness is on, with an average, rematerialization and accumulation."""
     config.accum_steps = 2
     config.augment.mixup_alpha = 0.5
-    config.optimizer.update(name="sgd", momentum_dtype="float32")  # Adam's signs blow up rounding
+    config.optimizer.update(name="sgd", momentum_dtype="float32")  # Adam amplifies rounding
     config.schedule.base_lr = 0.1
     size = int(np.prod(list(axes.values())))
     mesh = meshes.create_mesh(**{"data": 1, **axes}, devices=jax.devices()[:size])
@@ -158,7 +158,7 @@ def one_device_runs():
 
 
 def test_no_device_ever_holds_more_than_its_shards_of_a_new_model(config):
-    """Neither as the result nor as temporaries."""
+    """Neither the result nor the temporaries exceed the device's share."""
     mesh = meshes.create_mesh(data=1, fsdp=8)
     model = tiny_model(width=256, mlp_dim=1024)
     params = jax.eval_shape(lambda: train_state.init_params(model, IMAGE, 0))
@@ -181,7 +181,7 @@ def test_accumulation_computes_what_the_whole_batch_does(config, batches, one_de
 
 @pytest.mark.slow
 def test_accumulation_saves_memory(config, one_device):
-    """Only one microbatch at a time is float32."""
+    """Images become float32 one microbatch at a time."""
     image = (128, 128, 3)
     model = tiny_model(patch_size=32, depth=1)
     temporaries = []
@@ -201,7 +201,7 @@ def test_accumulation_saves_memory(config, one_device):
 def test_updates_that_are_not_finite_are_dropped(
     config, batches, one_device, optimizer, monkeypatch
 ):
-    """As if the batch had been left out, except that the step and the schedule count it."""
+    """The result is as if the batch were left out, but the step and the schedule count it."""
 
     def poisoned(logits, targets):  # NaN if all labels are 9
         return losses.softmax_cross_entropy(logits, targets) + jnp.log(

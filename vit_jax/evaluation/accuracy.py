@@ -36,7 +36,7 @@ def evaluate(
 
 
 def means(sums: list[dict]) -> dict[str, float]:
-    """Returns the means over all examples of a list of `metrics.batch_sums`.
+    """Returns the mean of each metric over all examples, from a list of `metrics.batch_sums`.
 
     Raises:
         UserError: labels that aren't among the classes, as in splits published without labels.
@@ -46,9 +46,9 @@ def means(sums: list[dict]) -> dict[str, float]:
     def total(name):
         return np.sum([batch[name] for batch in sums], dtype=np.float64)
 
-    if unlabelled := int(total("unlabelled")):
+    if unlabeled := int(total("unlabeled")):
         raise UserError(
-            f"{unlabelled} of {int(total('count'))} evaluation examples have a label that isn't "
+            f"{unlabeled} of {int(total('count'))} evaluation examples have a label that isn't "
             "among the classes: use a split with labels"
         )
     return {name: float(total(name) / total("count")) for name in metrics.NAMES}

@@ -1,12 +1,12 @@
-"""Augmentation on the device: uint8 images and integer labels become the input of the loss.
+"""Augmentation on the device: uint8 images and integer labels -> the model's input and targets.
 
 Everything random is drawn from the given key, in shapes that don't depend on how the batch is
-sharded. What happens on the host before (crops,
-flips, RandAugment) is in `vit_jax/data/preprocess.py`.
+sharded. What happens before, on the host (crops, flips, RandAugment), is in
+`vit_jax/data/preprocess.py`.
 
 To add one, apply it in `train_inputs`, and extend `check` and `describe`; its settings go into
-`config.augment` in configs/common.py. For its randomness fold a new constant into `key`, so that
-the other augmentations keep what they draw.
+`config.augment` in configs/common.py. For its randomness, fold a new constant into `key`:
+what the other augmentations draw then stays the same.
 """
 
 import jax
@@ -24,7 +24,7 @@ def train_inputs(images, labels, key, num_classes: int, config):
         images: uint8 (N, H, W, C).
         labels: int (N,).
         key: the source of all randomness.
-        num_classes: the classes of the targets.
+        num_classes: the number of classes.
         config: `config.augment`.
 
     Returns:
@@ -50,7 +50,7 @@ def train_inputs(images, labels, key, num_classes: int, config):
 
 
 def check(config) -> None:
-    """Raises UserError for settings of `config.augment` that can't work on the device."""
+    """Raises UserError for invalid settings of `config.augment` that apply on the device."""
     for name in ("label_smoothing", "erasing_prob", "cutmix_prob"):
         checks.check_range(f"config.augment.{name}", config[name], 0, 1)
     for name in ("mixup_alpha", "cutmix_alpha"):
@@ -100,14 +100,14 @@ def mix(
     """Applies MixUp (arXiv:1710.09412) or CutMix (arXiv:1905.04899), or one of them at random.
 
     Each example is mixed with the one before it in the batch. Lambda, its own share, is drawn
-    from Beta(alpha, alpha). Targets are mixed by the share of pixels that an example really has.
+    from Beta(alpha, alpha). Targets are mixed by each example's actual share of the pixels.
 
     Args:
         images, targets: (N, H, W, C) and (N, num_classes).
         mixup_alpha, cutmix_alpha: 0 turns one off. If both are on, CutMix is chosen with
             probability `cutmix_prob`.
         per_example: whether every example draws its own choice, lambda and box, instead of one
-            for the batch (for the microbatch, with accumulation).
+            per batch (per microbatch, with accumulation).
     """
     n = len(images) if per_example else 1
     choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
@@ -130,7 +130,7 @@ def mix(
 
 
 def cutmix_box(key, n: int, image_size: tuple[int, int], alpha: float):
-    """Returns float32 (n, H, W, 1): 1 inside a box of the image's proportions, area 1 - lambda.
+    """Returns float32 (n, H, W, 1): 1 in a box with the image's aspect ratio, area 1 - lambda.
 
     The box's center is uniform over the image; the part of the box outside the image is cut off.
     """
@@ -149,7 +149,7 @@ def random_erasing(images, key, prob: float, area: tuple[float, float], fill: st
         images: float (N, H, W, C), normalized.
         area: (smallest, largest) share of the image's area. The aspect ratio is between 0.3 and
             1 / 0.3.
-        fill: "zero" (the mean, once normalized) or "noise" (a normal draw per value).
+        fill: "zero" (the mean, as images are normalized) or "noise" (a normal sample per value).
     """
 
     def rectangle(key):

@@ -26,7 +26,7 @@ def softmax_cross_entropy(logits, targets):
 
 
 def sigmoid_cross_entropy(logits, targets):
-    """Returns one binary cross-entropy per class, summed over classes, (N,).
+    """Returns the binary cross-entropy of sigmoid(logits), summed over classes, (N,).
 
     From arXiv:2006.07159, section 3.
 
@@ -50,7 +50,7 @@ LOSSES = {
 
 
 def create(name: str, args: Mapping | None = None) -> Loss:
-    """Returns the loss of that name, with its keyword parameters set.
+    """Returns the loss with that name, its keyword arguments set.
 
     Raises:
         UserError: an unknown loss, or a parameter that the loss doesn't have.

@@ -23,7 +23,7 @@ def batch_sums(logits, labels, losses, mask) -> dict:
 
     Returns:
         float32 scalars: a sum for each of NAMES; `count`, the number of real examples; and
-        `unlabelled`, how many of them have a label outside 0 .. C - 1.
+        `unlabeled`, how many of them have a label outside 0 .. C - 1.
     """
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # (N, 5), best first
     hits = top == labels[:, None]
@@ -36,5 +36,5 @@ def batch_sums(logits, labels, losses, mask) -> dict:
         "accuracy": total(hits[:, 0]),
         "accuracy_top5": total(hits[:, :5].any(axis=1)),
         "count": total(jnp.ones(len(labels))),
-        "unlabelled": total((labels < 0) | (labels >= logits.shape[-1])),
+        "unlabeled": total((labels < 0) | (labels >= logits.shape[-1])),
     }

@@ -63,6 +63,7 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Cla
         )
     config = config.copy_and_resolve_references()
     input_pipeline.check(config)
+    pretrained.check(config)
     stored = weights.read(config.init_from, models.from_config(config).num_heads)
     config.num_classes = config.num_classes or stored.model_fields["num_classes"]
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import command_line
 import input_pipeline
 from vit_jax import models, pretrained
-from vit_jax.aot import compile_for
+from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import accuracy
 from vit_jax.parallel import distributed, feeding, sharding
@@ -58,11 +58,11 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
         UserError: a configuration, dataset or folder that can't work, or a run that diverged.
         Preempted: the run was asked to stop, and is saved.
     """
-    run_log.start_logging(workdir)
-    run_folder.check_shared(workdir)
     check(config)
     if config.init_from_required and not config.init_from:
-        raise UserError(f"{config.init_from_hint}:\n{command()} --config.init_from=PATH")
+        raise UserError(config.init_from_hint)
+    run_log.start_logging(workdir)
+    run_folder.check_shared(workdir)
     mesh = create_mesh(**config.mesh)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
@@ -124,8 +124,8 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
         log.flush()  # raises if a value isn't finite, before the state is saved
         with log.pause():
             results = evaluate(run, state) if evaluates else None
-            for name in results or ():
-                log.write_evaluation(step, name, results[name])
+            if results:
+                write_evaluations(log, step, results)
             # A best evaluation is worth nothing without its parameters.
             if saves or run.preemption.stopping or (results and config.best_metric):
                 run.checkpoints.save(step, state, results and results["val"])
@@ -168,9 +168,14 @@ def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
     if results is None:
         raise stopped_after(step)
     run.checkpoints.add_evaluation(step, results["val"])
-    for name in results:
-        log.write_evaluation(step, name, results[name])
+    write_evaluations(log, step, results)
     return results
+
+
+def write_evaluations(log: run_log.RunLog, step: int, results: dict[str, dict[str, float]]) -> None:
+    """Logs the results of a step; "val" comes last: its row marks the step as evaluated."""
+    for name in sorted(results, key=lambda name: name == "val"):
+        log.write_evaluation(step, name, results[name])
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -212,13 +217,17 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
             f"{train_set.num_classes} classes: leave it out"
         )
     config.num_classes = train_set.num_classes
-    config.model.representation_size = models.from_config(config).representation_size
+    with config.ignore_type():  # it may be True
+        config.model.representation_size = models.from_config(config).representation_size
     config.dataset.order = input_pipeline.shuffle_order(train_set, config.dataset)
     config.dataset.parts = process_count if config.dataset.order == "buffer" else 1
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps < 1:
-        raise UserError(f"config.total_steps is {config.total_steps}; it must be at least 1")
+        raise UserError(
+            f"The run would have {config.total_steps} steps: set config.total_steps to 1 or more, "
+            "or raise config.num_epochs"
+        )
     return config
 
 
@@ -287,6 +296,7 @@ def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
     """Compiles the run's steps for a TPU slice and reports; the dataset needn't be prepared."""
     run_log.start_logging()
     check(config)
+    topology.parse_name(slice_name)
     config = config.copy_and_resolve_references()
     config.num_classes = config.num_classes or input_pipeline.num_classes(config.dataset)
     compile_for.compile_and_report(config, input_pipeline.image_shape(config), slice_name, workdir)

@@ -174,16 +174,21 @@ def imagenet_options(arg: str | None) -> ConfigDict:
     return parse_arg(arg, recipe="base", aug="", reg=-1.0, epochs=90.0, dataset="imagenet2012")
 
 
-def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
-    """Returns the configuration of an ImageNet preset, in full size.
+def imagenet(variant: str, options: ConfigDict | str | None) -> ConfigDict:
+    """Returns the configuration of an ImageNet preset.
 
     The base recipe is AugReg's for ImageNet from scratch (arXiv:2106.10270, section 3) without
     its augmentation: 300 epochs at batch 4096, Adam with decoupled weight decay 0.1, learning
     rate 1e-3 after 10,000 warmup steps, cosine schedule, gradients clipped at norm 1.
 
     Args:
-        options: of `imagenet_options`. `quick` is left to the preset: it comes last.
+        options: of `imagenet_options`; the preset applies `quick` itself, after its own fields.
+            Or the preset's argument, if the preset sets no fields: `quick` is applied here.
     """
+    if not isinstance(options, ConfigDict):
+        options = imagenet_options(options)
+        config = imagenet(variant, options)
+        return quick(config) if options.quick else config
     config = get_config()
     config.model.variant = variant
     config.image_size = 224

@@ -129,8 +129,9 @@ def where_to_find_weights(model: str) -> str:
     if not files:
         sizes = ", ".join(sorted({*PAPER, *AUGREG}))
         published = f"none for {model}, but for {sizes} in {BUCKET}"
+    example = files[0] if files else "PATH"
     return (
-        "Fine-tuning starts from weights: set --config.init_from to a published file, a run, or "
+        f"Fine-tuning starts from weights: add --config.init_from={example}, or a run, or "
         f"hf:owner/name. Published by Google: {published} (in a browser, "
         "https://storage.googleapis.com/vit_models)"
     )

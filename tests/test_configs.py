@@ -26,6 +26,22 @@ def test_presets_can_be_created_in_full_size(preset):
     assert f"--config=configs/{preset}.py" in module.__doc__, "its first lines say how to run it"
 
 
+class TrainingSplit:
+    """What `resolve` asks of a dataset."""
+
+    name, num_classes, num_examples, class_names = "images", 10, 100_000, tuple("abcdefghij")
+
+
+@pytest.mark.parametrize("recipe", common.RECIPES)
+@pytest.mark.parametrize("quick", ["", ",quick"])
+def test_recipes_can_be_resolved(recipe, quick):
+    config = train.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit(), 1)
+    model = models.from_config(config)
+    assert config.total_steps > 0
+    assert config.model.representation_size == model.representation_size
+    assert model.representation_size in (None, model.width)
+
+
 def test_augreg_by_strength_and_by_size():
     config = vit_b16.get_config("recipe=augreg,aug=strong2,reg=0")
     assert config.augment.randaugment_layers == 2

@@ -1,5 +1,6 @@
 """Checks of user-supplied values; an error is one line with the field, the value and the fix."""
 
+import numbers
 from collections.abc import Iterable, Mapping
 
 from vit_jax.errors import UserError
@@ -21,7 +22,7 @@ def lookup(field: str, name, table: Mapping):
 
 def check_range(field: str, value, low: float = 0, high: float | None = None) -> None:
     """Raises UserError if a number is below `low` or above `high`."""
-    if value < low or (high is not None and value > high):
+    if not low <= value or (high is not None and not value <= high):  # NaN is refused too
         expected = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise UserError(f"{field} is {value!r}; it must be {expected}")
 
@@ -40,8 +41,9 @@ def size_pair(field: str, value) -> tuple[int, int]:
         UserError: the value is neither, or a size isn't above 0.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+    is_integer = all(isinstance(side, numbers.Integral) for side in pair)
+    if len(pair) != 2 or not is_integer or min(pair) < 1:
         raise UserError(
             f"{field} is {value!r}; it must be a number of pixels above 0, or (height, width)"
         )
-    return pair
+    return tuple(int(side) for side in pair)

@@ -7,6 +7,7 @@ import itertools
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -270,3 +271,30 @@ def test_mistakes_in_the_configuration(change, message, data_config):
     data_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         input_pipeline.check(data_config)
+
+
+def test_the_next_epoch_is_read_while_one_ends(tfds_folders):
+    """Its buffer fills before its first record is needed, but not before the last one drains."""
+    tfrecord = open_source(tfds_folders["tfrecord"], None, "train")
+    started = set()
+
+    class Watched(type(tfrecord)):
+        def shuffled(self, first, last, seed, epoch, *args):
+            def note(index, record):
+                tf.py_function(lambda e: started.add(int(e)), [epoch], [])
+                return index, record
+
+            return super().shuffled(first, last, seed, epoch, *args).map(note)
+
+    fields = {field.name: getattr(tfrecord, field.name) for field in dataclasses.fields(tfrecord)}
+    records = iter(shuffle.buffer_shuffle(Watched(**fields), 0, 0, 20, 0, 53))
+    for _ in range(30):
+        assert next(records)[0] == 0
+    assert started == {0}
+    for _ in range(53 - 30):
+        assert next(records)[0] == 0
+    deadline = time.monotonic() + 30
+    while started == {0} and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started == {0, 1}
+    assert next(records)[0] == 1

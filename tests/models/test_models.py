@@ -282,6 +282,15 @@ def stem(**fields):
             lambda: models.check_image(models.create("R50+B/16"), (224, 230)),
             "image width 230 .* patch size 16.* 224 or 240",
         ),
+        (
+            lambda: apply(tiny_model(posemb="none"), {}, jnp.zeros((1, 30, 32, 3))),
+            "image height 30 is not divisible by the patch size 8",
+        ),
+        (
+            lambda: apply(tiny_model().clone(pool="mean"), {}, jnp.zeros((1, 32, 32, 3))),
+            "model.pool is 'mean'",
+        ),
+        (lambda: tiny_model(gelu="relu"), "model.gelu is 'relu'; it must be 'tanh' or 'exact'"),
         (stem(num_layers=(2,), width_factor=0.3), "width_factor is 0.3; it must be a multiple"),
         (stem(layers=3), "model.resnet has layers; it must have num_layers"),
     ],

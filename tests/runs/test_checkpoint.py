@@ -1,6 +1,7 @@
 """Checkpoints: every bit, on any mesh, and what happens to corrupt ones and on a full disk."""
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -141,9 +142,17 @@ def corrupt(folder: pathlib.Path, how: str) -> None:
             os.truncate(path, 0)
     elif how == "without an item":
         shutil.rmtree(folder / "ema_params")
+    elif how == "without parameters in its list":  # only items that are newer may be missing
+        metadata = folder / "_CHECKPOINT_METADATA"
+        contents = json.loads(metadata.read_text())
+        del contents["item_handlers"]["params"]
+        metadata.write_text(json.dumps(contents))
+        shutil.rmtree(folder / "params")
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "without an item"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "without an item", "without parameters in its list"]
+)
 def test_a_corrupt_checkpoint_gives_way_to_the_one_before(tmp_path, shapes, caplog, how):
     """It is logged and moved, and its step can be saved again."""
     save(tmp_path, shapes, [3, 7])

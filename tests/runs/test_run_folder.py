@@ -50,9 +50,9 @@ def test_a_run_cannot_be_extended_in_place(run, tiny_config, change):
         run_folder.check_config(run, tiny_config)
 
 
-def test_fields_that_the_code_gained_or_lost_are_ignored(run, tiny_config):
+def test_fields_that_the_code_gained_are_ignored(run, tiny_config):
     def edit(fields):
-        fields["model"]["forgotten"] = 3
+        fields["model"]["forgotten"] = None
         del fields["loss_args"], fields["optimizer"]["layer_decay"]
 
     edit_config(run, edit)
@@ -60,6 +60,12 @@ def test_fields_that_the_code_gained_or_lost_are_ignored(run, tiny_config):
     run_folder.check_config(run, tiny_config)
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 0 -> 5"):
+        run_folder.check_config(run, tiny_config)
+
+
+def test_a_run_with_a_setting_that_the_code_lost_is_not_resumed(run, tiny_config):
+    edit_config(run, lambda fields: fields["model"].update(forgotten=3))
+    with pytest.raises(UserError, match="model.forgotten: 3 -> None"):
         run_folder.check_config(run, tiny_config)
 
 

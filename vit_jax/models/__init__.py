@@ -8,7 +8,7 @@ from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
 from vit_jax.models import variants
 from vit_jax.models.checks import check_fields, check_image
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.vit import GELUS, VisionTransformer
 
 __all__ = ["FIELDS", "VisionTransformer", "check_image", "create", "from_config"]
 
@@ -42,7 +42,7 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
     if fields.get("width", size["width"]) != size["width"]:
         size.pop("mlp_dim", None)
     fields = {"mlp_dim": None, **size, **fields}
-    if fields["mlp_dim"] is None:
+    if fields["mlp_dim"] is None and isinstance(fields["width"], int):
         fields["mlp_dim"] = 4 * fields["width"]
     if fields.get("representation_size") is True:
         fields["representation_size"] = fields["width"]
@@ -51,6 +51,7 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
         fields["dtype"] = jnp.dtype(fields["dtype"])
     model = VisionTransformer(num_classes=num_classes or None, **fields)
     check_fields(model)
+    check_choice("model.gelu", model.gelu, GELUS)
     return model
 
 

@@ -6,14 +6,13 @@ import jax
 
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
-from vit_jax.models import posemb, vit
+from vit_jax.models import posemb
 
 CHOICES = {
     "pool": ("cls", "gap", "map", "none"),
     "pool_norm": ("before", "after"),
     "posemb": ("learned", *posemb.FIXED, "none"),
     "norm": ("pre", "post"),
-    "gelu": tuple(vit.GELUS),
     "attention_impl": ("xla", "cudnn", "auto"),
     "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from vit_jax.checks import check_choice, lookup, size_pair
 from vit_jax.models import posemb, resnet
 from vit_jax.models.attention import attend
+from vit_jax.models.checks import check_fields, check_image
 from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -301,6 +302,8 @@ class VisionTransformer(nn.Module):
         Raises:
             UserError: an image that the patch size doesn't divide, or an unknown capture.
         """
+        check_fields(self)
+        check_image(self, images.shape[1:3])
         for name in capture:
             check_choice("capture", name, CAPTURES)
         precision = "float32" if self.dtype == jnp.float32 else None

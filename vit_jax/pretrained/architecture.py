@@ -140,6 +140,7 @@ def describe(fields: dict) -> str:
 
 def published_num_heads(width: int) -> int | None:
     """Returns the number of heads of the published size with this width; None if there is none."""
-    num_heads = {size["width"]: size["num_heads"] for size in variants.SIZES.values()}
+    published = map(variants.fields, variants.PUBLISHED)
+    num_heads = {fields["width"]: fields["num_heads"] for fields in published}
     num_heads |= {1152: 16, 1536: 16}  # So400m (arXiv:2305.13035), and timm's giantopt
     return num_heads.get(width)

@@ -61,8 +61,8 @@ REPRESENTABLE = {
         resnet=(None,),
     ),
 }
-# Fields that may have another value if `approximate` is set.
-APPROXIMABLE = ("gelu", "layer_norm_eps")
+# Fields that may have these other values if `approximate` is set.
+APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +158,12 @@ def check_model(model, format: str, approximate: bool) -> None:
             continue
         value = getattr(model, field.name)
         allowed = REPRESENTABLE[format].get(field.name, (field.default,))
-        if allowed == ANY or value in allowed or (approximate and field.name in APPROXIMABLE):
+        approximable = APPROXIMABLE.get(field.name, ())
+        approximable = approximable == ANY or value in approximable
+        if allowed == ANY or value in allowed or (approximate and approximable):
             continue
         hint = ""
-        if field.name in APPROXIMABLE:
+        if approximable:
             hint = ": approximate=True (--approximate) writes the parameters anyway"
         raise UserError(
             f"The model has {field.name} {value!r}; in the format {format!r} it must be "

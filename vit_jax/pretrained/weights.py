@@ -20,15 +20,18 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, run_folder
 
-# Fields of a model that the shapes of its parameters don't determine.
-FIELDS_NOT_IN_SHAPES = (
-    "gelu",
-    "layer_norm_eps",
-    "norm",
-    "pool",
-    "pool_norm",
-    "posemb",
-    "num_heads",
+# Fields of a model that the shapes of its parameters determine, and fields that don't change what a
+# trained model computes. The others are read from a run's configuration.
+FIELDS_IN_SHAPES = (
+    *("num_classes", "patch_size", "resnet", "width", "depth", "mlp_dim"),
+    "representation_size",
+)
+FIELDS_OF_TRAINING = (
+    *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
+    *("scan", "remat", "attention_impl", "dtype"),
+)
+FIELDS_TO_READ = tuple(
+    field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *FIELDS_OF_TRAINING)
 )
 
 # What Google's code and big_vision compute, how they normalize images, and their evaluation crop.
@@ -141,7 +144,7 @@ def read_run(name: str, workdir: epath.Path, step: int | None, item: str | None)
     return Weights(
         path=name,
         params=formats.from_flax(params),
-        fields={field: getattr(model, field) for field in FIELDS_NOT_IN_SHAPES},
+        fields={field: getattr(model, field) for field in FIELDS_TO_READ},
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
         image_size=size_pair("config.image_size", config.image_size),

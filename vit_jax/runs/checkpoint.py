@@ -35,6 +35,7 @@ logger = logging.getLogger("vit_jax")
 # Fields of TrainState that are stored as items; None is not stored. To store another field, add
 # its name: checkpoints from before then start it at its initial value.
 ITEMS = ("params", "opt_state", "ema_params")
+REQUIRED_ITEMS = ("params", "opt_state")  # every checkpoint has them
 
 
 def check(config) -> None:
@@ -225,7 +226,7 @@ class Checkpoints:
         return {
             name: read_item(folder / name, item_shapes)
             for name, item_shapes in stored_items(shapes).items()
-            if lists_item(folder, name)
+            if name in REQUIRED_ITEMS or lists_item(folder, name)
         }
 
     def as_state(self, step: int, items: dict, shapes: TrainState, init) -> TrainState:

@@ -145,7 +145,7 @@ def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
 def check_config(workdir, config: ml_collections.ConfigDict) -> None:
     """Checks that a configuration can resume the run in a folder, if it has checkpoints.
 
-    Fields that only one of the two configurations has are ignored: the code gained or lost them.
+    Fields that the code gained since the run was recorded are ignored.
 
     Raises:
         UserError: fields that must not change differ; each is listed with both values.
@@ -156,11 +156,11 @@ def check_config(workdir, config: ml_collections.ConfigDict) -> None:
     old, new = (dict(flatten(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
     changed = [
         field
-        for field in sorted(old.keys() & new.keys())
-        if old[field] != new[field] and not is_in(field, MAY_CHANGE)
+        for field in sorted(old)  # a field that is newer than the run is ignored
+        if old[field] != new.get(field) and not is_in(field, MAY_CHANGE)
     ]
     if changed:
-        changes = "; ".join(f"{field}: {old[field]!r} -> {new[field]!r}" for field in changed)
+        changes = "; ".join(f"{field}: {old[field]!r} -> {new.get(field)!r}" for field in changed)
         message = (
             f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
             "another --workdir, or the recorded values"

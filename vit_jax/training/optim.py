@@ -35,15 +35,15 @@ def create(config, params, total_steps: int):
         UserError: an unknown optimizer or schedule, or a pattern that matches no parameter.
     """
     optimizer = config.optimizer
-    update_rule = checks.lookup("config.optimizer.name", optimizer.name, OPTIMIZERS)
+    check(optimizer)
     learning_rate = schedules.create(config.schedule, total_steps)
     clip = optax.identity()
     if config.grad_clip_norm:
         clip = optax.clip_by_global_norm(config.grad_clip_norm)
     tx = optax.chain(
         clip,
-        update_rule(optimizer),
-        *scale_by_path(params, optimizer.lr_multipliers, optimizer.layer_decay),
+        OPTIMIZERS[optimizer.name](optimizer),
+        *scale_by_path(params, optimizer.lr_multipliers or (), optimizer.layer_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
     return freeze(tx, params, optimizer.frozen), learning_rate
@@ -54,7 +54,7 @@ def check(config) -> None:
     checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
     for field in ("mu_dtype", "momentum_dtype"):
         checks.check_choice(f"config.optimizer.{field}", config[field], DTYPES)
-    pairs = config.lr_multipliers
+    pairs = config.lr_multipliers or ()
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise UserError(
             f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs, such as "

@@ -66,8 +66,8 @@ def create(config, total_steps: int) -> Callable:
     Raises:
         UserError: an unknown schedule, or a warmup that takes the whole run.
     """
-    schedule = checks.lookup("config.schedule.name", config.name, SCHEDULES)
-    warmup = config.warmup_steps
+    check(config)
+    schedule, warmup = SCHEDULES[config.name], config.warmup_steps
     if warmup and warmup >= total_steps:
         raise UserError(
             f"config.schedule.warmup_steps {warmup} must be below the run's {total_steps} steps: "

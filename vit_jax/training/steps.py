@@ -33,6 +33,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         `config.on_nonfinite="skip"`, an update is dropped if any of them isn't finite; `skipped`
         counts the dropped updates.
     """
+    check(config)
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 
     def forward(params, images, labels, key):

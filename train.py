@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     program: Program  # the model and the compiled steps
-    eval_sets: dict  # name -> Source; "val" is the run's result, and picks the best checkpoint
+    eval_sets: dict  # name -> Source; "val" is the run's result, and selects the best checkpoint
     process: dict  # this process's share of an evaluation set: process_index, process_count
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
@@ -55,8 +55,8 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
         The metrics of its last evaluation.
 
     Raises:
-        UserError: a configuration, dataset or folder that can't work, or a run that diverged.
-        Preempted: the run was asked to stop, and is saved.
+        UserError: the configuration, dataset or folder can't be used, or the run diverged.
+        Preempted: the run was asked to stop, and has saved a checkpoint.
     """
     check(config)
     if config.init_from_required and not config.init_from:
@@ -104,13 +104,13 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
 
 
 def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
-    """Takes the remaining steps, evaluating and saving on the way.
+    """Takes the remaining steps, evaluating and saving along the way.
 
     Returns:
         The last results of each evaluation set: {name: metrics}.
 
     Raises:
-        Preempted: the run was asked to stop, and is saved.
+        Preempted: the run was asked to stop, and has saved a checkpoint.
     """
     config, log = run.config, run.log
     results = resume_evaluation(run, state)
@@ -126,12 +126,12 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
             results = evaluate(run, state) if evaluates else None
             if results:
                 write_evaluations(log, step, results)
-            # A best evaluation is worth nothing without its parameters.
+            # Any evaluation may be the best one, which is useless without its parameters.
             if saves or run.preemption.stopping or (results and config.best_metric):
                 run.checkpoints.save(step, state, results and results["val"])
         if run.preemption.stopping and (step < config.total_steps or not results):
             raise stopped_after(step)
-    results = results or evaluate(run, state)  # of a run that was finished already
+    results = results or evaluate(run, state)  # the run had already finished
     if results is None:
         raise stopped_after(config.total_steps)
     return results
@@ -141,7 +141,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
     """Evaluates the state on every evaluation set.
 
     Returns:
-        {name: metrics}; None if a request to stop interrupted it: the restart runs it again.
+        {name: metrics}; None if a request to stop interrupted it: the restart reruns it.
     """
     results, program = {}, run.program
     for name, eval_set in run.eval_sets.items():
@@ -158,7 +158,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
 
 
 def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
-    """Runs the evaluation that an earlier start was stopped in; None if there was none."""
+    """Reruns the evaluation that the run was stopped in; returns None if there is none."""
     step, log = int(state.step), run.log
     was_due = step and is_due(step, run.config.eval_every_steps, run.config.total_steps)
     # Only process 0 has metrics.jsonl.
@@ -179,7 +179,7 @@ def write_evaluations(log: run_log.RunLog, step: int, results: dict[str, dict[st
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and at the last, happens at a step."""
+    """Whether something done every `every` steps, and at the last one, is due at a step."""
     return step == last or bool(every and step % every == 0)
 
 
@@ -188,7 +188,7 @@ def stopped_after(step: int) -> Preempted:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks a configuration before anything is opened or made: every part of the code is asked.
+    """Checks the whole configuration, before anything is opened or created.
 
     Raises:
         UserError: naming the field, its value and what it must be.
@@ -208,13 +208,13 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
     """Fills in the fields that depend on the dataset and the process count.
 
     Raises:
-        UserError: the dataset has another number of classes, or is too small for one step.
+        UserError: the dataset has a different number of classes, or is too small for one step.
     """
     config = config.copy_and_resolve_references()
     if config.num_classes not in (None, train_set.num_classes):
         raise UserError(
             f"config.num_classes is {config.num_classes}, but {train_set.name} has "
-            f"{train_set.num_classes} classes: leave it out"
+            f"{train_set.num_classes} classes: leave it unset"
         )
     config.num_classes = train_set.num_classes
     with config.ignore_type():  # it may be True
@@ -232,7 +232,7 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
 
 
 def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
-    """Logs one screen on the run that is about to start."""
+    """Logs a summary of the run that is about to start."""
     config, model, mesh = program.config, program.model, program.mesh
     height, width, channels = program.image_shape
     memory = program.train_step.memory_analysis()
@@ -293,7 +293,10 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None
 
 
 def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
-    """Compiles the run's steps for a TPU slice and reports; the dataset needn't be prepared."""
+    """Compiles the run's steps for a TPU slice and logs a report.
+
+    The dataset needn't be prepared.
+    """
     run_log.start_logging()
     check(config)
     topology.parse_name(slice_name)

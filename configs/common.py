@@ -1,4 +1,4 @@
-"""Every field with its default, the arguments after a preset's colon, and `quick`."""
+"""A run's configuration: every field with its default, the presets' arguments, and `quick`."""
 
 import ast
 import difflib
@@ -21,33 +21,33 @@ def get_config() -> ConfigDict:
     config.batch_size = 4096  # global: over all devices
     config.accum_steps = 1  # microbatches per step, run sequentially
     config.image_size = placeholder(object)  # in pixels: an int, or (height, width)
-    config.dtype = "bfloat16"  # of matrix products and activations; or "float32"
+    config.dtype = "bfloat16"  # for matrix products and activations; or "float32"
     config.loss = "softmax"  # or "sigmoid"; vit_jax/training/losses.py
-    config.loss_args = placeholder(object)  # --config.loss_args="{'gamma': 2.0}"
+    config.loss_args = placeholder(object)  # keyword arguments: --config.loss_args="{'gamma': 2.0}"
     config.grad_clip_norm = 1.0  # 0: no clipping
     config.on_nonfinite = "stop"  # or "skip": drops updates that aren't finite, and counts them
-    config.ema_decay = placeholder(float)  # such as 0.9999: evaluates the parameters' average
+    config.ema_decay = placeholder(float)  # such as 0.9999: evaluates a moving average
     config.num_classes = placeholder(int)  # filled in from the dataset
 
     # Start from published weights or a run: see docs/weights.md.
     config.init_from = placeholder(str)
     config.init_from_depth = placeholder(str)  # "stack" or "append": fills a deeper model
-    config.init_from_patch = placeholder(str)  # "resize": to another patch size
-    config.init_from_grid = placeholder(object)  # (rows, columns) of positions in no square
-    config.init_from_required = False  # whether to refuse to start without weights ...
-    config.init_from_hint = ""  # ... and what to say then
+    config.init_from_patch = placeholder(str)  # "resize": to the model's patch size
+    config.init_from_grid = placeholder(object)  # (rows, columns) of its positions, if not square
+    config.init_from_required = False  # whether init_from must be set
+    config.init_from_hint = ""  # the error message if it isn't set
 
     config.dataset = ConfigDict()
     config.dataset.name = "imagenet2012"  # a TFDS name, or a folder: see docs/data.md
-    config.dataset.data_dir = placeholder(str)  # of TFDS
+    config.dataset.data_dir = placeholder(str)  # where TFDS keeps its datasets
     config.dataset.train_split = "train"
     config.dataset.eval_split = "validation"
     config.dataset.channels = 3  # or 1
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
     config.dataset.order = placeholder(str)  # "global" or "buffer"; filled in from the dataset
-    config.dataset.parts = placeholder(int)  # shuffled independently; filled in likewise
-    config.dataset.on_error = "stop"  # or "skip": examples that can't be read or decoded
+    config.dataset.parts = placeholder(int)  # parts that are shuffled independently; filled in
+    config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()
     # On the host, for each image: vit_jax/data/preprocess.py.
@@ -61,13 +61,13 @@ def get_config() -> ConfigDict:
     config.augment.randaugment_magnitude = 10.0
     config.augment.eval_crop = 0.875  # share of the shorter side that evaluation sees
     # On the device, for each batch: vit_jax/training/augment.py.
-    config.augment.mean = (0.5,)  # of pixels in [0, 1]; one number, or one per channel
+    config.augment.mean = (0.5,)  # for pixels in [0, 1]; one number, or one per channel
     config.augment.std = (0.5,)
     config.augment.label_smoothing = 0.0
     config.augment.mixup_alpha = 0.0  # 0: no MixUp
     config.augment.cutmix_alpha = 0.0  # 0: no CutMix
-    config.augment.cutmix_prob = 0.5  # of CutMix, if both are on
-    config.augment.mix_per_example = False  # whether each example draws for itself
+    config.augment.cutmix_prob = 0.5  # the probability of CutMix, if both are on
+    config.augment.mix_per_example = False  # whether each example draws its own lambda and box
     config.augment.erasing_prob = 0.0
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.pool = "cls"  # or "gap", "map"
-    config.model.pool_norm = "before"  # or "after": the last norm, for pool "gap"
+    config.model.pool_norm = "before"  # or "after": where the last norm is, for pool "gap"
     config.model.posemb = "learned"  # or "sincos2d", "sincos1d", "none"
     config.model.norm = "pre"  # or "post"
     config.model.gelu = "tanh"  # or "exact"
@@ -109,26 +109,26 @@ def get_config() -> ConfigDict:
     # Patterns match the start of a parameter's name: "Transformer/encoderblock_0/...".
     config.optimizer.lr_multipliers = ()  # such as (("head", 10.0),); the first match applies
     config.optimizer.layer_decay = placeholder(float)  # such as 0.75
-    config.optimizer.frozen = ()  # such as ("(?!head)",): trains the head alone
+    config.optimizer.frozen = ()  # such as ("(?!head)",): trains only the head
 
     config.schedule = ConfigDict()  # vit_jax/training/schedules.py
     config.schedule.name = "cosine"  # or "linear", "rsqrt", "constant", "step"
     config.schedule.base_lr = 1e-3
     config.schedule.end_lr = 0.0
     config.schedule.warmup_steps = 10_000
-    config.schedule.timescale = 10_000  # rsqrt
-    config.schedule.cooldown_steps = 0  # rsqrt
-    config.schedule.decay_steps = 0  # step
-    config.schedule.decay_factor = 0.1  # step
+    config.schedule.timescale = 10_000  # for "rsqrt"
+    config.schedule.cooldown_steps = 0  # for "rsqrt"
+    config.schedule.decay_steps = 0  # for "step"
+    config.schedule.decay_factor = 0.1  # for "step"
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the remaining devices
 
     config.log_every_steps = 50
     config.eval_every_steps = 2_500  # and at the end
     config.checkpoint_every_steps = 1_000  # and at the end
-    config.keep_every_steps = 0  # checkpoints to keep besides the latest and the best; 0: none
-    # Which evaluation is the best: by "accuracy", "accuracy_top5" or "loss"; "": none. Unless it
-    # is "", every evaluation saves a checkpoint.
+    config.keep_every_steps = 0  # also keeps checkpoints at multiples of it; 0: none
+    # The metric that decides which checkpoint is the best: "accuracy", "accuracy_top5" or "loss".
+    # Every evaluation then saves a checkpoint. "": no checkpoint is the best.
     config.best_metric = "accuracy"
     return config.lock()  # assigning to an unknown field raises
 
@@ -136,10 +136,10 @@ def get_config() -> ConfigDict:
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses what follows a preset's colon, "key=value,key", into the preset's options.
 
-    A key alone means True. Values are Python literals, or else text. Every preset has `quick`.
+    A key alone means True. Values are Python literals, or else strings. Every preset has `quick`.
 
     Raises:
-        ValueError: an unknown key, or a value of another type than the default's.
+        ValueError: an unknown key, or a value whose type isn't the default's.
     """
     options = ConfigDict({"quick": False, **defaults})
     for item in filter(None, (arg or "").split(",")):
@@ -168,8 +168,8 @@ RECIPES = ("base", "augreg", "paper", "plain", "deit")
 def imagenet_options(arg: str | None) -> ConfigDict:
     """Parses the argument of an ImageNet preset.
 
-    Keys: recipe, one of RECIPES; aug and reg, of augreg; epochs, of plain; dataset, a TFDS name
-    or a folder; quick.
+    Keys: recipe, one of RECIPES; aug and reg, for recipe=augreg; epochs, for recipe=plain; dataset,
+    a TFDS name or a folder; quick.
     """
     return parse_arg(arg, recipe="base", aug="", reg=-1.0, epochs=90.0, dataset="imagenet2012")
 
@@ -182,8 +182,8 @@ def imagenet(variant: str, options: ConfigDict | str | None) -> ConfigDict:
     rate 1e-3 after 10,000 warmup steps, cosine schedule, gradients clipped at norm 1.
 
     Args:
-        options: of `imagenet_options`; the preset applies `quick` itself, after its own fields.
-            Or the preset's argument, if the preset sets no fields: `quick` is applied here.
+        options: the preset's argument, if the preset sets no fields of its own. Otherwise the
+            result of `imagenet_options`: the preset must then apply `quick` itself, at the end.
     """
     if not isinstance(options, ConfigDict):
         options = imagenet_options(options)
@@ -217,9 +217,9 @@ def one_of(choices) -> str:
 
 
 def quick(config: ConfigDict) -> ConfigDict:
-    """Shrinks a preset to a run of under two minutes on a laptop's CPU, on the embedded digits.
+    """Shrinks a preset to a run on the embedded digits, of under two minutes on a laptop's CPU.
 
-    The preset's loss, optimizer, schedule, pooling and so on stay. To be applied last.
+    The preset's loss, optimizer, schedule, pooling and so on stay. Must be applied last.
     """
     config.num_epochs, config.total_steps = None, 60
     config.batch_size = 64 * config.accum_steps

@@ -1,13 +1,14 @@
-r"""Fine-tunes published weights as the paper did: 384 px, SGD, 500 to 20,000 steps of 512 images.
+r"""Fine-tunes published weights as in the paper: 384 px, SGD, 500 to 20,000 steps of 512 images.
 
 python train.py --config=configs/finetune.py:model=B/16,dataset=cifar10 \
     --config.init_from=gs://vit_models/imagenet21k/ViT-B_16.npz
 
 Keys: model, a published size; dataset, one of those below or a folder of
-<split>/<class>/*.jpg|png; steps; sweep, which holds out a part of the training split to evaluate
-on, for choosing a learning rate; quick, to try it without weights. Instead of the paper's recipe:
-  probe              trains the head alone
-  layer_decay=0.75   lowers the learning rate of each layer towards the input
+<split>/<class>/*.jpg|png; steps, the number of steps; sweep, which holds out a part of the training
+split to evaluate on, for choosing a learning rate; quick, to try it without weights. Instead of the
+paper's recipe:
+  probe              trains only the head
+  layer_decay=0.75   lowers the learning rate of each layer toward the input
   adamw              AdamW with learning rate 2e-5, for short runs (steps=1000)
 Without weights, the run prints where to find published ones.
 
@@ -19,7 +20,7 @@ ImageNet-21k; not measured with this code):
   pets              94.43  93.02  94.73  93.09  94.82
   flowers           99.38  99.11  99.61  99.19  99.51
   imagenet          83.97  81.28  85.15  80.99  85.13
-Reproduced by Google's code with the files in gs://vit_models/imagenet21k and no dropout
+Accuracies of Google's code with the files in gs://vit_models/imagenet21k and no dropout
 (github.com/google-research/vision_transformer, README):
                      B/16   B/32   L/16   L/32   R50+B/16
   cifar10           99.02  98.88  99.13  99.06  98.72
@@ -29,9 +30,9 @@ Reproduced by Google's code with the files in gs://vit_models/imagenet21k and no
 
 from configs import common
 
-# Rates: what the paper tried (Table 4); the last one is the default. Warmup: Google's code, and
-# for the short runs big_vision's configs/transfer.py; the paper has none. sweep_percent: the part
-# of the training split that a sweep trains on.
+# rates: the learning rates that the paper tried (Table 4); the last one is the default.
+# warmup_steps: from Google's code, and for short runs from big_vision's configs/transfer.py; the
+# paper mentions none. sweep_percent: the part of the training split that a sweep trains on.
 SHORT = dict(steps=500, warmup_steps=100, sweep_percent=90, rates=(0.001, 0.003, 0.01, 0.03))
 CIFAR = dict(steps=10_000, warmup_steps=500, sweep_percent=98, rates=(0.001, 0.003, 0.01, 0.03))
 DATASETS = {
@@ -50,7 +51,7 @@ DATASETS = {
 }
 
 BUCKET = "gs://vit_models"
-# In BUCKET/imagenet21k: the paper's, pre-trained on ImageNet-21k.
+# In BUCKET/imagenet21k: the paper's models, pre-trained on ImageNet-21k.
 PAPER = {
     "B/16": "ViT-B_16",
     "B/32": "ViT-B_32",
@@ -59,8 +60,8 @@ PAPER = {
     "H/14": "ViT-H_14",
     "R50+B/16": "R50+ViT-B_16",
 }
-# In BUCKET/augreg: AugReg's best for ImageNet-21k by its own evaluation, as listed in the README
-# of Google's code.
+# In BUCKET/augreg: AugReg's best models on ImageNet-21k itself, as listed in the README of
+# Google's code.
 AUGREG = {
     "Ti/16": "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
     "S/32": "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0",
@@ -89,7 +90,8 @@ def get_config(arg=None):
     dataset = DATASETS.get(options.dataset, folder)
     config = common.get_config()
     config.model.variant = options.model
-    config.image_size = 378 if options.model.endswith("/14") else 384  # a multiple of the patch
+    # Must be a multiple of the patch size.
+    config.image_size = 378 if options.model.endswith("/14") else 384
     config.init_from_required = True
     config.init_from_hint = where_to_find_weights(options.model)
 
@@ -97,7 +99,7 @@ def get_config(arg=None):
     if options.sweep:
         config.dataset.train_split = f"train[:{dataset['sweep_percent']}%]"
         config.dataset.eval_split = f"train[{dataset['sweep_percent']}%:]"
-    config.augment.eval_crop = 1.0  # the whole shorter side; Google's code squeezes to a square
+    config.augment.eval_crop = 1.0  # the whole shorter side; Google's code squeezes to square
 
     config.batch_size = 512
     config.total_steps = options.steps or dataset["steps"]
@@ -116,22 +118,22 @@ def get_config(arg=None):
     config.log_every_steps = 50
     config.eval_every_steps = max(config.total_steps // 5, 1)
     if options.quick:
-        config.init_from_required = False  # nothing of that size is published
+        config.init_from_required = False  # no weights of that size are published
         common.quick(config)
     return config
 
 
 def where_to_find_weights(model: str) -> str:
-    """Returns what to print if a run has no weights to start from."""
+    """Returns the error message for a run without weights to start from."""
     files = [f"{BUCKET}/imagenet21k/{PAPER[model]}.npz"] if model in PAPER else []
     files += [f"{BUCKET}/augreg/{AUGREG[model]}.npz"] if model in AUGREG else []
     published = " and ".join(files)
     if not files:
         sizes = ", ".join(sorted({*PAPER, *AUGREG}))
-        published = f"none for {model}, but for {sizes} in {BUCKET}"
+        published = f"none for {model}, only for {sizes} in {BUCKET}"
     example = files[0] if files else "PATH"
     return (
-        f"Fine-tuning starts from weights: add --config.init_from={example}, or a run, or "
-        f"hf:owner/name. Published by Google: {published} (in a browser, "
+        f"Fine-tuning starts from weights: add --config.init_from={example} (or a run's folder, "
+        f"or hf:owner/name). Published by Google: {published} (in a browser, "
         "https://storage.googleapis.com/vit_models)"
     )

@@ -156,7 +156,7 @@ def test_finetuning_as_in_the_paper(dataset):
     assert config.model.head_bias_init == 0
     sweep = finetune.get_config(f"dataset={dataset},sweep")
     assert sweep.dataset.eval_split.startswith(config.dataset.train_split + "[")
-    # Every published size can take its preset's images.
+    # Every published size fits its preset's image size.
     for size in (*finetune.PAPER, *finetune.AUGREG):
         config = finetune.get_config(f"model={size},dataset={dataset}")
         config.num_classes = 10

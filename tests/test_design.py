@@ -1,4 +1,4 @@
-"""The layout's rules: imports go one way, rooms stay small, the library needs no TensorFlow."""
+"""The layout's rules: imports go one way, rooms (the folders of vit_jax) stay small."""
 
 import ast
 import graphlib
@@ -118,7 +118,7 @@ def test_scripts_import_no_preset():
         assert presets <= {"configs.common"}, script
 
 
-def test_there_are_no_circles():
+def test_there_are_no_import_cycles():
     graph = {
         name: {i for i in imports(path) if i in MODULES and not f"{name}.".startswith(f"{i}.")}
         for name, path in MODULES.items()
@@ -133,7 +133,7 @@ def test_no_room_has_more_than_eight_files():
 
 
 def test_the_library_needs_only_its_own_requirements():
-    """`import vit_jax` and every room but data, without TensorFlow."""
+    """vit_jax and every room but data can be imported without TensorFlow."""
     modules = [name for name in MODULES if name.startswith("vit_jax") and room(name) != "data"]
     modules.remove("vit_jax.pretrained.__main__")
     code = "import sys\n"
@@ -144,7 +144,7 @@ def test_the_library_needs_only_its_own_requirements():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_package_holds_every_room():
+def test_the_package_includes_every_room():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert packages["packages"]["find"]["include"] == ["vit_jax*"]
     for folder in ROOT.glob("vit_jax/*/"):
@@ -158,7 +158,7 @@ def test_a_preset_cannot_assign_to_an_unknown_field():
         config.optimizer.weight_decy = 0.3
 
 
-def test_presets_do_not_share_what_they_change():
+def test_configurations_do_not_share_fields():
     common.quick(common.get_config())
     assert common.get_config().model.depth is None
 

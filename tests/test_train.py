@@ -1,4 +1,4 @@
-"""Whole runs: what users see, stopping and resuming, and mistakes reported in one line."""
+"""Whole runs: what users see, stopping and resuming, and user errors in one line."""
 
 import importlib
 import os
@@ -101,7 +101,7 @@ def test_what_a_run_writes(finished):
     ],
 )
 def test_a_killed_run_resumes_to_the_bit(finished, tmp_path, moment):
-    """kill -9 before the first checkpoint, during a save, and between checkpoints."""
+    """Kills the run before the first checkpoint, during a save, or between checkpoints."""
     workdir, _ = finished
     args = ("--config=configs/digits.py:quick", f"--workdir={tmp_path}")
     process = forked.Script("train.py", *args)
@@ -134,7 +134,7 @@ def test_a_run_stopped_during_an_evaluation(on_one_device, tmp_path, moment, ste
     train.train(config, stopped)
     best = checkpoint.Checkpoints(stopped, config.best_metric).manager.best_step()
     assert best == checkpoint.Checkpoints(whole, config.best_metric).manager.best_step()
-    for other in set(steps_in(stopped)) - set(steps_in(whole)):  # the best one until then
+    for other in set(steps_in(stopped)) - set(steps_in(whole)):  # the best checkpoint until then
         assert other == 30
         shutil.rmtree(stopped / "checkpoints" / str(other))
     assert_same_run(stopped, whole)
@@ -245,7 +245,7 @@ def test_every_preset_trains_and_resumes_when_quick(preset, tmp_path):
     assert 0.1 < result["accuracy"] <= 1.0
     losses = [row["val/loss"] for row in rows(tmp_path) if "val/loss" in row]
     assert losses[-1] < losses[0]
-    # Again from the checkpoint before the last.
+    # Resumes from the checkpoint before the last.
     shutil.rmtree(tmp_path / "checkpoints" / "40")
     before = [untimed(row) for row in rows(tmp_path)]
     assert train.train(config, tmp_path) == result
@@ -276,7 +276,7 @@ def test_every_recipe_trains_when_quick(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_digits_are_learned(seed, tmp_path):
-    """With other seeds than that of the README's training command; on one device, as there."""
+    """Runs the README's training command with other seeds, on one device."""
     args = ("--config=configs/digits.py", f"--config.seed={seed}", f"--workdir={tmp_path}")
     result = run(*args)
     assert result.returncode == 0, result.stderr
@@ -285,7 +285,7 @@ def test_digits_are_learned(seed, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(tmp_path):
-    """The same run on a mesh of 1 and of 8 devices, through the whole pipeline."""
+    """Runs the whole pipeline on meshes of 1 and 8 devices."""
     losses = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -298,7 +298,7 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(image_folder, tiny_config):
-    """13 images in padded batches of eight, and one by one."""
+    """Evaluates 13 images in padded batches of eight, and one by one."""
     tiny_config.num_classes = 2
     tiny_config.dataset.update(name=str(image_folder), eval_split="val")
     _, eval_set = input_pipeline.open_splits(tiny_config.dataset)
@@ -333,7 +333,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(on_one_device, 
 
 
 def test_the_best_evaluation_is_saved(on_one_device, tmp_path):
-    """Even if evaluations and checkpoints happen at different steps."""
+    """Evaluations save checkpoints even at steps that aren't checkpoint steps."""
     config = quick_config(total_steps=40, checkpoint_every_steps=10)
     config.update(eval_every_steps=15, best_metric="loss")
     config.schedule.update(name="step", decay_steps=31, decay_factor=1e3, warmup_steps=0)
@@ -345,8 +345,8 @@ def test_the_best_evaluation_is_saved(on_one_device, tmp_path):
     assert best in steps_in(tmp_path)
 
 
-def test_a_truncated_checkpoint_gives_way(finished, tmp_path):
-    """It is logged and set aside, and the run ends with the same bits."""
+def test_a_truncated_checkpoint_is_set_aside(finished, tmp_path):
+    """It is logged and moved, and the run ends with the same bits."""
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     for path in last_checkpoint(tmp_path / "run").glob("params/**/d/*"):
@@ -373,7 +373,7 @@ def test_a_truncated_checkpoint_gives_way(finished, tmp_path):
         ({"dataset.name": "imagenet2012"}, "tfds build imagenet2012"),
         ({"dataset.eval_split": "validation"}, "Split 'validation' of the embedded digits"),
         ({"loss": "mse"}, "config.loss is 'mse'"),
-        ({"augment.crop": "centre"}, "augment.crop is 'centre'"),
+        ({"augment.crop": "center"}, "augment.crop is 'center'"),
         ({"augment.erasing_fill": "mean"}, "augment.erasing_fill is 'mean'"),
         ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; it must be 'adamw'"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin'"),
@@ -426,7 +426,7 @@ QUICK = "--config=configs/digits.py:quick"
     ],
 )
 def test_mistakes_on_the_command_line(args, message, tmp_path):
-    """One line, exit code 2, no traceback."""
+    """They print one line, without a traceback, and exit with code 2."""
     if not any(arg.startswith("--workdir") for arg in args):
         args = [*args, f"--workdir={tmp_path}"]
     result = run(*args)

@@ -40,7 +40,7 @@ def images():
 
 @pytest.mark.parametrize("variant", NUM_PARAMETERS)
 def test_published_sizes(variant):
-    """The number of parameters; and every parameter is in the table of names."""
+    """The number of parameters is Google's, and every name is in the table of names."""
     model = models.create(variant, num_classes=1000)
     images = jnp.zeros((1, 224, 224, 3))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
@@ -58,7 +58,7 @@ def test_sizes_outside_the_table():
 
 
 def test_every_model_field_can_be_configured():
-    """Except num_classes and dtype, which have fields of their own."""
+    """All in config.model, except num_classes and dtype, which are fields of config itself."""
     configured = set(common.get_config().model) - {"variant"}
     assert configured == set(models.FIELDS) - {"num_classes", "dtype"}
     defaults = {f: models.VisionTransformer.__dataclass_fields__[f].default for f in configured}
@@ -92,8 +92,8 @@ def plain(images):
         pytest.param(True, "dots_with_no_batch_dims_saveable", marks=pytest.mark.slow),
     ],
 )
-def test_scan_and_remat_change_no_number(images, plain, scan, remat):
-    """The outputs and gradients of the plain loop, with all three kinds of dropout on."""
+def test_scan_and_remat_do_not_change_results(images, plain, scan, remat):
+    """Outputs and gradients are those of the plain loop, with all three kinds of dropout on."""
     params, expected, expected_grads = plain
     params = stack_blocks(params) if scan else params
     value, grads = loss_and_grads(params, images, tiny_model(scan=scan, remat=remat, **DROP))
@@ -114,8 +114,8 @@ def test_scan_initializes_each_layer_differently(images):
     ("pool", "posemb"),
     [("cls", "sincos2d"), ("gap", "sincos2d"), ("map", "none"), ("none", "none")],
 )
-def test_masked_padding_leaves_the_logits(pool, posemb):
-    """A 16x24 image, padded on the right and below to 32x40."""
+def test_masked_padding_does_not_change_the_logits(pool, posemb):
+    """Pads a 16x24 image on the right and below to 32x40."""
     model = tiny_model(pool=pool, posemb=posemb, depth=1)
     small = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
     variables = init(model, small)
@@ -152,7 +152,7 @@ def test_masked_padding_with_learned_positions():
     [{}, {"scan": True, "pool": "gap"}, {"norm": "post", "pool": "gap"}],
 )
 def test_captured_arrays(images, fields):
-    """They have the documented shapes, leave the logits as they are, and lead to them."""
+    """They have the documented shapes, don't change the logits, and reproduce them."""
     model = tiny_model(**fields)
     variables = init(model, images)
     captures = ("blocks", "attention", "tokens")
@@ -267,7 +267,7 @@ def stem(**fields):
         (lambda: tiny_model(patch_size="x"), "model.patch_size is 'x'"),
         (lambda: tiny_model(dropout_rate=1.5), "model.dropout_rate is 1.5; it must be at least 0"),
         (lambda: tiny_model(stochastic_depth_rate=1.0), "model.stochastic_depth_rate is 1.0"),
-        (lambda: tiny_model(attention_impl="cudnn"), "'cudnn' needs a GPU; this is a cpu"),
+        (lambda: tiny_model(attention_impl="cudnn"), "'cudnn' needs a GPU, but JAX runs on cpu"),
         (lambda: tiny_model(dtype="float16"), "dtype is 'float16'"),
         (
             lambda: apply(tiny_model(), {}, jnp.zeros((1, 32, 32, 3)), capture=("attn",)),

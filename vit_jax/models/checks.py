@@ -50,7 +50,7 @@ def check_fields(model) -> None:
         )
     if model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(
-            f"model.attention_impl 'cudnn' needs a GPU; this is a {jax.default_backend()}: "
+            f"model.attention_impl 'cudnn' needs a GPU, but JAX runs on {jax.default_backend()}: "
             "use 'xla' or 'auto'"
         )
     if model.resnet is not None:

@@ -146,7 +146,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask, train: bool, capture: tuple[str, ...]):
-        """Returns x (N, L, D), (N, 1, D) with `pool_first`, and a dict of the captured arrays."""
+        """Returns x (N, L, D), or (N, 1, D) with `pool_first`, and a dict of captured arrays."""
         if self.learned_posemb:
             x = AddPositionEmbs(name="posembed_input")(x)
         keys = rates = None
@@ -226,16 +226,16 @@ class VisionTransformer(nn.Module):
     """The Vision Transformer; `models.create` makes one by name.
 
     Attributes:
-        num_classes: the number of classes; None removes the head, and the pooled representation
+        num_classes: the number of classes; None: there is no head, and the pooled representation
             is returned.
         patch_size: in pixels, an int or (height, width); in a hybrid, in features of the stem.
         resnet: the stem of a hybrid, such as dict(num_layers=(3, 4, 9), width_factor=1), see
             `resnet.stem`; None: no stem.
         width, depth, num_heads, mlp_dim: the size of the encoder. mlp_dim None is 4 x width.
         pool: the input of the head. "cls": the class token; "gap": the mean over patches; "map":
-            attention pooling; "none": every token, for logits (N, L, num_classes). For features
-            of the patches capture "tokens" instead.
-        pool_norm: where the last LayerNorm is if pool is "gap": "before" the mean, or "after" it
+            attention pooling; "none": every token, for logits (N, L, num_classes). For
+            features of the patches, capture "tokens" instead.
+        pool_norm: where the last LayerNorm is, if pool is "gap": "before" the mean, or "after" it
             (timm's fc_norm).
         posemb: position embeddings: "learned" (with a row for the class token), "sincos2d",
             "sincos1d" or "none".
@@ -244,17 +244,17 @@ class VisionTransformer(nn.Module):
         layer_norm_eps: the epsilon of every LayerNorm.
         representation_size: the width of a tanh layer before the head; None: no such layer.
         head_bias_init: the initial bias of the head, whose weights start at zero.
-        dropout_rate: after the position embedding, in the MLPs and after both branches.
-        attention_dropout_rate: on the attention weights.
-        stochastic_depth_rate: of the last block, decreasing linearly to 0 at the first.
+        dropout_rate: applied after the position embedding, in the MLPs and after both branches.
+        attention_dropout_rate: applied to the attention weights.
+        stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
         remat: "none", "full" (recompute each block in the backward pass), "dots_saveable" or
             "dots_with_no_batch_dims_saveable" (save the matrix products, recompute the rest).
-        attention_impl: of `jax.nn.dot_product_attention`: "xla", "cudnn", or "auto" for JAX's
-            choice. Attention dropout and captured attention use a plain implementation.
-        dtype: of matrix products and activations. Parameters, LayerNorm statistics, softmax and
-            logits are always float32. Float32 products don't use TF32 on GPU or bfloat16 passes
-            on TPU.
+        attention_impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn", or
+            "auto" for JAX's choice. Attention dropout and captured attention use a plain one.
+        dtype: the type of matrix products and activations. Parameters, LayerNorm statistics,
+            softmax and logits are always float32. Float32 products don't use TF32 on GPU or
+            bfloat16 passes on TPU.
     """
 
     num_classes: int | None = 1000
@@ -400,7 +400,7 @@ def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)
 
 
 def dropout(x, rate, key):
-    """Zeroes elements with probability `rate`, scales up the rest; the identity without a key."""
+    """Zeroes elements with probability `rate`, and scales up the rest; no-op without a key."""
     return nn.Dropout(rate, deterministic=key is None)(x, rng=key)
 
 

@@ -50,15 +50,15 @@ def create(config, params, total_steps: int):
 
 
 def check(config) -> None:
-    """Raises UserError for a `config.optimizer` that can't work, whatever the model."""
+    """Raises UserError if `config.optimizer` is invalid for any model."""
     checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
     for field in ("mu_dtype", "momentum_dtype"):
         checks.check_choice(f"config.optimizer.{field}", config[field], DTYPES)
     pairs = config.lr_multipliers or ()
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise UserError(
-            f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs, such as "
-            "(('head', 10.0),)"
+            f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs of "
+            "pattern and factor, such as (('head', 10.0),)"
         )
 
 
@@ -89,7 +89,7 @@ def scale_by_adam(config) -> optax.GradientTransformation:
 
 
 def weight_decay(config) -> optax.GradientTransformation:
-    """Adds weight_decay x kernel; biases, norms and tokens don't decay."""
+    """Adds weight_decay x kernel to updates; biases, norms and tokens don't decay."""
     if not config.weight_decay:
         return optax.identity()
     return optax.add_decayed_weights(config.weight_decay, mask=is_kernel)
@@ -157,7 +157,7 @@ def freeze(tx, params, patterns) -> optax.GradientTransformation:
     """Keeps parameters at their values if a pattern matches the start of their name.
 
     "(?!head)" freezes everything but the head. Frozen parameters get no update, no decay and no
-    optimizer state, and don't count in the clipped norm.
+    optimizer state, and don't count toward the clipped norm.
     """
     if not patterns:
         return tx

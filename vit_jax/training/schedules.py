@@ -43,7 +43,7 @@ def constant(step, config, total_steps):
 
 
 def staircase(step, config, total_steps):
-    """Is multiplied by `decay_factor` every `decay_steps` steps of the run."""
+    """Starts at `base_lr`, multiplied by `decay_factor` every `decay_steps` steps of the run."""
     return config.base_lr * config.decay_factor ** jnp.floor(step / config.decay_steps)
 
 
@@ -83,13 +83,13 @@ def create(config, total_steps: int) -> Callable:
 
 
 def check(config) -> None:
-    """Raises UserError for a `config.schedule` that can't work, whatever the length of the run."""
+    """Raises UserError if `config.schedule` is invalid for a run of any length."""
     checks.check_choice("config.schedule.name", config.name, SCHEDULES)
     if config.name == "step" and not config.decay_steps > 0:
         raise UserError("config.schedule.name 'step' needs config.schedule.decay_steps above 0")
 
 
 def progress(step, config, total_steps):
-    """Returns the share of the steps after the warmup that is done, from 0 to 1."""
+    """Returns the completed share of the steps after the warmup, from 0 to 1."""
     steps = max(total_steps - config.warmup_steps, 1)
     return jnp.clip((step - config.warmup_steps) / steps, 0.0, 1.0)

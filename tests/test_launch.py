@@ -124,7 +124,7 @@ def test_slurm_processes_join_and_train_as_one(tmp_path, requeued):
         ((75, 75), 75, True),
         ((76, 137), 137, True),
         ((0, 2), 2, False),
-        ((2, 134), 2, False),  # one process finds a user's mistake, and the other loses it
+        ((2, 134), 2, False),  # one process finds a user error, and the other loses it
         ((76, 1), 1, False),
         ((130, 130), 130, False),
     ],

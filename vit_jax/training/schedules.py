@@ -2,7 +2,7 @@
 
 To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES.
 `step` is a float32 scalar, `config` is `config.schedule`. A new field gets its default in
-configs/common.py; `check` refuses values that can't work.
+configs/common.py; `check` refuses invalid values.
 """
 
 from collections.abc import Callable

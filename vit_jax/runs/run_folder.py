@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "checkpoint_every_steps",
     "keep_every_steps",
     "best_metric",
-    # Whether bad numbers and bad examples stop the run: one that they stopped can continue.
+    # Whether the run stops at bad numbers and examples, or skips them from now on.
     "on_nonfinite",
     "dataset.on_error",
     # The machines: the numbers change by rounding. `dataset.parts` is the number of processes in

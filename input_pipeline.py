@@ -1,12 +1,12 @@
-"""Dataset -> batches of uint8 images and integer labels, in an order that the seed decides.
+"""Dataset -> batches of uint8 images and integer labels, in an order determined by the seed.
 
 The examples of step N depend on (seed, N) alone, and every random choice for an example on
-(seed, epoch, index), so a run can start at any step. Uses TensorFlow and NumPy, but no model; the
-index and the number of processes are arguments.
+(seed, epoch, index), so a run can start at any step. Knows no model. The process index and the
+number of processes are arguments.
+
+To draw the images and labels that the model gets:
 
     python input_pipeline.py --config=configs/vit_b16.py:recipe=augreg --show=out.png
-
-draws the images and labels that the model gets from it.
 """
 
 import atexit
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def check(config) -> None:
-    """Raises UserError for a dataset, an image size or an augmentation that can't work."""
+    """Raises UserError if the dataset, the image size or an augmentation is invalid."""
     image_shape(config)
     dataset, augment = config.dataset, config.augment
     checks.check_choice("config.dataset.channels", dataset.channels, (1, 3))
@@ -91,7 +91,7 @@ def open_splits(dataset) -> tuple[Source, Source]:
 
 
 def num_classes(dataset) -> int:
-    """Returns the number of classes of `config.dataset`; one of TFDS needn't be prepared."""
+    """Returns the number of classes of `config.dataset`; a TFDS dataset needn't be prepared."""
     return count_classes(dataset.name, dataset.data_dir, dataset.train_split)
 
 
@@ -151,7 +151,7 @@ def train_examples(source, config, first_step, process_index, process_count, row
     first, last = process_range(source.num_examples, process_index, process_count)
     if first == last:
         raise UserError(
-            f"{source.name} has {source.num_examples} examples, fewer than there are processes"
+            f"{source.name} has {source.num_examples} examples, fewer than the number of processes"
         )
     position = first_step * (config.batch_size // process_count)
     buffer_size = config.dataset.shuffle_buffer
@@ -237,7 +237,7 @@ def make_batches(
 
 
 # ArrayRecord files are read in Python. If TensorFlow's threads still read while Python shuts down,
-# they wait for Python forever.
+# they deadlock.
 OPEN_BATCHES = weakref.WeakSet()
 
 
@@ -248,7 +248,7 @@ def close_batches() -> None:
 
 
 def pad_batch(batch: dict, size: int) -> dict:
-    """Pads a batch with zeros to `size` examples, and adds the mask of those that count."""
+    """Pads a batch with zeros to `size` examples, and adds a mask of the real examples."""
     count = len(batch["labels"])
     good = ~batch.get("corrupt", np.zeros(count, bool))
 

@@ -4,7 +4,7 @@
     python predict.py --config=configs/vit_b16.py --config.init_from=B_16.npz photos/ --top=3 --json
     python predict.py --weights=hf:google/vit-base-patch16-224 photos/ --attention=attention.png
 
-A folder stands for all images below it. A file that isn't an image is reported and skipped; the
+A folder means all images below it. A file that isn't an image is reported and skipped; the
 exit code is then 1.
 """
 

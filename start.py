@@ -2,10 +2,10 @@
 
     python start.py train    trains a small ViT on the embedded digits, in under two minutes
     python start.py test     runs the tests
-    python start.py compile  tells whether a B/16 fits 16 TPU chips, by the TPU's compiler
+    python start.py compile  reports whether B/16 fits 16 TPU chips, according to the TPU's compiler
 
 Arguments are passed on: python start.py train --config=configs/vit_b16.py:quick
-A part of the code stands for its tests: python start.py test vit_jax/models train.py
+A file or folder of the code selects its tests: python start.py test vit_jax/models train.py
 Requires Python 3.11 to 3.13 and pip.
 """
 
@@ -58,7 +58,7 @@ def tests_of(argument: str) -> str:
     """Returns the tests of a file or folder of the code; anything else unchanged.
 
     vit_jax/models -> tests/models, train.py -> tests/test_train.py. A file without tests of its
-    own stands for its folder.
+    own selects the tests of its folder.
     """
     path = (ROOT / argument).resolve()
     is_code = path.is_dir() or path.suffix == ".py"
@@ -87,7 +87,7 @@ def install(requirements: str) -> bool:
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == digest:
         return True
     print(f"Installing {requirements} into {VENV} ...", flush=True)
-    # Some systems ship venv without ensurepip; then this Python's own pip installs into .venv.
+    # Some systems lack ensurepip: this Python's own pip then installs into .venv.
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     if not PYTHON.exists():
         venv.create(VENV, with_pip=has_ensurepip)
@@ -102,7 +102,7 @@ def install(requirements: str) -> bool:
 
 
 def print_error(message: str) -> int:
-    """Prints a message and returns the exit code of a user's mistake."""
+    """Prints a message and returns the exit code of a user error."""
     print(message, file=sys.stderr)
     return 2
 

@@ -2,7 +2,7 @@
 
     python launch/local.py --num_processes=4 train.py --config=configs/digits.py:quick
 
-This is what a pod does, to try without one. If a process fails, the others are killed after
+Simulates a pod on one machine. If a process fails, the others are killed after
 --grace seconds. The exit code is the first one that isn't 0.
 """
 

@@ -180,7 +180,7 @@ def group_bandwidth(chip: Chip, slice_shape: tuple[int, ...], coordinates) -> fl
 
 
 def use_cpu() -> None:
-    """Keeps JAX to this machine's CPU: with libtpu installed it would look for a TPU."""
+    """Restricts JAX to this machine's CPU: with libtpu installed it would look for a TPU."""
     jax.config.update("jax_platforms", "cpu")
     # Programs compiled for a TPU can't be read back from the cache without one.
     jax.config.update("jax_enable_compilation_cache", False)

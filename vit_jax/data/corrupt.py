@@ -12,7 +12,7 @@ from vit_jax.data import preprocess
 from vit_jax.data.sources import RecordFiles, Source
 from vit_jax.errors import UserError
 
-# With several processes "vit_jax" logs from the first one only; each logs its own corrupt examples.
+# Only process 0 logs to "vit_jax", but each process must log its own corrupt examples.
 logger = logging.getLogger("vit_jax.corrupt")
 logger.setLevel(logging.INFO)
 
@@ -116,9 +116,9 @@ def log_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
 
 
 def replace_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
-    """Replaces each corrupt example by the good one before it in the batch.
+    """Replaces each corrupt example with the good one before it in the batch.
 
-    So all other examples keep their places in the order of the run. Removes the field corrupt.
+    All other examples thus keep their places in the order of the run. Removes the field corrupt.
 
     Raises:
         UserError: all examples of a batch are corrupt.

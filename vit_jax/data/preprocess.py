@@ -163,7 +163,7 @@ def decode(encoded, channels: int) -> tf.Tensor:
 def resize_and_crop(image, size: tuple[int, int], keep: float, offset=None) -> tf.Tensor:
     """Resizes with the proportions kept until `keep` of the image fills `size`, and crops.
 
-    Shrinking averages over pixels. What lies outside the crop isn't computed.
+    Shrinking averages over pixels. Pixels outside the crop aren't computed.
 
     Args:
         image: uint8 (H, W, C).

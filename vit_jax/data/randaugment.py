@@ -1,6 +1,6 @@
 """RandAugment (arXiv:1909.13719) and color jitter, as stateless TensorFlow operations.
 
-Images are uint8 (H, W, C). Operations that Pillow has compute what Pillow computes. Magnitudes
+Images are uint8 (H, W, C). Operations that Pillow has give Pillow's results. Magnitudes
 are those that the ViT recipes were published with (`randaug(n, m)` of big_vision, from
 TensorFlow's AutoAugment): strengths grow linearly with the magnitude, and 10 is the unit. Two
 things differ from that code: contrast blends with the image's mean gray, as in Pillow, and lengths

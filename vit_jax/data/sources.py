@@ -25,8 +25,8 @@ class Source:
         num_examples: the number of examples.
         class_names: the names of the classes, in the order of the integer labels.
         describe: the index of an example -> text that helps a person find it, such as its path.
-        fetch: the handle of an example -> (encoded image, label), as TensorFlow operations. What a
-            handle is depends on the kind of source.
+        fetch: the handle of an example -> (encoded image, label), as TensorFlow operations. The
+            type of a handle depends on the kind of source.
         corrupt: the indices of examples that were skipped so far.
     """
 
@@ -55,7 +55,7 @@ class RandomAccess(Source):
 class RecordFiles(Source):
     """TFRecord files. The handle of an example is its serialized record.
 
-    A record that its file lacks is empty, and `fetch` fails on it. With `ignore_errors`, records
+    A record missing from its file is empty, and `fetch` fails on it. With `ignore_errors`, records
     that can't be read are empty too, instead of an error.
 
     Attributes:
@@ -125,7 +125,7 @@ def read_records(path, first_index, skip, take, *, ignore_errors: bool) -> tf.da
         skip, take: how many records of the file to skip and to take.
         ignore_errors: whether records that can't be read are empty instead of an error.
     """
-    # A missing file would raise, and be ignored, forever.
+    # `ignore_errors` would retry a missing file forever.
     paths = tf.data.Dataset.from_tensor_slices(
         tf.io.matching_files(path) if ignore_errors else [path]
     )

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def draw_attention(images, maps, captions, path) -> None:
-    """Writes a PNG with each image, and beside it the image under its attention map.
+    """Writes a PNG with each image, and beside it the image overlaid with its attention map.
 
     Maps are colored from violet (least) to yellow (most).
 

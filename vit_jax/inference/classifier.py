@@ -70,7 +70,7 @@ class Classifier:
         num_heads: int | None = None,
         grid: Sequence[int] | None = None,
     ) -> "Classifier":
-        """Loads weights together with the model they belong to.
+        """Loads weights and creates the model that they belong to.
 
         Args:
             path: a run's folder, a published file, `hf:owner/name`, ...; see `pretrained.load`.

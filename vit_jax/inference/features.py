@@ -8,13 +8,12 @@ from vit_jax.errors import UserError
 def patch_features(model, params, images):
     """Returns one vector per patch, without the class token: the tokens that the model pools.
 
-    They have passed the last LayerNorm, unless `pool_norm` is "after": it then comes after the
-    pooling.
+    They have passed the last LayerNorm, unless `pool_norm` is "after".
 
     Args:
         model: a VisionTransformer.
         params: its parameters.
-        images: normalized like in training, float32 (N, H, W, C).
+        images: normalized as in training, float32 (N, H, W, C).
 
     Returns:
         float32 (N, rows, columns, D).

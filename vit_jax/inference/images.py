@@ -21,7 +21,7 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
         uint8 (*size, channels).
 
     Raises:
-        UserError: something else than an image.
+        UserError: not an image.
     """
     if hasattr(image, "convert"):  # PIL
         image = image.convert("L" if channels == 1 else "RGB")

@@ -1,4 +1,4 @@
-"""Writes parameters as files that Google's code, timm and transformers load without changes."""
+"""Writes parameters as files that Google's code, timm and transformers load as they are."""
 
 import dataclasses
 import json
@@ -23,8 +23,8 @@ from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
 FORMATS = ("google", "timm", "hf")
 
 # Which models each format can represent. Fields in ANY_VALUE don't matter to any format: sizes,
-# positions (written as a table), and what only concerns training or speed. Of the other fields
-# the table has the possible values; a field that isn't in it must have its default.
+# positions (written as a table), and what only concerns training or speed. For the other
+# fields, the table has the allowed values; a field that isn't in it must have its default.
 ANY_VALUE = (
     *("num_classes", "patch_size", "width", "depth", "num_heads", "mlp_dim", "posemb"),
     *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),

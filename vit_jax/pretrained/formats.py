@@ -56,7 +56,7 @@ GROUP_NORM = re.compile(r"(^|/)gn\w*/")
 
 
 def from_flax(stored: Flat) -> Flat:
-    """Converts parameters of Google's code or big_vision, from files of any age.
+    """Converts parameters of Google's code or big_vision, old and new.
 
     Handles a prefix, with other arrays beside the parameters; the old numbering; group norms of
     shape (1, 1, 1, C); positions at the top level, with or without a row for the class token;
@@ -91,7 +91,7 @@ def to_google(params: Flat) -> Flat:
     Raises:
         UserError: a parameter that isn't in `vit_jax/paths.py`, and so not in Google's code.
     """
-    check_no_unnamed([name for name in params if not is_known(name)], "Google's code")
+    check_all_named([name for name in params if not is_known(name)], "Google's code")
     old_names = {new: old for old, new in OLD_NUMBERING.items()}
     stored = {}
     for name, value in params.items():
@@ -299,14 +299,14 @@ def to_state_dict(params: Flat, names: StateDictNames) -> Flat:
             unnamed.append(name)
         else:
             parts[slot][place] = value
-    check_no_unnamed(unnamed, names.codebase)
+    check_all_named(unnamed, names.codebase)
     return {
         name: np.concatenate([arrays[place] for place in sorted(arrays)])
         for name, arrays in parts.items()
     }
 
 
-def check_no_unnamed(unnamed: list[str], codebase: str) -> None:
+def check_all_named(unnamed: list[str], codebase: str) -> None:
     """Raises UserError if there are parameters that a codebase has no name for."""
     if unnamed:
         more = f" (and {len(unnamed) - 1} more)" if len(unnamed) > 1 else ""

@@ -32,8 +32,8 @@ from vit_jax.training.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
 
-# Fields of TrainState that are stored as items; None is not stored. To store another field, add
-# its name: checkpoints from before then start it at its initial value.
+# Fields of TrainState that are stored as items, unless they are None. To store another field, add
+# its name: older checkpoints start it at its initial value.
 ITEMS = ("params", "opt_state", "ema_params")
 REQUIRED_ITEMS = ("params", "opt_state")  # every checkpoint has them
 
@@ -58,7 +58,7 @@ class CheckpointManager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of a run.
 
-    The latest two are kept, the best one, and optionally every n-th. Saving is asynchronous and
+    Keeps the latest two, the best, and optionally every n-th. Saving is asynchronous and
     atomic: a folder <step> exists only once it is complete.
     """
 
@@ -140,7 +140,7 @@ class Checkpoints:
         """Waits until the checkpoint being saved is complete."""
         with self.log_write_errors():
             self.manager.wait_until_finished()
-        if self.failed_step is not None:  # what was written of it takes up space
+        if self.failed_step is not None:  # its partial files take up space
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # still written to: the next save removes it
                     unfinished.rmtree(missing_ok=True)
@@ -165,7 +165,7 @@ class Checkpoints:
     def log_write_errors(self):
         """Logs errors of writing a checkpoint instead of raising them.
 
-        With several processes they are raised: each process knows of its own errors only.
+        With several processes they are raised: each process knows only its own errors.
         """
         try:
             yield
@@ -285,7 +285,7 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self.folder / str(step)).rename(target)
-            logger.warning(f"Moved it to {target}")
+            logger.warning(f"Moved checkpoint {step} to {target}")
         distributed.barrier("corrupt checkpoints moved")
 
     def close(self) -> None:
@@ -304,7 +304,7 @@ class Checkpoints:
 
 
 def stored_items(state: TrainState) -> dict:
-    """Returns the items that are stored of a state or of its shapes, {name: tree}."""
+    """Returns the items of a state, or of its shapes, that are stored, {name: tree}."""
     items = {name: getattr(state, name) for name in ITEMS}
     return {name: tree for name, tree in items.items() if tree is not None}
 

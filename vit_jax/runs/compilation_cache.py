@@ -1,4 +1,4 @@
-"""Compiled programs in a run's folder, so that a restart doesn't compile again."""
+"""Keeps compiled programs in a run's folder, so that a restart doesn't compile again."""
 
 import contextlib
 import pathlib
@@ -14,7 +14,7 @@ from vit_jax.parallel import distributed
 def compilation_cache(workdir):
     """Caches what is compiled inside the block in <workdir>/compiled.
 
-    If JAX_COMPILATION_CACHE_DIR is set, JAX's own cache is left in charge.
+    If JAX_COMPILATION_CACHE_DIR is set, JAX's own cache is used instead.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         yield

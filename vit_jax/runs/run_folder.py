@@ -26,7 +26,7 @@ from vit_jax.parallel import distributed
 
 logger = logging.getLogger("vit_jax")
 
-# Fields that may differ when a run is resumed; a name stands for its group too.
+# Fields that may differ when a run is resumed; a group's name covers all its fields.
 MAY_CHANGE = (
     # How often the run logs, evaluates and saves, and what it keeps: training doesn't depend on it.
     "log_every_steps",
@@ -42,7 +42,7 @@ MAY_CHANGE = (
     "mesh",
     "dataset.parts",
     "dataset.data_dir",
-    # A message.
+    # The text of an error message.
     "init_from_hint",
 )
 # The learning rate of every step depends on these.

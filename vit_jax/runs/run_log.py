@@ -166,7 +166,7 @@ class RunLog:
         if not self.writes:
             return
         values = {f"{group}/{name}": value for name, value in values.items()}
-        # JSON has no NaN. An evaluation may overflow although the parameters are finite.
+        # JSON has no NaN. An evaluation may overflow even if the parameters are finite.
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         self.unwritten_rows.append(json.dumps({"step": step, **values}) + "\n")
         self.write_rows()

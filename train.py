@@ -69,7 +69,8 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
     process = {name: share[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    # To add one: input_pipeline.open_source(name, data_dir, split, train_set.class_names).
+    # To add one, under any name but "train":
+    # input_pipeline.open_source(name, data_dir, split, train_set.class_names).
     eval_sets = {"val": eval_set}
     config = resolve(config, train_set, share["process_count"])
     image_shape = input_pipeline.image_shape(config)

@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     config.model.pool_norm = "before"  # or "after": where the last norm is, for pool "gap"
     config.model.posemb = "learned"  # or "sincos2d", "sincos1d", "none"
     config.model.norm = "pre"  # or "post"
-    config.model.gelu = "tanh"  # or "exact"
+    config.model.gelu = "tanh"  # or "exact": the MLP's activation
     config.model.layer_norm_eps = 1e-6
     config.model.representation_size = placeholder(object)  # True: the width
     config.model.head_bias_init = 0.0

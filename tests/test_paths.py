@@ -33,9 +33,9 @@ def test_every_parameter_is_known(fields):
 
 def test_unknown_parameters():
     for name in (
-        "Transformer/encoderblock_0/MlpBlock_0/Dense_2/kernel",
-        "Transformer/encoderblock_0/LayerScale_0/scale",
-        "register_tokens",
+        "Transformer/encoderblock_0/MlpBlock_0/NoSuchLayer_2/kernel",
+        "Transformer/encoderblock_0/NoSuchModule_0/scale",
+        "no_such_token",
         "MAPHead_0/query",
     ):
         assert not paths.is_known(name)

@@ -159,8 +159,10 @@ KINDS = ("folder", "in_memory", "tfrecord", "array_record")
     [("folder", (5,))]
     + [pytest.param(kind, (1, 2, 4, 7), marks=slow) for kind in ("digits", *KINDS)],
 )
-def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tmp_path):
+def test_resuming_with_everything_on(kind, steps, image_folder, tfds_folders, tmp_path, request):
     """Stopped after any step and resumed, a run has the bits of one that wasn't stopped."""
+    if len(steps) == 1:  # the default one; the slow ones use eight devices
+        request.getfixturevalue("on_one_device")
     config = common.get_config()
     config.update(batch_size=16, accum_steps=2, image_size=32, total_steps=8, ema_decay=0.9)
     config.update(log_every_steps=1, eval_every_steps=0, best_metric="")

@@ -71,12 +71,23 @@ def last_checkpoint(workdir) -> pathlib.Path:
     return workdir / "checkpoints" / str(steps_in(workdir)[-1])
 
 
+def restore_item(path):
+    """An item of a checkpoint that any number of processes saved, on one device."""
+    checkpointer = ocp.StandardCheckpointer()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        checkpointer.metadata(path).item_metadata.tree,
+    )
+    return checkpointer.restore(path, shapes)
+
+
 def assert_same_checkpoint(workdir, other, step: int) -> None:
     """Asserts that every item of a checkpoint has the same bits in two runs."""
     ours, theirs = (folder / "checkpoints" / str(step) for folder in (workdir, other))
     for item in sorted(path.name for path in theirs.iterdir() if path.is_dir()):
         if item != "metrics":
-            trees = (ocp.StandardCheckpointer().restore(folder / item) for folder in (ours, theirs))
+            trees = (restore_item(folder / item) for folder in (ours, theirs))
             jax.tree.map(np.testing.assert_array_equal, *trees)
 
 

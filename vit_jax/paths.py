@@ -1,8 +1,8 @@
 """The names of a model's parameters: the one place that knows them.
 
 To add a parameter, name it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in
-`is_input_layer`; elsewhere, in `is_known`. FSDP needs no rule. Only leaves named
-`kernel` have weight decay.
+`is_input_layer`; elsewhere, in `is_known`. Turn it on in a row of tests/test_paths.py. FSDP needs
+nothing. Only leaves named `kernel` decay.
 
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`

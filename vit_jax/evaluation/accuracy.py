@@ -1,7 +1,8 @@
 """Loss and accuracy over an evaluation set.
 
-Other kinds of evaluation go into files of their own here, and are called by `evaluate` in train.py
-and by evaluate.py.
+Other kinds of evaluation go into files of their own here. `evaluate` in train.py, and evaluate.py,
+call them and add their numbers to the results, such as results["val"]["knn_accuracy"]. What they
+need besides, such as the training set, becomes a field of `Run`.
 """
 
 from collections.abc import Callable, Iterable

@@ -255,9 +255,10 @@ class Stopwatch:
 
 def evaluation_line(values: dict[str, float]) -> str:
     """Returns the metrics of an evaluation as text."""
-    return (
-        f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2%}, "
-        f"top-5 {values['accuracy_top5']:.2%}"
+    names = {"accuracy_top5": "top-5"}
+    return ", ".join(
+        f"{names.get(name, name)} {value:{'.2%' if 'accuracy' in name else '.4f'}}"
+        for name, value in values.items()
     )
 
 

@@ -5,8 +5,8 @@ sharded. What happens before, on the host (crops, flips, RandAugment), is in
 `vit_jax/data/preprocess.py`.
 
 To add one, apply it in `train_inputs`, and extend `check` and `describe`; its settings go into
-`config.augment` in configs/common.py. For its randomness, fold a new constant into `key`:
-what the other augmentations draw then stays the same.
+`config.augment` in configs/common.py. For its randomness, split one more key
+off at the start of `train_inputs`: what the other augmentations draw stays the same.
 """
 
 import jax

@@ -2,7 +2,8 @@
 
 To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES.
 `step` is a float32 scalar, `config` is `config.schedule`. A new field gets its default in
-configs/common.py; `check` refuses invalid values.
+configs/common.py; `check` refuses invalid values. The formula goes into EXPECTED in
+tests/training/test_schedules.py too.
 """
 
 from collections.abc import Callable

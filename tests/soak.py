@@ -120,10 +120,11 @@ def kill(process, processes: int, rng) -> str:
         process.wait()
         return "the run"
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    pids = [int(pid) for pid in children.read_text().split()] if process.poll() is None else []
+    pids = []
+    while len(pids) < processes and process.poll() is None:  # until the launcher has started them
+        pids = [int(pid) for pid in children.read_text().split()]
     index = rng.randrange(processes)
-    if len(pids) == processes:
-        os.kill(pids[index], signal.SIGKILL)
+    os.kill(pids[index], signal.SIGKILL)
     process.wait(timeout=180)
     return f"process {index}"
 

@@ -124,7 +124,8 @@ def kill(process, processes: int, rng) -> str:
     while len(pids) < processes and process.poll() is None:  # until the launcher has started them
         pids = [int(pid) for pid in children.read_text().split()]
     index = rng.randrange(processes)
-    os.kill(pids[index], signal.SIGKILL)
+    if len(pids) == processes:
+        os.kill(pids[index], signal.SIGKILL)
     process.wait(timeout=180)
     return f"process {index}"
 

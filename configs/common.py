@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.eval_split = "validation"
     config.dataset.channels = 3  # or 1
+    # Whether photographs are turned upright as their EXIF data says; filled in: True for folders.
+    config.dataset.exif = placeholder(bool)
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
     config.dataset.order = placeholder(str)  # "global" or "buffer"; filled in from the dataset
@@ -72,8 +74,8 @@ def get_config() -> ConfigDict:
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
 
-    # Fields of vit_jax/models/vit.py. The variant sets those that are None; with another width,
-    # mlp_dim is 4 x width, and num_heads must divide it.
+    # Fields of vit_jax/models/vit.py. The variant sets those that are None. If width is set,
+    # mlp_dim is 4 x width, and num_heads, which stays the variant's, must divide the width.
     config.model = ConfigDict()
     config.model.variant = "B/16"  # vit_jax/models/variants.py
     config.model.patch_size = placeholder(object)

@@ -30,6 +30,7 @@ class TrainingSplit:
     """What `resolve` asks of a dataset."""
 
     name, num_classes, num_examples, class_names = "images", 10, 100_000, tuple("abcdefghij")
+    exif = False
 
 
 @pytest.mark.parametrize("recipe", common.RECIPES)
@@ -154,6 +155,7 @@ def test_finetuning_as_in_the_paper(dataset):
     assert (config.grad_clip_norm, config.schedule.name) == (1.0, "cosine")
     assert config.schedule.warmup_steps == (100 if steps == 500 else 500)
     assert config.model.head_bias_init == 0
+    assert config.schedule.base_lr == (0.01 if dataset == "cifar10" else 0.03)
     sweep = finetune.get_config(f"dataset={dataset},sweep")
     assert sweep.dataset.eval_split.startswith(config.dataset.train_split + "[")
     # Every published size fits its preset's image size.
@@ -162,6 +164,18 @@ def test_finetuning_as_in_the_paper(dataset):
         config.num_classes = 10
         model = models.from_config(config)
         models.check_image(model, (config.image_size,) * 2)
+
+
+def test_finetuning_at_the_published_learning_rates():
+    """Names of AugReg's models on ImageNet at 384 px, as in the README of Google's code."""
+    rates = {"Ti/16": 0.03, "S/32": 0.01, "S/16": 0.03, "B/32": 0.01, "B/16": 0.03, "L/16": 0.01}
+    rates |= {"R+Ti/16": 0.03, "R26+S/32": 0.01, "R50+L/32": 0.01}
+    assert rates.keys() == finetune.AUGREG.keys()
+    for model, rate in rates.items():
+        config = finetune.get_config(f"model={model},dataset=imagenet")
+        assert config.schedule.base_lr == rate
+    assert finetune.get_config("model=L/16,dataset=cifar10").schedule.base_lr == 0.03
+    assert finetune.get_config("model=B/16,dataset=/data/birds").schedule.base_lr == 0.03
 
 
 def test_variants_of_finetuning():

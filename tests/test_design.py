@@ -43,9 +43,14 @@ MODULES = {
 }
 
 
-def imports(path: pathlib.Path, inside_functions: bool = True) -> set[str]:
-    """Returns the modules that a file imports; for `from a import b`, "a" and "a.b"."""
-    tree = ast.parse(path.read_text())
+# Parsed before any test runs: in CPython 3.11, `ast.parse` can fail beside other threads that use
+# it (github.com/python/cpython/issues/106905).
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports(module: str, inside_functions: bool = True) -> set[str]:
+    """Returns the modules that a module imports; for `from a import b`, "a" and "a.b"."""
+    tree = TREES[module]
     found = set()
     for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
@@ -68,7 +73,7 @@ def is_part_of(module: str, packages) -> bool:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name)])
 def test_rooms_import_only_the_rooms_before_them(module):
-    for imported in imports(MODULES[module]):
+    for imported in imports(module):
         if other := room(imported):
             assert ROOMS.index(other) <= ROOMS.index(room(module)), f"{module} imports {imported}"
 
@@ -87,41 +92,41 @@ def test_every_room_is_known():
     ],
 )
 def test_nothing_imports_what_depends_on_it(importers, forbidden):
-    for module, path in MODULES.items():
+    for module in MODULES:
         if is_part_of(module, [importers]):
-            for imported in imports(path):
+            for imported in imports(module):
                 assert not is_part_of(imported, forbidden), f"{module} imports {imported}"
 
 
 def test_only_data_imports_tensorflow():
-    for module, path in MODULES.items():
+    for module in MODULES:
         if module.startswith("vit_jax") and room(module) != "data":
-            for imported in imports(path):
+            for imported in imports(module):
                 forbidden = ("tensorflow", "tensorflow_datasets", "vit_jax.data")
                 assert not is_part_of(imported, forbidden), f"{module} imports {imported}"
 
 
 def test_data_imports_no_model():
     for module in [name for name in MODULES if room(name) == "data"]:
-        for imported in imports(MODULES[module]):
+        for imported in imports(module):
             assert not is_part_of(imported, ("jax", "vit_jax.models")), f"{module}: {imported}"
 
 
 def test_the_input_pipeline_imports_jax_only_to_draw():
-    for imported in imports(MODULES["input_pipeline"], inside_functions=False):
+    for imported in imports("input_pipeline", inside_functions=False):
         assert not is_part_of(imported, ("jax", "vit_jax.models", "vit_jax.training"))
 
 
 def test_scripts_import_no_preset():
     for script in SCRIPTS:
-        presets = {name for name in imports(MODULES[script]) if name.startswith("configs.")}
+        presets = {name for name in imports(script) if name.startswith("configs.")}
         assert presets <= {"configs.common"}, script
 
 
 def test_there_are_no_import_cycles():
     graph = {
-        name: {i for i in imports(path) if i in MODULES and not f"{name}.".startswith(f"{i}.")}
-        for name, path in MODULES.items()
+        name: {i for i in imports(name) if i in MODULES and not f"{name}.".startswith(f"{i}.")}
+        for name in MODULES
     }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 

@@ -1,6 +1,13 @@
-"""Checks of user-supplied values; an error is one line with the field, the value and the fix."""
+"""Checks of user-supplied values; an error is one line with the field, the value and the fix.
 
+The fields of a configuration that are numbers have a range in a table RANGES, in the file that uses
+them.
+"""
+
+import dataclasses
+import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping
 
 from vit_jax.errors import UserError
@@ -20,18 +27,116 @@ def lookup(field: str, name, table: Mapping):
     return table[name]
 
 
-def check_range(field: str, value, low: float = 0, high: float | None = None) -> None:
-    """Raises UserError if a number is below `low` or above `high`."""
-    if not low <= value or (high is not None and not value <= high):  # NaN is refused too
-        expected = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise UserError(f"{field} is {value!r}; it must be {expected}")
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The valid values of a number: finite, and from `low` to `high`.
+
+    Attributes:
+        low, high: the ends. They are valid themselves, unless `above` or `below` is set.
+        above: whether values must be above `low`.
+        below: whether values must be below `high`.
+        whole: whether values must be whole numbers.
+        optional: whether None is valid.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    optional: bool = False
+
+    def __contains__(self, value) -> bool:
+        if value is None:
+            return self.optional
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value):
+            return False
+        above_low = value > self.low if self.above else value >= self.low
+        return above_low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        """Such as "a whole number >= 1"."""
+        ends = []
+        if self.low > -math.inf:
+            ends.append(f"{'>' if self.above else '>='} {self.low:,}")
+        if self.high < math.inf:
+            ends.append(f"{'<' if self.below else '<='} {self.high:,}")
+        noun = "a whole number" if self.whole else "a number" if ends else "a finite number"
+        return f"{noun} {' and '.join(ends)}".strip()
+
+
+FINITE = Range()
+NON_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+COUNT = Range(1, 2**31 - 1, whole=True)  # what fits int32
+COUNT_OR_ZERO = Range(0, 2**31 - 1, whole=True)
+
+
+def check_range(field: str, value, valid: Range) -> None:
+    """Raises UserError if a value isn't a number in a range."""
+    if value not in valid:
+        raise UserError(f"{field} is {value!r}; it must be {valid}")
+
+
+def check_ranges(group: str, config: Mapping, ranges: Mapping[str, Range]) -> None:
+    """Checks the fields of a group such as "config.optimizer", each with its range.
+
+    Fields that the group lacks, such as one of older code, are skipped.
+    """
+    for name, valid in ranges.items():
+        if name in config:
+            check_range(f"{group}.{name}", config[name], valid)
+
+
+def check_numbers(field: str, values) -> None:
+    """Raises UserError unless `values` is a tuple or a list of numbers."""
+    is_sequence = isinstance(values, (tuple, list))
+    if not is_sequence or not all(isinstance(value, numbers.Real) for value in values):
+        raise UserError(f"{field} is {values!r}; it must be numbers, such as (0.5, 1.0)")
+
+
+def check_count(field: str, value) -> None:
+    """Raises UserError if `value` is not a whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise UserError(f"{field} is {value!r}; it must be a whole number, at least 1")
 
 
 def check_interval(field: str, value) -> None:
     """Raises UserError if `value` is not (low, high) with 0 < low <= high <= 1."""
-    low_high = tuple(value)
-    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
-        raise UserError(f"{field} is {low_high}; it must be (low, high), 0 < low <= high <= 1")
+    check_numbers(field, value)
+    ends = tuple(value)
+    valid = Range(0, 1, above=True)
+    if len(ends) != 2 or any(end not in valid for end in ends) or ends[0] > ends[1]:
+        raise UserError(f"{field} is {ends}; it must be (low, high), 0 < low <= high <= 1")
+
+
+def check_values(config: Mapping, defaults: Mapping, group: str = "config") -> None:
+    """Raises UserError for a number that isn't finite, and for None if the default isn't None."""
+    for name, value in config.items():
+        field, default = f"{group}.{name}", defaults.get(name)
+        if hasattr(value, "items"):
+            check_values(value, default if hasattr(default, "items") else {}, field)
+        elif value is None and default is not None:
+            raise UserError(f"{field} is None; it must be set, as in --{field}={default}")
+        elif not is_finite(value):
+            raise UserError(f"{field} is {value!r}; its numbers must be finite")
+
+
+def is_finite(value) -> bool:
+    """Whether a value, or everything in a sequence, is finite if it is a number."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_finite, value))
+    return not isinstance(value, numbers.Real) or -math.inf < value < math.inf
+
+
+def check_png(flag: str, path: str) -> None:
+    """Raises UserError if a PNG can't be written to `path`."""
+    folder = os.path.dirname(path) or "."
+    if not path.endswith(".png") or os.path.isdir(path) or not os.path.isdir(folder):
+        raise UserError(f"{flag} is {path!r}; it must be a .png file in an existing folder")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UserError(f"{flag} is {path!r}, which can't be written: give another file")
 
 
 def size_pair(field: str, value) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """The names of a model's parameters: the one place that knows them.
 
-To add a parameter, name it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in
-`is_input_layer`; elsewhere, in `is_known`. Turn it on in a row of tests/test_paths.py. FSDP needs
-nothing. Only leaves named `kernel` decay.
+To add a parameter, name its layer explicitly in the model, since Flax numbers unnamed layers, and
+list it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in `is_input_layer`;
+elsewhere, in `is_known`. Turn it on in a row of MODELS in tests/test_paths.py. FSDP needs nothing,
+and export refuses models whose fields another codebase doesn't have. Only leaves named `kernel`
+decay.
 
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`

@@ -1,6 +1,5 @@
 """Several processes as one program, over CPU collectives."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,23 +12,24 @@ import numpy as np
 import pytest
 import soak
 from PIL import Image
-from whole_runs import assert_same_run, untimed_rows, wait_for
+from whole_runs import (
+    QUICK,
+    assert_same_run,
+    one_device_only,
+    quick_config,
+    untimed_rows,
+    wait_for,
+)
 
 import command_line
 import evaluate
 import train
-from configs import digits
 from launch import local
 from vit_jax.errors import Preempted, UserError
 from vit_jax.parallel import distributed
 from vit_jax.paths import path_name
 from vit_jax.runs import checkpoint
 
-QUICK = (
-    "--config=configs/digits.py:quick",
-    "--config.model.depth=1",
-    "--config.checkpoint_every_steps=20",
-)
 SHORT = (*QUICK, "--config.total_steps=20", "--config.checkpoint_every_steps=10")
 
 
@@ -74,20 +74,9 @@ def assert_close(workdir, other):
             np.testing.assert_allclose(params[name], expected[name], atol=1e-3, err_msg=name)
 
 
-@contextlib.contextmanager
-def one_device_only(mesh):
-    """Lets runs in this process have one device, whatever their configuration says."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (train, evaluate):
-            patch.setattr(module, "create_mesh", lambda **_: mesh)
-        yield
-
-
 def short_config():
-    config = digits.get_config("quick")
-    config.update(total_steps=20, checkpoint_every_steps=10)
-    config.model.depth = 1
-    config.mesh.fsdp = 2
+    config = quick_config(total_steps=20, checkpoint_every_steps=10)
+    config.mesh.update(data=-1, fsdp=2)
     return config
 
 
@@ -100,8 +89,8 @@ def whole(tmp_path_factory, one_device):
     return workdir
 
 
-def test_two_processes_equal_one(tmp_path, whole, one_device):
-    """In training, the recorded configuration and evaluation."""
+def test_two_processes_equal_one(tmp_path, whole):
+    """In their rows, evaluations included, parameters and recorded configuration."""
     flags = ("--config.mesh.fsdp=2", f"--workdir={tmp_path}")
     results = finish(launch("train.py", *SHORT, *flags))
     assert [result.stdout.count("Test accuracy") for result in results] == [1, 0]
@@ -110,14 +99,17 @@ def test_two_processes_equal_one(tmp_path, whole, one_device):
         json.loads((run / "config.json").read_text()) for run in (tmp_path, whole)
     )
     assert recorded == expected
-    results = finish(launch("evaluate.py", f"--workdir={tmp_path}", "--json"))
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path, whole, on_one_device):
+    results = finish(launch("evaluate.py", f"--workdir={whole}", "--json"))
     lines = "".join(result.stdout for result in results).splitlines()
     (line,) = [line for line in lines if line.startswith("{")]  # Gloo prints too
-    with one_device_only(one_device):
-        assert json.loads(line) == pytest.approx(evaluate.evaluate(whole), rel=1e-3)
+    assert json.loads(line) == pytest.approx(evaluate.evaluate(whole), rel=1e-3)
 
 
-def test_a_stopped_run_resumes_to_the_bit(tmp_path, whole, one_device, monkeypatch):
+def test_a_stopped_run_resumes_to_the_bit(tmp_path, whole, on_one_device, monkeypatch):
     """SIGTERM during step 5; tests/parallel/test_preemption.py stops scripts."""
 
     def record(log, step, values, record=train.run_log.RunLog.record):
@@ -125,13 +117,12 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path, whole, one_device, monkeypat
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    with one_device_only(one_device):
-        with monkeypatch.context() as patch:
-            patch.setattr(train.run_log.RunLog, "record", record)
-            with pytest.raises(Preempted, match="Stopped after step 5, saved"):
-                train.train(short_config(), tmp_path)
-        assert (tmp_path / "checkpoints" / "5").is_dir()
-        train.train(short_config(), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.run_log.RunLog, "record", record)
+        with pytest.raises(Preempted, match="Stopped after step 5, saved"):
+            train.train(short_config(), tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+    train.train(short_config(), tmp_path)
     assert "Resuming at step 5 of 20" in (tmp_path / "train.log").read_text()
     assert_same_run(tmp_path, whole)
 
@@ -311,3 +302,18 @@ def test_mistakes_about_processes(monkeypatch):
 def test_errors_that_mean_another_process_is_gone(error, lost):
     """Others are this process's own."""
     assert bool(command_line.LOST_PROCESS.search(error)) == lost
+
+
+def test_a_platform_without_devices_is_named(monkeypatch):
+    """JAX raises an AssertionError without a message if its plugin isn't installed."""
+    for error, reason in (
+        (AssertionError(), "its plugin for them isn't installed"),
+        (RuntimeError("Unable to initialize backend 'tpu': no TPU\n..."), "no TPU"),
+    ):
+        monkeypatch.setattr(jax, "devices", lambda error=error: raise_(error))
+        with pytest.raises(UserError, match=rf"{reason}\): unset JAX_PLATFORMS, which is 'cpu'"):
+            distributed.check_devices()
+
+
+def raise_(error):
+    raise error

@@ -20,10 +20,14 @@ def batch():
     return images, jax.nn.one_hot(jnp.arange(N), CLASSES)
 
 
-@pytest.mark.parametrize("per_example", [False, True])
 @pytest.mark.parametrize(
-    "alphas",
-    [dict(mixup_alpha=0.8), dict(cutmix_alpha=1.0), dict(mixup_alpha=0.8, cutmix_alpha=1.0)],
+    ("alphas", "per_example"),
+    [
+        (dict(mixup_alpha=0.8), False),
+        (dict(cutmix_alpha=1.0), True),
+        (dict(mixup_alpha=0.8, cutmix_alpha=1.0), False),
+        (dict(mixup_alpha=0.8, cutmix_alpha=1.0), True),
+    ],
 )
 def test_targets_are_the_shares_of_the_pixels(batch, alphas, per_example):
     images, targets = batch
@@ -145,8 +149,8 @@ def test_describe_names_what_is_on():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(mixup_alpha=-1.0), "mixup_alpha is -1.0; it must be at least 0"),
-        (dict(erasing_prob=1.5), "erasing_prob is 1.5; it must be between 0 and 1"),
+        (dict(mixup_alpha=-1.0), "mixup_alpha is -1.0; it must be a number >= 0"),
+        (dict(erasing_prob=1.5), "erasing_prob is 1.5; it must be a number >= 0 and <= 1"),
         (dict(erasing_area=(0.5, 0.1)), "erasing_area is"),
         (dict(erasing_fill="mean"), "erasing_fill is 'mean'; it must be 'zero' or 'noise'"),
     ],

@@ -43,7 +43,7 @@ def test_mistakes_are_named(tiny_config):
     with pytest.raises(UserError, match="warmup_steps 10 must be below the run's 10 steps"):
         schedules.create(schedule, 10)
     schedule.name = "step"
-    with pytest.raises(UserError, match="decay_steps above 0"):
+    with pytest.raises(UserError, match="decay_steps is 0; it must be a whole number >= 1"):
         schedules.check(schedule)
     schedule.name = "cosin"
     for function in (schedules.check, lambda config: schedules.create(config, 100)):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
 from vit_jax.models import variants
-from vit_jax.models.checks import check_fields, check_image
+from vit_jax.models.checks import check_fields, check_image, check_resnet
 from vit_jax.models.vit import GELUS, VisionTransformer
 
 __all__ = ["FIELDS", "VisionTransformer", "check_image", "create", "from_config"]
@@ -60,6 +60,7 @@ def from_config(config) -> VisionTransformer:
     fields = {name: value for name, value in config.model.items() if value is not None}
     if isinstance(fields.get("patch_size"), list):  # from a config.json
         fields["patch_size"] = tuple(fields["patch_size"])
-    if stem := fields.get("resnet"):
+    if (stem := fields.get("resnet")) is not None:
+        check_resnet(stem)
         fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}
     return create(**fields, num_classes=config.num_classes, dtype=config.dtype)

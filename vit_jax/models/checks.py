@@ -1,10 +1,11 @@
 """Checks of a model's fields, and of its inputs."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 
-from vit_jax.checks import check_choice, size_pair
+from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
 
@@ -17,22 +18,30 @@ CHOICES = {
     "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
 
+WIDTH = Range(1, 2**20, whole=True)
+OPTIONAL_WIDTH = dataclasses.replace(WIDTH, optional=True)
+RATE = Range(0, 1, below=True)
+RANGES = {
+    "width": WIDTH,
+    "depth": Range(1, 1000, whole=True),
+    "num_heads": WIDTH,
+    "mlp_dim": OPTIONAL_WIDTH,
+    "representation_size": OPTIONAL_WIDTH,
+    "layer_norm_eps": Range(0, 1, above=True),
+    "head_bias_init": FINITE,
+    "dropout_rate": RATE,
+    "attention_dropout_rate": RATE,
+    "stochastic_depth_rate": RATE,
+}
+
 
 def check_fields(model) -> None:
-    """Raises UserError for a field with an impossible value, or fields that exclude each other."""
+    """Raises UserError for a field with an impossible value, or conflicting fields."""
     for field, choices in CHOICES.items():
         check_choice(f"model.{field}", getattr(model, field), choices)
     size_pair("model.patch_size", model.patch_size)
-    for field in ("width", "depth", "num_heads", "mlp_dim", "representation_size"):
-        value = getattr(model, field)
-        is_optional = field in ("mlp_dim", "representation_size")
-        if not (is_optional and value is None) and not (type(value) is int and value > 0):
-            raise UserError(f"model.{field} is {value!r}; it must be a whole number above 0")
-    for field in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
-        if not 0 <= getattr(model, field) < 1:
-            raise UserError(
-                f"model.{field} is {getattr(model, field)}; it must be at least 0 and below 1"
-            )
+    for field, valid in RANGES.items():
+        check_range(f"model.{field}", getattr(model, field), valid)
     if model.width % model.num_heads:
         raise UserError(
             f"model.width {model.width} is not divisible by model.num_heads {model.num_heads}"
@@ -59,21 +68,24 @@ def check_fields(model) -> None:
 
 def check_resnet(resnet) -> None:
     """Raises UserError for a ResNet stem that can't be built."""
-    if set(resnet) != {"num_layers", "width_factor"}:
+    if not hasattr(resnet, "items") or set(resnet) != {"num_layers", "width_factor"}:
+        shown = dict(resnet) if hasattr(resnet, "items") else resnet
         raise UserError(
-            f"model.resnet has {', '.join(sorted(resnet)) or 'nothing'}; it must have num_layers, "
-            "such as (3, 4, 9), and width_factor"
+            f"model.resnet is {shown!r}; it must have num_layers and width_factor, as in "
+            "dict(num_layers=(3, 4, 9), width_factor=1)"
         )
-    num_layers, channels = resnet["num_layers"], 64 * resnet["width_factor"]
-    if not all(type(units) is int and units > 0 for units in num_layers):
+    units = Range(1, 1000, whole=True)
+    num_layers, width_factor = resnet["num_layers"], resnet["width_factor"]
+    if not isinstance(num_layers, (tuple, list)) or any(n not in units for n in num_layers):
         raise UserError(
-            f"model.resnet.num_layers is {tuple(num_layers)}; it must be the number of units "
-            "of each stage, all above 0"
+            f"model.resnet.num_layers is {num_layers!r}; it must be the number of units of each "
+            "stage, such as (3, 4, 9)"
         )
-    if channels < 32 or channels % 32:
+    check_range("model.resnet.width_factor", width_factor, Range(0, 100, above=True))
+    if 2 * width_factor % 1:
         raise UserError(
-            f"model.resnet.width_factor is {resnet['width_factor']}; it must be a multiple of 0.5: "
-            "group norm has 32 groups"
+            f"model.resnet.width_factor is {width_factor}; it must be a multiple of 0.5: group "
+            "norm has 32 groups"
         )
 
 

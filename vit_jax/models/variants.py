@@ -47,7 +47,7 @@ def fields(variant: str) -> dict:
     if size not in SIZES or not patch_size.isdecimal() or int(patch_size) < 1:
         raise UserError(
             f"Unknown variant {variant!r}: expected SIZE/PATCH with one of the sizes "
-            f"{', '.join(SIZES)}; published are {' '.join((*PUBLISHED, *HYBRIDS))}"
+            f"{', '.join(SIZES)}; the published variants are {' '.join((*PUBLISHED, *HYBRIDS))}"
         )
     return size_fields(size) | dict(patch_size=int(patch_size))
 

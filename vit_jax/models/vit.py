@@ -20,7 +20,7 @@ from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
-# The MLP's activation by name. To add one, give it a row.
+# The MLP's activations, the values of `gelu`. To add one, give it a row.
 GELUS = {
     "tanh": functools.partial(nn.gelu, approximate=True),  # Google's and big_vision's
     "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch's default
@@ -46,16 +46,16 @@ class MlpBlock(nn.Module):
             kernel_init=xavier_uniform,
             bias_init=nn.initializers.normal(stddev=1e-6),
         )
-        y = dense(self.mlp_dim)(x)  # (N, L, mlp_dim)
+        y = dense(self.mlp_dim, name="Dense_0")(x)  # (N, L, mlp_dim)
         y = lookup("model.gelu", self.gelu, GELUS)(y)
         y = dropout(y, self.dropout_rate, key)
-        return dense(x.shape[-1])(y)
+        return dense(x.shape[-1], name="Dense_1")(y)
 
 
 class EncoderBlock(nn.Module):
     """Self-attention and MLP, each in a residual branch: Eq. 2 and 3.
 
-    All randomness comes from the one key passed in, so a block computes the same in a Python
+    All randomness comes from the one key passed in, so a block gives the same result in a Python
     loop, under `nn.scan` and under `nn.remat`.
     """
 
@@ -251,7 +251,8 @@ class VisionTransformer(nn.Module):
         remat: "none", "full" (recompute each block in the backward pass), "dots_saveable" or
             "dots_with_no_batch_dims_saveable" (save the matrix products, recompute the rest).
         attention_impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn", or
-            "auto" for JAX's choice. Attention dropout and captured attention use a plain one.
+            "auto" for JAX's choice. Attention dropout and captured attention use a plain
+            implementation instead.
         dtype: the type of matrix products and activations. Parameters, LayerNorm statistics,
             softmax and logits are always float32. Float32 products don't use TF32 on GPU or
             bfloat16 passes on TPU.

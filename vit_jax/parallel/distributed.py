@@ -35,7 +35,8 @@ def start(
             counts as one, and doesn't end the program.
 
     Raises:
-        UserError: only some of the first three arguments are given, or process 0 can't be reached.
+        UserError: only some of the first three arguments are given, process 0 can't be reached, or
+            JAX has no device.
     """
     given = dict(
         coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id
@@ -49,6 +50,12 @@ def start(
     if not missing:
         check_coordinator(coordinator_address, num_processes, process_id)
     jax.config.update("jax_enable_preemption_service", preemptible)
+    join(given, heartbeat_seconds, has_address=not missing)
+    check_devices()
+
+
+def join(given: dict, heartbeat_seconds: int, has_address: bool) -> None:
+    """Joins the other processes; see `start`, of which `given` is the first three arguments."""
     try:
         jax.distributed.initialize(
             **given,
@@ -56,12 +63,29 @@ def start(
             initialization_timeout=JOIN_SECONDS,
         )
     except ValueError as error:
-        if missing and NO_CLUSTER in str(error):
+        if not has_address and NO_CLUSTER in str(error):
             return
         raise UserError(f"The processes can't join: {error}") from None
     except RuntimeError as error:
         raise UserError(
-            f"Process {process_id} can't join {coordinator_address}: {first_line(error)}"
+            f"Process {given['process_id']} can't join {given['coordinator_address']}: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def check_devices() -> None:
+    """Raises UserError if JAX has no device, such as with JAX_PLATFORMS=cuda on a CPU."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        if jax.distributed.is_initialized():  # the other processes, or the network
+            raise
+        reason = first_line(error) if str(error) else "its plugin for them isn't installed"
+        wanted = jax.config.jax_platforms
+        remedy = f"unset JAX_PLATFORMS, which is {wanted!r}, or " if wanted else ""
+        raise UserError(
+            f"JAX finds no devices ({reason}): {remedy}install JAX for the devices (see "
+            "docs.jax.dev/en/latest/installation.html)"
         ) from None
 
 

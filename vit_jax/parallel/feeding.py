@@ -18,7 +18,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
     """Returns which examples of each global batch this process loads.
 
     Processes whose devices hold the same examples (tensor parallelism across hosts) load the same
-    ones. The rows of a process needn't be contiguous: on a TPU slice the mesh follows the torus.
+    ones. A process's rows aren't always contiguous: on a TPU slice the mesh follows the torus.
 
     Returns:
         Keyword arguments of `input_pipeline.train_batches`: `process_count`, the number of

@@ -4,9 +4,9 @@ Everything random is drawn from the given key, in shapes that don't depend on ho
 sharded. What happens before, on the host (crops, flips, RandAugment), is in
 `vit_jax/data/preprocess.py`.
 
-To add one, apply it in `train_inputs`, and extend `check` and `describe`; its settings go into
-`config.augment` in configs/common.py. For its randomness, split one more key
-off at the start of `train_inputs`: what the other augmentations draw stays the same.
+To add one, apply it in `train_inputs`, and extend RANGES and `describe`; its settings go into
+`config.augment` in configs/common.py. For its randomness, split off one more key at the start of
+`train_inputs`: the other augmentations still draw the same values.
 """
 
 import jax
@@ -15,6 +15,13 @@ import jax.numpy as jnp
 from vit_jax import checks
 
 ERASING_FILLS = ("zero", "noise")
+RANGES = {
+    "label_smoothing": checks.SHARE,
+    "mixup_alpha": checks.NON_NEGATIVE,
+    "cutmix_alpha": checks.NON_NEGATIVE,
+    "cutmix_prob": checks.SHARE,
+    "erasing_prob": checks.SHARE,
+}
 
 
 def train_inputs(images, labels, key, num_classes: int, config):
@@ -51,10 +58,10 @@ def train_inputs(images, labels, key, num_classes: int, config):
 
 def check(config) -> None:
     """Raises UserError for invalid settings of `config.augment` that apply on the device."""
-    for name in ("label_smoothing", "erasing_prob", "cutmix_prob"):
-        checks.check_range(f"config.augment.{name}", config[name], 0, 1)
-    for name in ("mixup_alpha", "cutmix_alpha"):
-        checks.check_range(f"config.augment.{name}", config[name])
+    checks.check_ranges("config.augment", config, RANGES)
+    for name, valid in (("mean", checks.SHARE), ("std", checks.Range(0, 1, above=True))):
+        for number in config[name]:
+            checks.check_range(f"config.augment.{name}, for pixels in [0, 1],", number, valid)
     checks.check_interval("config.augment.erasing_area", config.erasing_area)
     checks.check_choice("config.augment.erasing_fill", config.erasing_fill, ERASING_FILLS)
 
@@ -149,7 +156,7 @@ def random_erasing(images, key, prob: float, area: tuple[float, float], fill: st
         images: float (N, H, W, C), normalized.
         area: (smallest, largest) share of the image's area. The aspect ratio is between 0.3 and
             1 / 0.3.
-        fill: "zero" (the mean, as images are normalized) or "noise" (a normal sample per value).
+        fill: "zero" (the mean, since images are normalized) or "noise" (a normal sample per value).
     """
 
     def rectangle(key):

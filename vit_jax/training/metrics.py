@@ -1,15 +1,16 @@
 """Evaluation metrics, as sums over examples so that batches of any size add up exactly.
 
 To add one, return its sum over a batch from `batch_sums`, and add its name to NAMES. It is then
-written to metrics.jsonl and TensorBoard, and printed by evaluate.py; the line on the console is
-`evaluation_line` in vit_jax/runs/run_log.py.
+written to metrics.jsonl and TensorBoard, and printed. To log one in training too, add it to the
+metrics that `forward` returns in vit_jax/training/steps.py; a value that isn't finite stops the
+run.
 """
 
 import jax
 import jax.numpy as jnp
 
 NAMES = ("loss", "accuracy", "accuracy_top5")
-LOWER_IS_BETTER = ("loss",)  # of the others, the highest value is the best
+LOWER_IS_BETTER = ("loss",)  # for all others, higher is better
 
 
 def batch_sums(logits, labels, losses, mask) -> dict:

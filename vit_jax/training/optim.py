@@ -1,8 +1,9 @@
 """The optimizer: clipping, update rule, weight decay, and learning rates per parameter.
 
-To add an update rule, write a function of `config.optimizer` that turns gradients into directions,
-and give it a row in OPTIMIZERS; the learning rate and the sign come after it. A new field gets its
-default in configs/common.py. The optimizer's state is sharded like the parameters.
+To add an update rule, write a function of `config.optimizer` that maps gradients to directions, and
+give it a row in OPTIMIZERS; the learning rate and the minus sign are applied afterward. A new field
+gets its default in configs/common.py and its valid values in RANGES. The optimizer's state is
+sharded like the parameters.
 """
 
 import re
@@ -17,6 +18,15 @@ from vit_jax.paths import block_index, is_input_layer, is_stacked, num_blocks, p
 from vit_jax.training import schedules
 
 DTYPES = ("float32", "bfloat16")
+BELOW_ONE = checks.Range(0, 1, below=True)
+RANGES = {
+    "b1": BELOW_ONE,
+    "b2": BELOW_ONE,
+    "eps": checks.Range(0, 1, above=True),
+    "momentum": BELOW_ONE,
+    "weight_decay": checks.Range(0, 1000),
+    "layer_decay": checks.Range(0, 1, above=True, optional=True),
+}
 
 
 def create(config, params, total_steps: int):
@@ -34,8 +44,8 @@ def create(config, params, total_steps: int):
     Raises:
         UserError: an unknown optimizer or schedule, or a pattern that matches no parameter.
     """
+    check(config)
     optimizer = config.optimizer
-    check(optimizer)
     learning_rate = schedules.create(config.schedule, total_steps)
     clip = optax.identity()
     if config.grad_clip_norm:
@@ -50,16 +60,31 @@ def create(config, params, total_steps: int):
 
 
 def check(config) -> None:
-    """Raises UserError if `config.optimizer` is invalid for any model."""
+    """Raises UserError if `config.optimizer` or `grad_clip_norm` is invalid for any model."""
+    checks.check_range("config.grad_clip_norm", config.grad_clip_norm, checks.NON_NEGATIVE)
+    config = config.optimizer
+    checks.check_ranges("config.optimizer", config, RANGES)
     checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
     for field in ("mu_dtype", "momentum_dtype"):
         checks.check_choice(f"config.optimizer.{field}", config[field], DTYPES)
     pairs = config.lr_multipliers or ()
-    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+    if not all(is_multiplier(pair) for pair in pairs):
         raise UserError(
             f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs of "
             "pattern and factor, such as (('head', 10.0),)"
         )
+    patterns = config.frozen or ()
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(
+            f"config.optimizer.frozen is {patterns!r}; it must be patterns, such as ('(?!head)',)"
+        )
+
+
+def is_multiplier(pair) -> bool:
+    """Whether an entry of `lr_multipliers` is a pattern and a factor."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        return False
+    return isinstance(pair[0], str) and pair[1] in checks.Range(0, 1000)
 
 
 def adamw(config) -> optax.GradientTransformation:
@@ -89,7 +114,7 @@ def scale_by_adam(config) -> optax.GradientTransformation:
 
 
 def weight_decay(config) -> optax.GradientTransformation:
-    """Adds weight_decay x kernel to updates; biases, norms and tokens don't decay."""
+    """Adds weight_decay x kernel to updates; biases, norms and tokens aren't decayed."""
     if not config.weight_decay:
         return optax.identity()
     return optax.add_decayed_weights(config.weight_decay, mask=is_kernel)

@@ -5,15 +5,16 @@ import functools
 import jax
 
 from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.parallel import distributed, memory, sharding
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import sharding
 from vit_jax.training import optim, steps, train_state
 
 
 class Program:
     """A run's model, optimizer and steps, compiled when first used.
 
-    The mesh may have this machine's devices, or described ones (`vit_jax/aot`).
+    The mesh may have this machine's devices, or devices that are only described (`vit_jax/aot`).
 
     Attributes:
         model: the VisionTransformer.
@@ -60,8 +61,32 @@ class Program:
         return sharding.compile_for_shapes(step, self.shapes.eval_params, batch)
 
     def compile(self) -> None:
-        """Compiles both steps now, so that running out of memory shows before the first step."""
+        """Compiles both steps now: an out-of-memory error is raised before the first step."""
         _ = self.train_step, self.eval_step
+
+    def check_memory(self) -> None:
+        """Raises UserError if this machine's devices have less memory than the steps need.
+
+        The compiler tells how much they need.
+        """
+        state, available = sharding.num_bytes_on_device(self.shapes), memory.bytes_per_device()
+        temporaries = max(
+            compiled.memory_analysis().temp_size_in_bytes
+            for compiled in (self.train_step, self.eval_step)
+        )
+        exceeds = available is not None and state + temporaries > available
+        if not distributed.any_process(exceeds):  # all raise, or none: none waits for the others
+            return
+        if not exceeds:
+            raise UserError("Another process has less memory than the run needs; see its message")
+        remedy = f"raise config.accum_steps (now {self.config.accum_steps}) or lower the batch size"
+        if state > available:
+            remedy = "use a smaller model, or spread it over more devices with config.mesh.fsdp"
+        gibibyte = 2**30
+        raise UserError(
+            f"The run needs {state / gibibyte:,.1f} GiB of state and {temporaries / gibibyte:,.1f} "
+            f"GiB of temporaries per device, which has {available / gibibyte:,.1f} GiB: {remedy}"
+        )
 
     @property
     def batch_shapes(self) -> dict:
@@ -75,6 +100,6 @@ class Program:
 
 
 def eval_batch_size(config, mesh) -> int:
-    """Returns the size of a training microbatch, rounded up to a multiple of the shards."""
+    """Returns the training microbatch size, rounded up to a multiple of the number of shards."""
     shards = meshes.num_shards(mesh)
     return -(-config.batch_size // (config.accum_steps * shards)) * shards

@@ -1,8 +1,9 @@
 """Learning rate schedules: a linear warmup from 0 to `base_lr`, then one of SCHEDULES.
 
-To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES.
-`step` is a float32 scalar, `config` is `config.schedule`. A new field gets its default in
-configs/common.py; `check` refuses invalid values. The formula goes into EXPECTED in
+To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES. `step`
+is a float32 scalar, `config` is `config.schedule`. During the warmup the function is called too,
+and its result is multiplied by step / warmup_steps: it should be `base_lr` there. A new field gets
+its default in configs/common.py and its valid values in RANGES. The formula goes into EXPECTED in
 tests/training/test_schedules.py too.
 """
 
@@ -44,9 +45,19 @@ def constant(step, config, total_steps):
 
 
 def staircase(step, config, total_steps):
-    """Starts at `base_lr`, multiplied by `decay_factor` every `decay_steps` steps of the run."""
+    """Starts at `base_lr` and is multiplied by `decay_factor` every `decay_steps` steps."""
     return config.base_lr * config.decay_factor ** jnp.floor(step / config.decay_steps)
 
+
+RANGES = {
+    "base_lr": checks.Range(0, 1000),
+    "end_lr": checks.Range(0, 1000),
+    "warmup_steps": checks.COUNT_OR_ZERO,
+    "timescale": checks.Range(0, 2**31, above=True),
+    "cooldown_steps": checks.COUNT_OR_ZERO,
+    "decay_steps": checks.COUNT_OR_ZERO,
+    "decay_factor": checks.Range(0, 1, above=True),
+}
 
 SCHEDULES = {
     "cosine": cosine,
@@ -74,6 +85,11 @@ def create(config, total_steps: int) -> Callable:
             f"config.schedule.warmup_steps {warmup} must be below the run's {total_steps} steps: "
             "lower it, or train longer"
         )
+    if config.name == "rsqrt" and warmup + config.cooldown_steps > total_steps:
+        raise UserError(
+            f"config.schedule.warmup_steps {warmup} and cooldown_steps {config.cooldown_steps} "
+            f"are more than the run's {total_steps} steps: lower one, or train longer"
+        )
 
     def learning_rate(step):
         step = jnp.asarray(step, jnp.float32)
@@ -86,8 +102,9 @@ def create(config, total_steps: int) -> Callable:
 def check(config) -> None:
     """Raises UserError if `config.schedule` is invalid for a run of any length."""
     checks.check_choice("config.schedule.name", config.name, SCHEDULES)
-    if config.name == "step" and not config.decay_steps > 0:
-        raise UserError("config.schedule.name 'step' needs config.schedule.decay_steps above 0")
+    checks.check_ranges("config.schedule", config, RANGES)
+    if config.name == "step":
+        checks.check_range("config.schedule.decay_steps", config.decay_steps, checks.COUNT)
 
 
 def progress(step, config, total_steps):

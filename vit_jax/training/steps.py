@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of a state and a batch."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,14 @@ from vit_jax.training import augment, losses, metrics
 from vit_jax.training.train_state import TrainState
 
 ON_NONFINITE = ("stop", "skip")
+RANGES = {
+    "seed": checks.Range(0, 2**32 - 1, whole=True),
+    "num_epochs": checks.Range(0, above=True, optional=True),
+    "total_steps": dataclasses.replace(checks.COUNT, optional=True),
+    "batch_size": checks.COUNT,
+    "accum_steps": checks.COUNT,
+    "ema_decay": checks.Range(0, 1, below=True, optional=True),
+}
 
 
 def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
@@ -37,14 +46,14 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 
     def forward(params, images, labels, key):
-        """Returns the mean loss, and the accuracy, of one microbatch."""
+        """Returns the mean loss of one microbatch, and other metrics by name."""
         augment_key, dropout_key = jax.random.split(key)
         images, targets = augment.train_inputs(
             images, labels, augment_key, model.num_classes, config.augment
         )
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
         hits = jnp.argmax(logits, axis=-1) == labels
-        return loss_fn(logits, targets).mean(), hits.mean(dtype=jnp.float32)
+        return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
 
     def gradients(params, images, labels, key):
         values, grads = jax.value_and_grad(forward, has_aux=True)(params, images, labels, key)
@@ -52,7 +61,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 
     def train_step(state: TrainState, batch: dict):
         key = step_key(config.seed, state.step)
-        (loss, accuracy), grads = accumulate(
+        (loss, others), grads = accumulate(
             gradients, state.params, (batch["images"], batch["labels"]), key, config.accum_steps
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -62,7 +71,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - config.ema_decay)
         values = {
             "loss": loss,
-            "accuracy": accuracy,
+            **others,
             "learning_rate": learning_rate(state.step),
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
@@ -95,6 +104,7 @@ def make_eval_step(model, config) -> Callable:
 
 def check(config) -> None:
     """Raises UserError if a configuration is invalid for the training or evaluation step."""
+    checks.check_ranges("config", config, RANGES)
     losses.create(config.loss, config.get("loss_args"))
     augment.check(config.augment)
     checks.check_choice("config.on_nonfinite", config.on_nonfinite, ON_NONFINITE)

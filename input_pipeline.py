@@ -1,8 +1,8 @@
 """Dataset -> batches of uint8 images and integer labels, in an order determined by the seed.
 
 The examples of step N depend on (seed, N) alone, and every random choice for an example on
-(seed, epoch, index), so a run can start at any step. Knows no model. The process index and the
-number of processes are arguments.
+(seed, epoch, index), so a run can start at any step. Does not depend on the model. The process
+index and the number of processes are arguments.
 
 To draw the images and labels that the model gets:
 
@@ -13,7 +13,6 @@ import atexit
 import itertools
 import logging
 import os
-import pathlib
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -42,6 +41,8 @@ from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
 
+RANGES = {"in_memory_mb": checks.NON_NEGATIVE, "shuffle_buffer": checks.COUNT}
+
 tf.config.set_visible_devices([], "GPU")  # leaves the GPUs to JAX
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "report_corrupt",
     "shuffle_order",
     "train_batches",
+    "uses_exif",
 ]
 
 
@@ -67,15 +69,18 @@ def check(config) -> None:
     dataset, augment = config.dataset, config.augment
     checks.check_choice("config.dataset.channels", dataset.channels, (1, 3))
     checks.check_choice("config.dataset.on_error", dataset.on_error, ("stop", "skip"))
-    checks.check_range("config.dataset.in_memory_mb", dataset.in_memory_mb)
-    checks.check_range("config.dataset.shuffle_buffer", dataset.shuffle_buffer, 1)
+    checks.check_ranges("config.dataset", dataset, RANGES)
     for name in ("mean", "std"):
+        checks.check_numbers(f"config.augment.{name}", augment[name])
         if len(augment[name]) not in (1, dataset.channels):
             raise UserError(
                 f"config.augment.{name} is {tuple(augment[name])}; it must have one number, or one "
                 f"for each of the {dataset.channels} channels (config.dataset.channels)"
             )
     preprocess.check(augment)
+    if augment.crop == "pad":
+        smaller_side = checks.Range(0, min(image_shape(config)[:2]), whole=True)
+        checks.check_range("config.augment.pad", augment.pad, smaller_side)
 
 
 def image_shape(config) -> tuple[int, int, int]:
@@ -91,7 +96,7 @@ def open_splits(dataset) -> tuple[Source, Source]:
 
 
 def num_classes(dataset) -> int:
-    """Returns the number of classes of `config.dataset`; a TFDS dataset needn't be prepared."""
+    """Returns the number of classes of `config.dataset`, even if TFDS hasn't prepared it."""
     return count_classes(dataset.name, dataset.data_dir, dataset.train_split)
 
 
@@ -135,9 +140,8 @@ def train_batches(
         seed = tf.constant([config.seed, 0], tf.int64)
         seed = tf.random.fold_in(tf.random.fold_in(seed, epoch), index)
         *size, channels = image_shape(config)
-        image = preprocess.train_image(
-            encoded, seed, size=size, channels=channels, augment=config.augment
-        )
+        settings = dict(channels=channels, exif=uses_exif(source, config.dataset))
+        image = preprocess.train_image(encoded, seed, size=size, augment=config.augment, **settings)
         return {"images": image, "labels": tf.cast(label, tf.int32)}
 
     batches = make_batches(examples_from, view, source, config, local_batch)
@@ -194,8 +198,8 @@ def eval_batches(
 
     def view(index, handle):
         encoded, label = source.fetch(handle)
-        keep = config.augment.eval_crop
-        image = preprocess.eval_image(encoded, size=size, channels=channels, keep=keep)
+        keep, exif = config.augment.eval_crop, uses_exif(source, config.dataset)
+        image = preprocess.eval_image(encoded, size=size, channels=channels, keep=keep, exif=exif)
         return {"images": image, "labels": tf.cast(label, tf.int32)}
 
     batches = make_batches(examples_from, view, source, config, local_batch)
@@ -214,17 +218,19 @@ def make_batches(
     """Maps `view` over examples and batches the results; the last batch may be smaller.
 
     Args:
-        examples_from: the number of a batch, from 0 -> dataset of the examples from there on.
+        examples_from: batch number, from 0 -> dataset of the examples from that batch on.
         view: an example -> its fields.
         source: the split.
         config: a run's configuration.
         local_batch: the batch size of this process.
 
     Yields:
-        Batches of the fields. If corrupt examples are skipped, also of `corrupt`, bool.
+        Batches of these fields, with a bool field `corrupt` if corrupt examples are skipped.
     """
     if skips_corrupt(config):
         view = mark_corrupt(view, image_shape(config))
+    # AutoGraph would take seconds to convert functions that already use tf.cond and tf.where.
+    view = tf.autograph.experimental.do_not_convert(view)
     views = examples_from(0).map(view, num_parallel_calls=tf.data.AUTOTUNE)
     batches = iterate_batches(
         views.batch(local_batch).prefetch(2),
@@ -268,12 +274,17 @@ def local_batch_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+def uses_exif(source: Source, dataset) -> bool:
+    """Returns whether images are turned upright: `config.dataset.exif`, or the source's default."""
+    return source.exif if dataset.exif is None else dataset.exif
+
+
 def skips_corrupt(config) -> bool:
     return config.dataset.on_error == "skip"
 
 
 def shuffle_order(source: Source, dataset) -> str:
-    """Returns how training examples are shuffled: "global" or "buffer". A run keeps its order."""
+    """Returns how training examples are shuffled: "global" or "buffer"; a run can't change it."""
     large = isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
     return "buffer" if large else "global"
 
@@ -308,9 +319,8 @@ def show(config, config_name: str, path: str | None) -> None:
 
     run_log.start_logging()
     if path is None:
-        raise UserError("--show=FILE.png is missing: the PNG file to draw")
-    if not path.endswith(".png") or not pathlib.Path(path).parent.is_dir():
-        raise UserError(f"--show is {path!r}; it must be a .png file in an existing folder")
+        raise UserError("--show=FILE.png is missing: set it to the file to write")
+    checks.check_png("--show", path)
     check(config)
     augment.check(config.augment)
     dataset = config.dataset
@@ -357,7 +367,9 @@ def main() -> None:
     import command_line
 
     flags.adopt_module_key_flags(command_line)
-    path = flags.DEFINE_string("show", None, "The PNG file to draw a contact sheet to; required.")
+    path = flags.DEFINE_string(
+        "show", None, "The PNG file to write the contact sheet to (required)."
+    )
     command_line.run(
         lambda: show(command_line.CONFIG.value, command_line.config_name(), path.value)
     )

@@ -20,7 +20,7 @@ from absl import flags
 import command_line
 import input_pipeline
 from configs import common
-from vit_jax import models, pretrained
+from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.figures.attention import draw_attention
 from vit_jax.inference.classifier import BATCH_SIZE, Classifier
@@ -155,17 +155,12 @@ def text_rows(name: str, best: list[tuple[str, float]]) -> str:
     )
 
 
-def check_png(path: str | None) -> None:
-    """Raises UserError if a PNG can't be written to `path`."""
-    if path and (not path.endswith(".png") or not pathlib.Path(path).parent.is_dir()):
-        raise UserError(f"--attention is {path!r}; it must be a .png file in an existing folder")
-
-
 def main(paths: list[str]):
     run_log.start_logging()
     if not paths:
         raise UserError("No images are given: add files, or folders of *.jpg, *.jpeg or *.png")
-    check_png(ATTENTION.value)
+    if ATTENTION.value is not None:
+        checks.check_png("--attention", ATTENTION.value)
     source = input_pipeline.open_files(paths)
     names = weights.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value

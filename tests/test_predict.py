@@ -17,7 +17,7 @@ import evaluate
 import input_pipeline
 import predict
 import vit_jax
-from vit_jax import models, pretrained
+from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.pretrained import weights
 from vit_jax.runs import run_folder
@@ -131,8 +131,8 @@ def test_mistakes(digits_run, tmp_path):
         (lambda: predict.load("a", None, "b"), "exclude each other"),
         (lambda: predict.load(None, bare, None), "no head"),
         (lambda: predict.load(digits_run, None, None, ["a"]), "class_names has 1 names"),
-        (lambda: predict.check_png("a.jpg"), "must be a .png file"),
-        (lambda: predict.check_png("nowhere/a.png"), "in an existing folder"),
+        (lambda: checks.check_png("--attention", "a.jpg"), "must be a .png file"),
+        (lambda: checks.check_png("--attention", "nowhere/a.png"), "in an existing folder"),
         (lambda: input_pipeline.open_files([str(tmp_path)]), "has no images"),
     ):
         with pytest.raises(UserError, match=message):
@@ -167,7 +167,7 @@ def test_run_without_an_average(digits_run, tmp_path):
     run = shutil.copytree(digits_run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"ema_decay": None}))
-    with pytest.raises(UserError, match="keeps no average"):
+    with pytest.raises(UserError, match="has no average"):
         weights.read(run / "checkpoints" / "60" / "ema_params")
     params = vit_jax.Classifier.load(run / "checkpoints" / "60" / "params").params
     model = models.from_config(run_folder.read_config(run))

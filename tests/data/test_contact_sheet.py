@@ -31,6 +31,7 @@ class LinearModel(nn.Module):
         return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_what_training_steps_see(tiny_config, image_folder, monkeypatch):
     """The inputs of the first steps of a run whose batches fill a row of the sheet."""
     config = tiny_config

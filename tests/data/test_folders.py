@@ -1,8 +1,9 @@
 """Folders of images as sources."""
 
 import pytest
+from datasets import make_pngs
 
-from input_pipeline import open_files, open_source
+from input_pipeline import eval_batches, open_files, open_source
 from vit_jax.errors import UserError
 
 
@@ -44,7 +45,10 @@ def test_images_in_nested_folders_and_of_several_splits(tmp_path, caplog):
     assert source.class_names == ("cat", "dog")
     names = {source.describe(i).removeprefix(f"{tmp_path}/") for i in range(source.num_examples)}
     assert names == {"train/cat/a.jpg", "train/cat/deep/er/b.PNG", "extra/dog/c.jpeg"}
-    assert "ignoring 1 files that aren't images, such as notes.txt" in caplog.text
+    assert (
+        "ignoring 1 files or folders that are hidden or aren't images, such as notes.txt"
+        in caplog.text
+    )
 
 
 def test_folders_with_another_layout(tmp_path):
@@ -69,3 +73,42 @@ def test_files_without_labels(tmp_path):
     assert labels_in_order(source) == [-1, -1, -1]
     with pytest.raises(UserError, match="none has no images"):
         open_files([str(tmp_path / "none")])
+
+
+def test_litter_is_ignored(tmp_path, caplog):
+    """Hidden files and folders, and previews, are neither classes nor images."""
+    write_files(tmp_path, "train/cat/a.jpg", "train/cat/._a.jpg", "train/cat/Thumbs.db")
+    write_files(tmp_path, "train/.ipynb_checkpoints/b.jpg", "train/__MACOSX/c.jpg")
+    write_files(tmp_path, "train/cat/.cache/d.jpg", "train/.DS_Store")
+    source = open_source(str(tmp_path), None, "train")
+    assert source.class_names == ("cat",)
+    assert [source.describe(0)] == [str(tmp_path / "train/cat/a.jpg")]
+    assert "ignoring 6 files or folders that are hidden or aren't images" in caplog.text
+    assert open_files([str(tmp_path)]).num_examples == source.num_examples == 1
+
+
+def test_dangling_links_are_named(tmp_path, caplog, plain):
+    make_pngs(tmp_path / "train" / "cat", 8)
+    (tmp_path / "train" / "cat" / "0.png").unlink()
+    (tmp_path / "train" / "cat" / "0.png").symlink_to("gone.png")
+    source = open_source(str(tmp_path), None, "train")
+    with pytest.raises(UserError, match=r"0.png is a dangling symbolic link to gone.png; fix it"):
+        next(eval_batches(source, plain))
+    plain.dataset.on_error = "skip"
+    next(eval_batches(source, plain))
+    assert "0.png: it is a dangling symbolic link to gone.png" in caplog.text
+    (tmp_path / "train" / "dog").symlink_to("dogs")
+    with pytest.raises(UserError, match="train/dog is a dangling symbolic link to dogs"):
+        open_source(str(tmp_path), None, "train")
+
+
+def test_paths_that_cannot_be_opened(tmp_path):
+    (tmp_path / "link.png").symlink_to("gone.png")
+    for path, message in (
+        (tmp_path / "nothere.png", "nothere.png doesn't exist"),
+        (tmp_path / "link.png", "link.png is a dangling symbolic link to gone.png"),
+        ("https://example.com/a.png", "is a URL: download the image"),
+        ("-", "can't be read from standard input"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_files([str(path)])

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from batches import assert_same, take, views
+from datasets import picture
+from PIL import Image, ImageOps
 
 import input_pipeline
 from input_pipeline import eval_batches, open_source, train_batches
@@ -22,9 +24,12 @@ from vit_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(
-    scope="module", params=["digits", "folder", "in_memory", "tfrecord", "array_record"]
-)
+slow = pytest.mark.slow
+KINDS = ("folder", "tfrecord", "array_record")
+SLOW_KINDS = (pytest.param(kind, marks=slow) for kind in ("digits", "in_memory"))
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *SLOW_KINDS])
 def source(request, image_folder, tfds_folders):
     if request.param == "in_memory":
         return open_source(tfds_folders["tfrecord"], None, "train").read_into_memory()
@@ -37,7 +42,9 @@ def all_views(source) -> collections.Counter:
     """Returns the resized view of each example, once."""
     resize = functools.partial(preprocess.resize, size=(16, 16))
     examples = source.in_order(0, source.num_examples).map(
-        lambda _, handle: resize(preprocess.decode(source.fetch(handle)[0], 3))
+        lambda _, handle: resize(
+            preprocess.EncodedImage(source.fetch(handle)[0], 3, False).decode()
+        )
     )
     return collections.Counter(view.tobytes() for view in examples.as_numpy_iterator())
 
@@ -256,10 +263,10 @@ def test_a_batch_that_cannot_be_divided_among_processes(data_config):
         ({"dataset.channels": 2}, "dataset.channels is 2; it must be 1 or 3"),
         ({"augment.mean": (0.1, 0.2)}, "augment.mean .* must have one number, or one for each of"),
         ({"dataset.on_error": "ignore"}, "on_error is 'ignore'; it must be 'stop' or 'skip'"),
-        ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it must be at least 1"),
-        ({"dataset.in_memory_mb": -1}, "dataset.in_memory_mb is -1; it must be at least 0"),
+        ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it must be a whole number"),
+        ({"dataset.in_memory_mb": -1}, "dataset.in_memory_mb is -1; it must be a number >= 0"),
         ({"augment.crop": "centre"}, "augment.crop is 'centre'; it must be 'inception'"),
-        ({"augment.crop_keep": 0.0}, "augment.crop_keep is 0.0; it must be above 0 and at most 1"),
+        ({"augment.crop_keep": 0.0}, "augment.crop_keep is 0.0; it must be a number > 0"),
         ({"augment.pad": -1}, "augment.pad is -1"),
         ({"augment.randaugment_layers": -1}, "augment.randaugment_layers is -1"),
         ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* must be the strengths"),
@@ -298,3 +305,21 @@ def test_the_next_epoch_is_read_while_one_ends(tfds_folders):
         time.sleep(0.01)
     assert started == {0, 1}
     assert next(records)[0] == 1
+
+
+def test_photographs_of_folders_are_turned_upright(tmp_path, plain):
+    """In training and evaluation, unless the configuration says otherwise."""
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(3, (16, 16))).save(folder / "a.jpg", exif=exif)
+    with Image.open(folder / "a.jpg") as photo:
+        expected = {None: ImageOps.exif_transpose(photo), False: photo}
+        expected = {exif: np.asarray(image).astype(int) for exif, image in expected.items()}
+    source = open_source(str(tmp_path), None, "train")
+    assert np.abs(next(train_batches(source, plain))["images"][0] - expected[None]).mean() < 3
+    plain.augment.eval_crop = 1.0
+    for plain.dataset.exif, pixels in expected.items():
+        assert np.abs(next(eval_batches(source, plain))["images"][0] - pixels).mean() < 3
+    assert not open_source("digits", None, "test").exif

@@ -1,19 +1,31 @@
 """Crops, resizing and decoding of images on the host."""
 
+import functools
 import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vit_jax.data import preprocess
 
 
-def encoded(pixels, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, kind, **options)
     return tf.constant(buffer.getvalue())
+
+
+def decoded(image, channels=3, exif=False):
+    return preprocess.EncodedImage(image, channels, exif).decode().numpy().astype(int)
+
+
+def as_pillow_decodes(image, channels=3):
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(image.numpy())))
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +35,12 @@ def ramp():
     return np.stack([4 * y, 2 * x, np.full_like(x, 90)], axis=-1).astype(np.uint8)
 
 
-def train_views(image, count, config, size=(32, 32), channels=3):
+def train_views(image, count, config, size=(32, 32), channels=3, exif=False):
     """Returns the views of an image for the seeds 0 .. count - 1."""
 
     def view(seed):
         seed = tf.stack([tf.constant(0, tf.int64), seed])
-        kwargs = dict(size=size, channels=channels, augment=config.augment)
+        kwargs = dict(size=size, channels=channels, augment=config.augment, exif=exif)
         return preprocess.train_image(image, seed, **kwargs)
 
     return list(tf.data.Dataset.range(count).map(view).as_numpy_iterator())
@@ -141,14 +153,66 @@ def test_an_image_of_the_target_size_is_unchanged(ramp):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "RGBA", "P"])
-def test_image_formats(ramp, mode):
-    buffer = io.BytesIO()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_formats(ramp, mode, channels, tiny_config):
     kind = "PNG" if mode in ("RGBA", "P") else "JPEG"
-    Image.fromarray(ramp).convert(mode).save(buffer, kind, quality=95)
-    pixels = preprocess.decode(tf.constant(buffer.getvalue()), channels=3).numpy()
-    expected = np.asarray(Image.fromarray(ramp).convert(mode).convert("RGB"))
-    assert pixels.shape == (60, 100, 3)
-    assert np.abs(pixels.astype(int) - expected).mean() < 3
+    image = encoded(Image.fromarray(ramp).convert(mode), kind, quality=95)
+    expected = as_pillow_decodes(image, channels)
+    assert np.abs(decoded(image, channels) - expected).mean() < 3
+    tiny_config.augment.update(crop_area=(1.0, 1.0), flip=False)
+    (view,) = train_views(image, 1, tiny_config, channels=channels)
+    assert abs(view.mean() - expected.mean()) < 8  # a crop of a JPEG is decoded differently
+
+
+def exif_data(orientation, endian="<"):
+    exif = Image.Exif()
+    exif.endian = endian
+    exif.update({0x010F: "a maker", 0x0112: orientation, 0x0131: "software"})
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_orientations(ramp, kind, endian):
+    """All eight, and numbers that mean nothing; after other data and in both byte orders."""
+    options = {"quality": 100, "subsampling": 0, "comment": b"hello", "icc_profile": b"x" * 300}
+    for orientation in range(10):
+        image = encoded(ramp, kind, exif=exif_data(orientation, endian), **options)
+        expected = as_pillow_decodes(image)
+        assert expected.shape[:2] == ((100, 60) if orientation in (5, 6, 7, 8) else (60, 100))
+        upright = decoded(image, exif=True)
+        assert np.abs(upright - expected).mean() < 1.5, orientation
+        if orientation < 2 or orientation > 8:
+            np.testing.assert_array_equal(upright, decoded(image))
+
+
+def test_crops_of_turned_jpegs_are_those_of_upright_images(ramp, tiny_config):
+    """The same windows, although only they are decoded."""
+
+    @functools.partial(tf.function, autograph=False)
+    def view(image, seed):
+        kwargs = dict(size=(32, 32), channels=3, augment=tiny_config.augment, exif=True)
+        return preprocess.train_image(image, tf.stack([seed, seed]), **kwargs)
+
+    for orientation in range(1, 9):
+        exif = exif_data(orientation)
+        image = encoded(ramp, "JPEG", exif=exif, quality=100, subsampling=0)
+        upright = encoded(np.uint8(as_pillow_decodes(image)))
+        for seed in map(tf.constant, range(4)):
+            difference = view(image, seed).numpy().astype(int) - view(upright, seed).numpy()
+            assert np.abs(difference).mean() < 1.5, orientation
+
+
+def test_broken_exif_data_changes_nothing(ramp):
+    """Wherever a byte is wrong or the file ends, the orientation is a number from 1 to 8."""
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG"):
+        content = encoded(ramp, kind, exif=exif_data(6)).numpy()
+        for i in range(100):
+            broken = np.frombuffer(content, np.uint8).copy()
+            broken[rng.integers(2, 100, 2)] = rng.integers(0, 256, 2)
+            broken = broken[:i].tobytes() if i % 2 else broken.tobytes()
+            assert 1 <= preprocess.exif_orientation(broken) <= 8
 
 
 @pytest.mark.parametrize("crop", preprocess.CROPS)

@@ -1,5 +1,8 @@
 """The classifier: published files, settings of the weights, images of all kinds."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN, tiny_model
@@ -100,9 +103,29 @@ def test_images_of_all_kinds(classifier):
     palette = color.quantize(256)
     rows = classifier.probabilities([palette, palette.convert("RGB")])
     np.testing.assert_array_equal(rows[0], rows[1])
-    for invalid in (np.zeros((2, 16, 16, 1), np.float32), [gray / 255], ["a.png"]):
+    for one in (gray, gray[..., None], jax.numpy.asarray(gray), jax.numpy.asarray(gray[..., None])):
+        assert classifier(one) == expected
+    assert classifier(jax.numpy.asarray(gray[None])) == expected
+    for invalid in (np.zeros((2, 16, 16, 1), np.float32), [gray / 255], ["a.png"], "a.png", None):
         with pytest.raises(UserError, match="must be a PIL image, or uint8"):
             classifier(invalid)
+    for empty in (np.zeros((0, 8, 3), np.uint8), [np.zeros((8, 0), np.uint8)]):
+        with pytest.raises(UserError, match="so it is empty"):
+            classifier(empty)
+
+
+def test_the_number_of_classes_to_return(classifier):
+    image = np.zeros((16, 16), np.uint8)
+    assert len(classifier(image, top=20)[0]) == 10
+    for top in (0, -1, 2.0):
+        with pytest.raises(UserError, match=f"top is {top}; it must be a whole number, at least 1"):
+            classifier(image, top=top)
+
+
+@pytest.mark.parametrize("size", [0, 16.0, (16, 16, 3)])
+def test_sizes_that_are_none(classifier, size):
+    with pytest.raises(UserError, match="image_size is .*; it must be a number of pixels"):
+        dataclasses.replace(classifier, image_size=size)
 
 
 def test_models_that_do_not_classify_images(tmp_path):

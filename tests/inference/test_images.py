@@ -1,5 +1,9 @@
 """Evaluation views computed without TensorFlow."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +11,7 @@ from datasets import picture
 from PIL import Image
 
 from vit_jax.data import preprocess
+from vit_jax.errors import UserError
 from vit_jax.inference.images import evaluation_view
 
 
@@ -41,3 +46,63 @@ def test_images_of_all_kinds():
     for invalid in (color / 255, color[None], np.zeros((4, 4, 2), np.uint8)):
         with pytest.raises(ValueError, match=r"must be a PIL image, or uint8 \(H, W\)"):
             evaluation_view(invalid, size, 3, 1.0)
+
+
+def encode_png(pixels) -> bytes:
+    """Returns the PNG of 16-bit pixels (H, W, C): gray, gray and alpha, color, color and alpha."""
+
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    height, width, channels = pixels.shape
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks)
+
+
+def file_bytes(image, kind="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def image_files() -> dict[str, bytes]:
+    """Files that Pillow and TensorFlow might decode differently."""
+    color = Image.fromarray(picture(3))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    pixels = np.random.default_rng(0).integers(0, 2**16, (30, 40, 4), np.uint16)
+    palette = color.quantize(16)
+    return {
+        **{f"16 bits, {c} channels": encode_png(pixels[..., :c]) for c in (1, 2, 3, 4)},
+        "palette": file_bytes(palette),
+        "palette, transparent": file_bytes(palette, transparency=3),
+        "palette, 2 bits": file_bytes(color.quantize(4), bits=2),
+        "black and white": file_bytes(color.convert("1")),
+        "gray, alpha": file_bytes(color.convert("LA")),
+        "color, transparent": file_bytes(color, transparency=(0, 0, 58)),
+        "CMYK": file_bytes(color.convert("CMYK"), "JPEG", quality=98),
+        "turned": file_bytes(color, "JPEG", quality=98, exif=exif),
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_are_the_same_as_in_the_input_pipeline(channels):
+    """The high byte of 16 bits, no transparency, colors of palettes and CMYK, turned upright."""
+    for name, content in image_files().items():
+        options = dict(size=(24, 24), channels=channels, keep=1.0, exif=True)
+        expected = preprocess.eval_image(tf.constant(content), **options).numpy().astype(int)
+        view = evaluation_view(Image.open(io.BytesIO(content)), (24, 24), channels, 1.0)
+        tolerance = 8 if name in ("CMYK", "turned") else 1
+        assert np.abs(view - expected).max() <= tolerance, name
+
+
+def test_files_that_pillow_refuses():
+    content = file_bytes(Image.effect_noise((64, 64), 50), "JPEG")
+    with pytest.raises(UserError, match="An image can't be decoded: .*truncated"):
+        evaluation_view(Image.open(io.BytesIO(content[:-200])), (24, 24), 3, 1.0)
+    with pytest.raises(UserError, match="the mode 'F'"):
+        evaluation_view(Image.new("F", (8, 8)), (24, 24), 3, 1.0)

@@ -9,12 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from vit_jax.data import preprocess
+from vit_jax.data.folders import dangling_link
 from vit_jax.data.sources import RecordFiles, Source
 from vit_jax.errors import UserError
 
 # Only process 0 logs to "vit_jax", but each process must log its own corrupt examples.
 logger = logging.getLogger("vit_jax.corrupt")
 logger.setLevel(logging.INFO)
+
+ADVICE = "fix it, or skip corrupt examples with --config.dataset.on_error=skip"
 
 
 def iterate_batches(
@@ -51,9 +54,12 @@ def describe_failure(error: tf.errors.OpError, source: Source, channels: int, ex
             try:
                 encoded, _ = source.fetch(handle)
                 problem = "decoded"
-                preprocess.decode(encoded, channels)
+                preprocess.EncodedImage(encoded, channels, exif=False).decode()
             except tf.errors.OpError as cause:
-                return failure_message(f"{source.describe(int(index))} can't be {problem}", cause)
+                name = source.describe(int(index))
+                if link := dangling_link(name):
+                    return f"{name} is {link}; {ADVICE}"
+                return failure_message(f"{name} can't be {problem}", cause)
     except tf.errors.OpError:
         pass  # a file can't be read; maybe at a record that only fills the shuffle buffer
     return describe_unreadable(error, source)
@@ -70,10 +76,7 @@ def describe_unreadable(error: tf.errors.OpError, source: Source) -> str:
 
 
 def failure_message(problem: str, error: tf.errors.OpError) -> str:
-    return (
-        f"{problem}: {error_reason(error)}; fix it, or skip corrupt examples with "
-        "--config.dataset.on_error=skip"
-    )
+    return f"{problem}: {error_reason(error)}; {ADVICE}"
 
 
 def error_reason(error: tf.errors.OpError) -> str:
@@ -111,7 +114,10 @@ def log_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
         for index in batch.pop("index")[batch["corrupt"]].tolist():
             if index not in source.corrupt:
                 source.corrupt.add(index)
-                logger.warning(f"Skipping {source.describe(index)}: it can't be read or decoded")
+                name = source.describe(index)
+                link = dangling_link(name)
+                problem = f"it is {link}" if link else "it can't be read or decoded"
+                logger.warning(f"Skipping {name}: {problem}")
         yield batch
 
 

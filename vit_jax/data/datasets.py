@@ -10,7 +10,7 @@ from etils import epath
 
 from vit_jax.data.folders import open_folder
 from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select_split, split_error
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
@@ -45,7 +45,7 @@ def open_source(
                 f"{folder} has several datasets; set config.dataset.name to one of {prepared}"
             )
         if prepared:
-            return open_tfds(tfds.builder_from_directory(prepared[0]), split)
+            return open_tfds(read_prepared(prepared[0]), split)
         return open_folder(folder, split, class_names)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"config.dataset.name is {name!r}, but there is no such folder")
@@ -96,6 +96,20 @@ def find_prepared(folder: pathlib.Path) -> list[str]:
     """Returns the prepared TFDS datasets in a folder: it, <version>/ or <config>/<version>/."""
     files = (folder.glob(f"{depth}dataset_info.json") for depth in ("", "*/", "*/*/"))
     return sorted(str(path.parent) for paths in files for path in paths)
+
+
+def read_prepared(folder: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a prepared dataset.
+
+    Raises:
+        UserError: its description is damaged.
+    """
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of many kinds, for damaged or missing JSON files
+        raise UserError(
+            f"{folder} can't be read as a TFDS dataset: {first_line(error)}; prepare it again"
+        ) from None
 
 
 def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -11,10 +11,14 @@ import tensorflow as tf
 
 from vit_jax.data.sources import RandomAccess, select_split
 from vit_jax.errors import UserError
+from vit_jax.files import dangling_target
 
 logger = logging.getLogger("vit_jax")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Folders that other programs leave behind, with copies or previews of images. Like hidden files and
+# folders, whose names start with a dot, they are ignored.
+LITTER = ("__MACOSX", "@eaDir")
 
 
 def open_folder(
@@ -67,6 +71,7 @@ def open_folder(
         class_names=classes,
         describe=lambda index: os.fsdecode(path(index).numpy()),
         fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
+        exif=True,
     )
 
 
@@ -100,10 +105,16 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: no classes at all, or a class without images.
     """
     classes, ignored = {}, []
-    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
-        files = list_files(folder / name)
-        images = [file for file in files if is_image(file)]
-        ignored += [file for file in files if not is_image(file)]
+    for name in sorted(os.listdir(folder)):
+        if is_litter(name):
+            ignored.append(name)
+            continue
+        if problem := dangling_link(folder / name):
+            raise UserError(f"{folder / name} is {problem}")
+        if not (folder / name).is_dir():
+            continue
+        images, others = list_images(folder / name)
+        ignored += others
         if not images:
             raise UserError(f"{folder / name} has no images: expected *.jpg, *.jpeg or *.png")
         classes[name] = np.array([os.fsencode(file) for file in images])
@@ -112,38 +123,60 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
             f"{folder} has no class folders: expected {folder}/<class>/*.jpg|png, "
             f"found {len(list(folder.iterdir()))} files"
         )
-    if ignored:
-        logger.warning(
-            f"{folder}: ignoring {len(ignored)} files that aren't images, such as {ignored[0]}"
-        )
+    warn_ignored(folder, ignored)
     return classes
 
 
-def list_files(folder: pathlib.Path) -> list[str]:
-    """Returns the paths of all files below a folder, relative to it."""
-    paths = []
-    for parent, _, files in os.walk(folder):
+def list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Returns the paths of all images below a folder, relative to it, and of what is ignored."""
+    images, ignored = [], []
+    for parent, folders, files in os.walk(folder):
         relative = os.path.relpath(parent, folder)
-        paths += files if relative == "." else [f"{relative}/{file}" for file in files]
-    return paths
+        prefix = "" if relative == "." else f"{relative}/"
+        ignored += [prefix + name for name in folders if is_litter(name)]
+        folders[:] = [name for name in folders if not is_litter(name)]  # os.walk enters these
+        for name in files:
+            (images if is_image(name) else ignored).append(prefix + name)
+    return images, ignored
 
 
 def is_image(file: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+    """Whether a file's name ends as an image's does, and isn't hidden."""
+    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not is_litter(file)
+
+
+def is_litter(name: str) -> bool:
+    """Whether the name is that of a hidden file or folder, or of a folder in LITTER."""
+    return name.startswith(".") or name in LITTER
+
+
+def warn_ignored(folder: pathlib.Path, ignored: Sequence[str]) -> None:
+    if ignored:
+        logger.warning(
+            f"{folder}: ignoring {len(ignored)} files or folders that are hidden or aren't images, "
+            f"such as {ignored[0]}"
+        )
+
+
+def dangling_link(path) -> str | None:
+    """Returns "a dangling symbolic link to ..." if a path is one, or None."""
+    target = dangling_target(path)
+    return target and f"a dangling symbolic link to {target}"
 
 
 def open_files(paths: Sequence[str]) -> RandomAccess:
     """Opens files, and all images below folders, as a source of unlabeled images (label -1).
 
     Raises:
-        UserError: a folder without images.
+        UserError: a file doesn't exist, or a folder has no images.
     """
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in map(pathlib.Path, map(check_path, paths)):
         found = [path]
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if is_image(file.name))
+            images, ignored = list_images(path)
+            warn_ignored(path, ignored)
+            found = sorted(path / image for image in images)
             if not found:
                 raise UserError(f"{path} has no images: expected *.jpg, *.jpeg or *.png")
         files += map(str, found)
@@ -154,4 +187,18 @@ def open_files(paths: Sequence[str]) -> RandomAccess:
         class_names=(),
         describe=lambda index: files[index],
         fetch=lambda index: (tf.io.read_file(names[index]), tf.constant(-1, tf.int64)),
+        exif=True,
     )
+
+
+def check_path(path: str) -> str:
+    """Returns a path; raises UserError if there is no such file or folder."""
+    if path == "-":
+        raise UserError("Images can't be read from standard input (-): give a file or a folder")
+    if "://" in path:
+        raise UserError(f"{path} is a URL: download the image, and give the file")
+    if problem := dangling_link(path):
+        raise UserError(f"{path} is {problem}")
+    if not os.path.exists(path):
+        raise UserError(f"{path} doesn't exist")
+    return path

@@ -1,11 +1,13 @@
 """Encoded image -> uint8 pixels of the size that the model sees, as stateless TensorFlow ops.
 
-To add a host augmentation, edit two files: apply it in `train_image` and extend `check` and
+To add a host augmentation, edit two files: apply it in `train_image` and extend RANGES and
 `describe` here, and give its settings a default in `config.augment` in configs/common.py. A new
 way to crop is a row in CROPS. All randomness comes from the seed of the image and epoch: for a new
-augmentation, split one more off in `train_image`; the others keep what they draw.
+augmentation, split off one more seed in `train_image`; the others still draw the same. Conditions
+on tensors are `tf.cond` or `tf.where`; a Python `if` can only test settings.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +17,19 @@ from vit_jax import checks
 from vit_jax.data.randaugment import color_jitter, randaugment
 from vit_jax.errors import UserError
 
+STRENGTH = checks.Range(0, 100)
+RANGES = {
+    "crop_keep": checks.Range(0, 1, above=True),
+    "eval_crop": checks.Range(0, 1, above=True),
+    "pad": checks.COUNT_OR_ZERO,
+    "randaugment_layers": checks.Range(0, 10, whole=True),
+    "randaugment_magnitude": STRENGTH,
+}
 
-def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment) -> tf.Tensor:
+
+def train_image(
+    encoded, seed, *, size: tuple[int, int], channels: int, augment, exif: bool = False
+) -> tf.Tensor:
     """Returns an augmented view of a training image, uint8 (*size, channels).
 
     Args:
@@ -26,9 +39,11 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
         channels: 1 or 3.
         augment: `config.augment`. Used here: the fields of crops, flip, color jitter and
             RandAugment.
+        exif: whether the image is turned upright; see `EncodedImage`.
     """
     crop_seed, flip_seed, jitter_seed, randaugment_seed = tf.unstack(tf.random.split(seed, 4))
-    image = CROPS[augment.crop].function(encoded, crop_seed, size, channels, augment)
+    image = EncodedImage(encoded, channels, exif)
+    image = CROPS[augment.crop].function(image, crop_seed, size, augment)
     if augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     image = tf.ensure_shape(image, (*size, channels))
@@ -37,31 +52,28 @@ def train_image(encoded, seed, *, size: tuple[int, int], channels: int, augment)
     return randaugment(image, randaugment_seed, layers, magnitude)
 
 
-def eval_image(encoded, *, size: tuple[int, int], channels: int, keep: float) -> tf.Tensor:
+def eval_image(
+    encoded, *, size: tuple[int, int], channels: int, keep: float, exif: bool = False
+) -> tf.Tensor:
     """Returns the view of an image for evaluation, uint8 (*size, channels).
 
     Resizes with the proportions kept until `keep` of the shorter side (0.875: 224 of 256 pixels)
     fills `size`, and crops the center.
     """
-    return resize_and_crop(decode(encoded, channels), size, keep)
+    return resize_and_crop(EncodedImage(encoded, channels, exif).decode(), size, keep)
 
 
 def check(augment) -> None:
-    """Raises UserError for settings of `config.augment` that can't work on the host."""
+    """Raises UserError for settings of `config.augment` that are invalid on the host."""
     checks.check_choice("config.augment.crop", augment.crop, CROPS)
-    for name in ("randaugment_layers", "randaugment_magnitude", "pad"):
-        checks.check_range(f"config.augment.{name}", augment[name])
+    checks.check_ranges("config.augment", augment, RANGES)
+    checks.check_numbers("config.augment.color_jitter", augment.color_jitter)
     strengths = tuple(augment.color_jitter)
-    if len(strengths) != 3 or min(strengths) < 0:
+    if len(strengths) != 3 or any(strength not in STRENGTH for strength in strengths):
         raise UserError(
             f"config.augment.color_jitter is {strengths}; it must be the strengths of brightness, "
-            "contrast and color, each at least 0"
+            f"contrast and color, each {STRENGTH}"
         )
-    for name in ("eval_crop", "crop_keep"):
-        if not 0 < augment[name] <= 1:
-            raise UserError(
-                f"config.augment.{name} is {augment[name]}; it must be above 0 and at most 1"
-            )
     checks.check_interval("config.augment.crop_area", augment.crop_area)
 
 
@@ -78,7 +90,7 @@ def describe(augment) -> list[str]:
     return [words for is_on, words in settings if is_on]
 
 
-def inception_crop(encoded, seed, size, channels, augment) -> tf.Tensor:
+def inception_crop(image, seed, size, augment) -> tf.Tensor:
     """Crops a random part of the image and resizes it (arXiv:1409.4842, section 6).
 
     The part has a share `crop_area` of the image's area, at an aspect ratio of 3/4 to 4/3. Of a
@@ -98,42 +110,33 @@ def inception_crop(encoded, seed, size, channels, augment) -> tf.Tensor:
         )
         return begin[0], begin[1], extent[0], extent[1]  # top, left, height, width
 
-    def crop_jpeg():
-        corners = tf.stack(window(tf.io.extract_jpeg_shape(encoded)))
-        return tf.io.decode_and_crop_jpeg(encoded, corners, channels=channels)
-
-    def crop_other():
-        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        top, left, height, width = window(tf.shape(image))
-        return image[top : top + height, left : left + width]
-
-    return resize(tf.cond(tf.io.is_jpeg(encoded), crop_jpeg, crop_other), size)
+    return resize(image.decode(window), size)
 
 
-def random_crop(encoded, seed, size, channels, augment) -> tf.Tensor:
+def random_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes as for evaluation, with `crop_keep` for `eval_crop`, and crops at a random place."""
     offset = tf.random.stateless_uniform((2,), seed)
-    return resize_and_crop(decode(encoded, channels), size, augment.crop_keep, offset)
+    return resize_and_crop(image.decode(), size, augment.crop_keep, offset)
 
 
-def pad_and_crop(encoded, seed, size, channels, augment) -> tf.Tensor:
+def pad_and_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes, pads with `pad` zeros on each side, and crops back at a random place."""
-    image, pad = resize(decode(encoded, channels), size), augment.pad
+    image, pad = resize(image.decode(), size), augment.pad
     image = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     top, left = tf.unstack(tf.random.stateless_uniform((2,), seed, 0, 2 * pad + 1, tf.int32))
     return image[top : top + size[0], left : left + size[1]]
 
 
-def no_crop(encoded, seed, size, channels, augment) -> tf.Tensor:
+def no_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes the whole image; its proportions aren't kept."""
-    return resize(decode(encoded, channels), size)
+    return resize(image.decode(), size)
 
 
 class Crop(NamedTuple):
     """A way to crop.
 
     Attributes:
-        function: (encoded, seed, size, channels, config.augment) -> uint8 (*size, channels).
+        function: (EncodedImage, seed, size, config.augment) -> uint8 (*size, channels).
         describe: config.augment -> a few words.
     """
 
@@ -151,13 +154,199 @@ CROPS = {
 }
 
 
-def decode(encoded, channels: int) -> tf.Tensor:
-    """Decodes a JPEG, PNG or BMP, or a GIF's first frame, to uint8 (H, W, channels)."""
-    return tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=channels),
-        lambda: tf.io.decode_image(encoded, channels=channels, expand_animations=False),
+class EncodedImage(NamedTuple):
+    """An image of which only the part that is needed is decoded.
+
+    Attributes:
+        encoded: a JPEG, PNG or BMP, or a GIF, whose first frame is used.
+        channels: 1 or 3; images are converted. Of 16-bit values, the high byte is used.
+        exif: whether the image is turned upright: as the orientation in the EXIF data of a JPEG
+            or PNG says.
+    """
+
+    encoded: tf.Tensor
+    channels: int
+    exif: bool
+
+    def decode(self, window: Callable | None = None) -> tf.Tensor:
+        """Returns the image or a part of it, uint8 (H, W, channels).
+
+        Args:
+            window: the image's shape (3,) -> top, left, height and width of the part; None: the
+                whole image. Of a JPEG, only the part is decoded.
+        """
+        if not self.exif:
+            return self.decode_stored(window)
+        orientation = exif_orientation(self.encoded)
+
+        def decode_and_turn():
+            stored = window and functools.partial(stored_window, window, orientation)
+            return turn_upright(self.decode_stored(stored), orientation)
+
+        is_upright = tf.equal(orientation, 1)
+        return tf.cond(is_upright, lambda: self.decode_stored(window), decode_and_turn)
+
+    def decode_stored(self, window: Callable | None) -> tf.Tensor:
+        """Returns the image, or a part of it, as it is stored."""
+
+        def from_jpeg():
+            shape = window and tf.io.extract_jpeg_shape(self.encoded)
+            return self.decode_jpeg(window and tf.stack(window(shape)))
+
+        def from_other():
+            image = tf.io.decode_image(
+                self.encoded, channels=self.channels, expand_animations=False
+            )
+            if window is None:
+                return image
+            top, left, height, width = window(tf.shape(image))
+            return image[top : top + height, left : left + width]
+
+        return tf.cond(tf.io.is_jpeg(self.encoded), from_jpeg, from_other)
+
+    def decode_jpeg(self, corners) -> tf.Tensor:
+        """Decodes the part of a JPEG at `corners`, (top, left, height, width), or None: all."""
+
+        def decode(channels):
+            if corners is None:
+                return tf.io.decode_jpeg(self.encoded, channels=channels)
+            return tf.io.decode_and_crop_jpeg(self.encoded, corners, channels=channels)
+
+        if self.channels == 3:
+            return decode(3)
+        # The JPEG library converts CMYK to color, but not to gray.
+        is_cmyk = tf.equal(tf.io.extract_jpeg_shape(self.encoded)[2], 4)
+        return tf.cond(is_cmyk, lambda: to_gray(decode(3)), lambda: decode(1))
+
+
+# How a stored image becomes upright, for each EXIF orientation from 1: whether rows and columns are
+# swapped, and then whether the rows, and whether the columns, are reversed.
+ORIENTATIONS = (
+    (False, False, False),
+    (False, False, True),
+    (False, True, True),
+    (False, True, False),
+    (True, False, False),
+    (True, False, True),
+    (True, True, True),
+    (True, True, False),
+)
+
+
+def turn_upright(image, orientation) -> tf.Tensor:
+    """Turns a stored image, (H, W, C), as its EXIF orientation, int32 (), says."""
+    swapped, *is_reversed = tf.unstack(tf.gather(ORIENTATIONS, orientation - 1))
+    upright = tf.cond(swapped, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    row_step, column_step = (tf.where(reverse, -1, 1) for reverse in is_reversed)
+    return tf.ensure_shape(upright[::row_step, ::column_step], (None, None, image.shape[-1]))
+
+
+def stored_window(window: Callable, orientation, shape) -> list[tf.Tensor]:
+    """Returns where a window of the upright image lies in the stored one.
+
+    Args:
+        window: the upright image's shape (3,) -> top, left, height and width.
+        orientation: the EXIF orientation, int32 ().
+        shape: the stored image's shape (3,).
+    """
+    swapped, reversed_rows, reversed_columns = tf.unstack(tf.gather(ORIENTATIONS, orientation - 1))
+    shape = tf.where(swapped, tf.gather(shape, (1, 0, 2)), shape)
+    top, left, height, width = window(shape)
+    top = tf.where(reversed_rows, shape[0] - top - height, top)
+    left = tf.where(reversed_columns, shape[1] - left - width, left)
+    corners = tf.stack([top, left, height, width])
+    return tf.unstack(tf.where(swapped, tf.gather(corners, (1, 0, 3, 2)), corners))
+
+
+# Traced once, not for each pipeline.
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+def exif_orientation(encoded) -> tf.Tensor:
+    """Returns the orientation in an image's EXIF data, int32 () from 1 to 8; 1 if it has none."""
+
+    def parse(start, little_endian):
+        read = functools.partial(read_numbers, encoded, little_endian=little_endian)
+        directory = start + read(start + 4, tf.int32, 1)[0]
+        num_entries = tf.maximum(read(directory, tf.uint16, 1)[0], 1)
+        # An entry has 12 bytes: tag, type, number of values (4 bytes), value (4 bytes).
+        entries = tf.reshape(read(directory + 2, tf.uint16, 6 * num_entries), (-1, 6))
+        is_orientation = tf.equal(entries[:, 0], 0x0112)
+        value = tf.reduce_max(tf.where(is_orientation, entries[:, 4], 1))
+        return tf.where((value >= 1) & (value <= 8), value, 1)
+
+    def parse_either(start):
+        order = read_numbers(encoded, start, tf.uint16, 1)[0]
+        is_little_endian = tf.equal(order, int.from_bytes(b"II"))  # or b"MM"
+        return tf.cond(is_little_endian, lambda: parse(start, True), lambda: parse(start, False))
+
+    def search():
+        start = tf.cond(
+            tf.io.is_jpeg(encoded), lambda: exif_in_jpeg(encoded), lambda: exif_in_png(encoded)
+        )
+        return tf.cond(tf.equal(start, 0), lambda: tf.constant(1), lambda: parse_either(start))
+
+    return tf.cond(may_have_exif(encoded), search, lambda: tf.constant(1))
+
+
+def may_have_exif(encoded) -> tf.Tensor:
+    """Returns False for JPEGs whose only application data is JFIF's; faster than searching."""
+    marker, length = tf.unstack(read_numbers(encoded, 2, tf.uint16, 2))
+    after_jfif = tf.where(tf.equal(marker, 0xFFE0), 4 + length, 2)
+    marker = read_numbers(encoded, after_jfif, tf.uint16, 1)[0]
+    return tf.equal(marker // 16, 0xFFE) | ~tf.io.is_jpeg(encoded)
+
+
+def exif_in_jpeg(encoded) -> tf.Tensor:
+    """Returns where the EXIF data of a JPEG starts, int32 (); 0 if it has none."""
+
+    def read_segment(start):  # marker, length, "Exif"
+        return start, read_numbers(encoded, start, tf.uint16, 4)
+
+    def is_exif(segment):
+        return tf.reduce_all(tf.equal(segment * (1, 0, 1, 1), (0xFFE1, 0, 0x4578, 0x6966)))
+
+    def is_other_data(_, segment):  # of an application, before the image
+        return tf.equal(segment[0] // 16, 0xFFE) & ~is_exif(segment)
+
+    start, segment = tf.while_loop(
+        is_other_data,
+        lambda start, segment: read_segment(start + 2 + segment[1]),
+        read_segment(tf.constant(2)),
     )
+    return tf.where(is_exif(segment), start + 10, 0)
+
+
+def exif_in_png(encoded) -> tf.Tensor:
+    """Returns where the EXIF data of a PNG starts, int32 (); 0 if it has none or isn't a PNG."""
+
+    def read_chunk(start):  # length, kind
+        return start, read_numbers(encoded, start, tf.int32, 2)
+
+    def is_before_exif(_, chunk):
+        stops = tf.equal(chunk[1], [int.from_bytes(kind) for kind in (b"eXIf", b"IDAT", b"\0" * 4)])
+        return (chunk[0] >= 0) & ~tf.reduce_any(stops)
+
+    _, signature = read_chunk(0)
+    is_png = tf.equal(signature[1], int.from_bytes(b"\r\n\x1a\n"))
+    start, chunk = tf.while_loop(
+        is_before_exif,
+        lambda start, chunk: read_chunk(start + 12 + chunk[0]),
+        read_chunk(tf.where(is_png, 8, tf.strings.length(encoded))),
+    )
+    return tf.where(tf.equal(chunk[1], int.from_bytes(b"eXIf")), start + 8, 0)
+
+
+def read_numbers(encoded, start, dtype, count, little_endian: bool = False) -> tf.Tensor:
+    """Returns `count` numbers from the bytes of an image, int32; zeros after its end."""
+    start = tf.clip_by_value(start, 0, tf.strings.length(encoded))
+    num_bytes = dtype.size * count
+    raw = tf.strings.substr(encoded, start, num_bytes)
+    numbers = tf.io.decode_raw(raw, dtype, little_endian=little_endian, fixed_length=num_bytes)
+    return tf.cast(numbers, tf.int32)
+
+
+def to_gray(image) -> tf.Tensor:
+    """Converts an image to gray, uint8 (H, W, 3) -> (H, W, 1)."""
+    return to_uint8(tf.tensordot(tf.cast(image, tf.float32), [[0.2989], [0.587], [0.114]], 1))
 
 
 def resize_and_crop(image, size: tuple[int, int], keep: float, offset=None) -> tf.Tensor:

@@ -27,6 +27,8 @@ class Source:
         describe: the index of an example -> text that helps a person find it, such as its path.
         fetch: the handle of an example -> (encoded image, label), as TensorFlow operations. The
             type of a handle depends on the kind of source.
+        exif: whether images are turned upright as their EXIF data says, unless the configuration
+            says otherwise.
         corrupt: the indices of examples that were skipped so far.
     """
 
@@ -35,6 +37,7 @@ class Source:
     class_names: tuple[str, ...]
     describe: Callable[[int], str]
     fetch: Callable
+    exif: bool = False
     corrupt: set[int] = dataclasses.field(default_factory=set)
 
     @property

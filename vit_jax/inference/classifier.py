@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from vit_jax import models, pretrained
-from vit_jax.checks import size_pair
+from vit_jax.checks import check_count, size_pair
 from vit_jax.errors import UserError
-from vit_jax.inference.images import evaluation_view
+from vit_jax.inference.images import evaluation_view, is_pillow
 from vit_jax.inference.rollout import attention_rollout
 from vit_jax.models import VisionTransformer
 from vit_jax.pretrained import weights
@@ -58,6 +58,7 @@ class Classifier:
                 f"class_names has {len(names)} names; it must have one for each of the model's "
                 f"{num_classes} classes"
             )
+        object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
         losses.create(self.loss)
 
     @classmethod
@@ -76,8 +77,8 @@ class Classifier:
             path: a run's folder, a published file, `hf:owner/name`, ...; see `pretrained.load`.
             image_size: an int, or (height, width); None: the file's.
             class_names: in the order of the labels; None: the file's, if it has them.
-            num_heads: used if the file doesn't tell.
-            grid: (rows, columns) of the file's positions, if it doesn't tell.
+            num_heads: used if the file doesn't specify it.
+            grid: (rows, columns) of the file's positions, if the file doesn't specify it.
 
         Raises:
             UserError: as `pretrained.load`; a model without classes, or another number of names.
@@ -118,8 +119,16 @@ class Classifier:
         """Returns the `top` most likely classes of each image as (name, probability), best first.
 
         Args:
-            images: uint8 (N, H, W, C), a list of PIL images or arrays of any size, or one image.
+            images: uint8 (N, H, W, C) or (N, H, W), or a list of images of any size, each a PIL
+                image or uint8 (H, W) or (H, W, C), or one such image. C is 1, 3 or 4; an array of
+                three dimensions whose last is 1, 3 or 4 is one image. Arrays may be of NumPy, JAX
+                or any library whose arrays NumPy converts.
+            top: at least 1; a model with fewer classes returns all.
+
+        Raises:
+            UserError: `top` isn't such a number, or an image is none of these, empty or corrupt.
         """
+        check_count("top", top)
         return [self.top_classes(row, top) for row in self.probabilities(images)]
 
     def top_classes(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
@@ -143,12 +152,17 @@ class Classifier:
 
     def views(self, images) -> np.ndarray:
         """Returns images as the model sees them, uint8 (N, *image_size, channels)."""
-        shape = images.shape if isinstance(images, np.ndarray) else ()
-        if hasattr(images, "convert") or (len(shape) == 3 and shape[-1] in (3, 4)):
-            images = [images]  # a single image
         view_shape = (*self.image_size, self.channels)
-        if shape[1:] == view_shape and images.dtype == np.uint8:
-            return images
+        if is_pillow(images):
+            images = [images]
+        elif hasattr(images, "__array__"):
+            images = np.asarray(images)
+            if images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
+                images = images[None]  # one image
+            if images.shape[1:] == view_shape and images.dtype == np.uint8:
+                return images
+        elif not isinstance(images, Sequence) or isinstance(images, str):
+            images = [images]  # not an image, as the error says
         if not len(images):
             return np.zeros((0, *view_shape), np.uint8)
         return np.stack(

@@ -1,5 +1,7 @@
 """Images as evaluation sees them, computed without TensorFlow."""
 
+import contextlib
+
 import numpy as np
 
 from vit_jax.errors import UserError
@@ -12,7 +14,8 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
     Keeps the proportions, and averages over pixels if the image shrinks.
 
     Args:
-        image: a PIL image of any mode, or uint8 (H, W) or (H, W, 1, 3 or 4).
+        image: a PIL image, which is turned upright as its EXIF data says, or uint8 (H, W) or
+            (H, W, 1, 3 or 4). Transparency is dropped; of 16-bit values, the high byte is used.
         size: (height, width) of the view.
         channels: 1 or 3.
         eval_crop: the share of the resized image's shorter side that is kept.
@@ -21,10 +24,10 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
         uint8 (*size, channels).
 
     Raises:
-        UserError: not an image.
+        UserError: not an image, an image without pixels, or a file that can't be decoded.
     """
-    if hasattr(image, "convert"):  # PIL
-        image = image.convert("L" if channels == 1 else "RGB")
+    if is_pillow(image):
+        image = pillow_pixels(image, channels)
     image = with_channels(np.asarray(image), channels)
     sides = np.array(image.shape[:2])
     scale = np.max(np.array(size) / eval_crop / sides)
@@ -38,6 +41,32 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
     return (image + 0.5).astype(np.uint8)
 
 
+def is_pillow(image) -> bool:
+    """Whether an object is a PIL image; Pillow itself needn't be installed."""
+    return hasattr(image, "convert")
+
+
+def pillow_pixels(image, channels: int) -> np.ndarray:
+    """Returns the pixels of a PIL image, uint8 (H, W) or (H, W, 3), upright.
+
+    Raises:
+        UserError: the file can't be decoded, or the values have no known range.
+    """
+    from PIL import ImageOps
+
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"An image can't be decoded: {error}") from None
+    with contextlib.suppress(Exception):  # Pillow raises many kinds for EXIF data that is broken
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError("An image has the mode 'F', of any range: convert it to 'L' first")
+    if image.mode.startswith("I"):  # 16 bits; `convert` would clip them
+        return np.uint8(np.clip(np.asarray(image), 0, 2**16 - 1) >> 8)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Converts a gray, color or transparent image to float32 (H, W, channels)."""
     if image.ndim == 2:
@@ -47,6 +76,8 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
             f"An image is {image.dtype} {image.shape}; it must be a PIL image, or uint8 (H, W) or "
             "(H, W, 1, 3 or 4)"
         )
+    if not image.size:
+        raise UserError(f"An image is {image.shape[0]} x {image.shape[1]} pixels, so it is empty")
     image = image[..., :3].astype(np.float32)
     if channels == 1 and image.shape[-1] == 3:
         return image @ np.array([[0.2989], [0.587], [0.114]], np.float32)

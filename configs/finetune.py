@@ -12,6 +12,9 @@ paper's recipe:
   adamw              AdamW with learning rate 2e-5, for short runs (steps=1000)
 Without weights, the run prints where to find published ones.
 
+To sweep the learning rate, set --config.schedule.base_lr. The paper tried 0.001, 0.003, 0.01 and
+0.03, and on ImageNet 0.003, 0.01, 0.03 and 0.06 (Table 4).
+
 Published accuracies on the test split, in % (arXiv:2010.11929, Table 5; pre-trained on
 ImageNet-21k; not measured with this code):
                      B/16   B/32   L/16   L/32   H/14
@@ -30,11 +33,10 @@ Accuracies of Google's code with the files in gs://vit_models/imagenet21k and no
 
 from configs import common
 
-# rates: the learning rates that the paper tried (Table 4); the last one is the default.
 # warmup_steps: from Google's code, and for short runs from big_vision's configs/transfer.py; the
 # paper mentions none. sweep_percent: the part of the training split that a sweep trains on.
-SHORT = dict(steps=500, warmup_steps=100, sweep_percent=90, rates=(0.001, 0.003, 0.01, 0.03))
-CIFAR = dict(steps=10_000, warmup_steps=500, sweep_percent=98, rates=(0.001, 0.003, 0.01, 0.03))
+SHORT = dict(steps=500, warmup_steps=100, sweep_percent=90)
+CIFAR = dict(steps=10_000, warmup_steps=500, sweep_percent=98)
 DATASETS = {
     "cifar10": CIFAR | dict(name="cifar10", eval_split="test"),
     "cifar100": CIFAR | dict(name="cifar100", eval_split="test"),
@@ -46,8 +48,16 @@ DATASETS = {
         steps=20_000,
         warmup_steps=500,
         sweep_percent=99,
-        rates=(0.003, 0.01, 0.03, 0.06),
     ),
+}
+
+# The learning rate in Google's code (vit_jax/configs/common.py and augreg.py), with exceptions.
+BASE_LR = 0.03
+EXCEPTIONS = {
+    "cifar10": {"B/16": 0.01},  # vit_jax/configs/vit.py
+    # Fine-tuned from AUGREG below at 384 px; the README has their names, which end in
+    # "imagenet2012-steps_20k-lr_0.01-res_384". The names of the other sizes have "lr_0.03".
+    "imagenet": {"S/32": 0.01, "B/32": 0.01, "L/16": 0.01, "R26+S/32": 0.01, "R50+L/32": 0.01},
 }
 
 BUCKET = "gs://vit_models"
@@ -104,7 +114,7 @@ def get_config(arg=None):
     config.batch_size = 512
     config.total_steps = options.steps or dataset["steps"]
     config.optimizer.update(name="sgd", momentum=0.9, weight_decay=0.0)
-    config.schedule.base_lr = dataset["rates"][-1]
+    config.schedule.base_lr = EXCEPTIONS.get(options.dataset, {}).get(options.model, BASE_LR)
     config.schedule.warmup_steps = min(dataset["warmup_steps"], config.total_steps // 5)
 
     if options.probe:

@@ -1,15 +1,18 @@
 """The command line `python -m vit_jax.pretrained`."""
 
 import json
+import re
 import runpy
 import sys
 
 import pytest
 from conftest import GOLDEN
-from published import CASES, assert_same, golden_model
+from published import CASES, assert_same, golden_model, random_model
 
 from vit_jax import pretrained
-from vit_jax.pretrained import convert
+from vit_jax.errors import UserError
+from vit_jax.pretrained import convert, export
+from vit_jax.runs import run_folder
 
 SOURCE = GOLDEN / CASES["google_token"]["weights"]
 
@@ -37,6 +40,45 @@ def test_image_size_and_approximation(tmp_path, capsys):
     model = golden_model(case, gelu="tanh", layer_norm_eps=1e-6)
     params = pretrained.load(target, model, (16, 48))
     assert params["Transformer"]["posembed_input"]["pos_embedding"].shape == (1, 13, 32)
+
+
+def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
+    run, timm, npz = tmp_path / "run", tmp_path / "timm", tmp_path / "w.npz"
+    (run / "checkpoints" / "60").mkdir(parents=True)
+    run_folder.write_config(run, tiny_config)
+    timm.mkdir()
+    (timm / "config.json").write_text('{"architecture": "vit_base_patch16_224"}')
+    for source, target, format, message in (
+        (run, run, "timm", "would overwrite the source: write to another path"),
+        (npz, run, "hf", "is a run's folder, whose config.json would be overwritten: write to"),
+        (npz, run / "checkpoints" / "60", "timm", "is among a run's checkpoints: write to another"),
+        (timm, timm / ".." / "timm", "hf", "would overwrite the source"),
+        (timm, timm / "model.safetensors", "timm", "would overwrite the source"),
+        (timm / "model.safetensors", timm, "timm", "would overwrite the source"),
+        (npz, npz, "google", "would overwrite the source"),
+        ("gs://bucket/w.npz", "gs://bucket/w.npz", "google", "would overwrite the source"),
+        (npz, "https://a.b/w.npz", "google", "must be a local path, or gs://"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(str(target))} .*{message}"):
+            export.check_target(target, format, source)
+    export.check_target(run / "timm", "timm", run)  # beside its files
+    export.check_target(timm, "timm", npz)  # written again
+
+    before = (run / "config.json").read_text()
+    assert convert.main([str(SOURCE), str(run), "--format=timm"]) == 2
+    assert f"such as {run}/timm" in capsys.readouterr().err
+    assert (run / "config.json").read_text() == before
+
+
+def test_grid_of_the_source(tmp_path, capsys):
+    model, params, _ = random_model((16, 48))
+    source, target = tmp_path / "w.npz", tmp_path / "timm"
+    pretrained.save(params, source, "google", model=model, image_size=(16, 48))
+    command = [str(source), str(target), "--format=timm", "--num_heads=4"]
+    assert convert.main(command) == 2
+    assert "to convert, --grid rows columns" in capsys.readouterr().err
+    assert convert.main([*command, "--grid", "2", "6"]) == 0
+    assert_same(pretrained.load(target, model), params)
 
 
 def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, monkeypatch):

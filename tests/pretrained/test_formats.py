@@ -1,5 +1,7 @@
 """Names and layouts in the files of other codebases, of all ages."""
 
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -14,11 +16,13 @@ from published import (
     flatten,
     golden_model,
     golden_tensors,
+    random_model,
     random_params,
 )
 from safetensors.numpy import save_file
 
 from vit_jax import pretrained
+from vit_jax.errors import UserError
 from vit_jax.models.stacking import stack_blocks
 from vit_jax.paths import POSEMB
 
@@ -76,7 +80,20 @@ def test_positions_at_the_top_with_a_row_for_the_class_token(weights_file):
     params = flat_params(tiny_model())
     stored = dict(params)
     stored["pos_embedding"] = stored.pop(POSEMB)
-    assert_loads(weights_file(stored), tiny_model(), params)
+    path = weights_file(stored)
+    with pytest.raises(UserError, match="has 17 positions .*, which is no square: give grid="):
+        pretrained.load(path, tiny_model(), (32, 32))
+    assert_same(flatten(pretrained.load(path, tiny_model(), (32, 32), grid=(4, 4))), params)
+
+
+def test_big_vision_positions_that_are_no_square(weights_file):
+    model = tiny_model()
+    params = flat_params(model, (32, 64))
+    params[POSEMB][:, 0] = 0.0
+    stored = {name: value for name, value in params.items() if name != POSEMB}
+    path = weights_file(stored | {"pos_embedding": params[POSEMB][:, 1:]})
+    assert_same(flatten(pretrained.load(path, model, (32, 64))), params)
+    assert_same(flatten(pretrained.load(path, model, grid=(4, 8))), params)
 
 
 @pytest.mark.parametrize(("names", "prefix"), [("old", ""), ("new", "vit."), ("new", "")])
@@ -132,11 +149,35 @@ def test_timm_with_separate_projections_and_half_precision(tmp_path):
 
 
 def test_timm_without_a_position_for_the_class_token(tmp_path):
-    tensors = golden_tensors("timm_token")
+    """Its config.json, or the grid, tells that there is none."""
+    model, tensors = golden_model(CASES["timm_token"]), golden_tensors("timm_token")
     positions = tensors["pos_embed"]
     tensors["pos_embed"] = positions[:, 1:].copy()
-    save_file(tensors, tmp_path / "w.safetensors")
-    params = pretrained.load(tmp_path / "w.safetensors", golden_model(CASES["timm_token"]))
-    table = params["Transformer"]["posembed_input"]["pos_embedding"]
-    np.testing.assert_array_equal(table[:, 1:], positions[:, 1:])
-    assert not table[:, 0].any()
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    def check(path, **arguments):
+        params = pretrained.load(path, model, **arguments)
+        table = params["Transformer"]["posembed_input"]["pos_embedding"]
+        np.testing.assert_array_equal(table[:, 1:], positions[:, 1:])
+        assert not table[:, 0].any()
+
+    check(tmp_path / "model.safetensors", grid=(4, 4))
+    with pytest.raises(UserError, match="has 15 positions beside the class token's .* give grid="):
+        pretrained.load(tmp_path / "model.safetensors", model, (32, 32))
+    for config in (  # what timm's config.json has for other models, and for FlexiViT
+        {"model_args": {"no_embed_class": True}},
+        {"pretrained_cfg": {"input_size": [3, 32, 32]}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        check(tmp_path)
+
+
+def test_number_of_timm_positions_that_happens_to_be_a_square(tmp_path):
+    """A grid of 4 x 6 and a row for the class token: 25 positions."""
+    model, params, _ = random_model((32, 48))
+    path = tmp_path / "w.safetensors"
+    pretrained.save(params, path, "timm", model=model, image_size=(32, 48))
+    assert_same(pretrained.load(path, model.clone(gelu="exact"), (32, 48)), params)
+    for size in ((40, 40), (64, 64)):
+        with pytest.raises(UserError, match="has 24 positions beside the class token's"):
+            pretrained.load(path, model.clone(gelu="exact"), size)

@@ -1,12 +1,21 @@
 """Files that are recognized, and files that can't be read."""
 
+import json
 import zipfile
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from conftest import tiny_model
-from published import assert_loads, flat_params
+from published import (
+    CASES,
+    assert_loads,
+    assert_same,
+    flat_params,
+    golden_model,
+    golden_tensors,
+)
 from safetensors.numpy import save_file
 
 from vit_jax import pretrained
@@ -18,6 +27,53 @@ def test_npz_of_half_precision(weights_file):
     half = {n: v.astype(ml_dtypes.bfloat16) for n, v in flat_params(tiny_model()).items()}
     rounded = {name: value.astype(np.float32) for name, value in half.items()}
     assert_loads(weights_file(half), tiny_model(), rounded)
+
+
+def write_safetensors(path, tensors):
+    """Writes {name: (type, array)}; safetensors itself doesn't write every type."""
+    header, data = {}, b""
+    for name, (kind, value) in tensors.items():
+        offsets = [len(data), len(data) + value.nbytes]
+        header[name] = {"dtype": kind, "shape": value.shape, "data_offsets": offsets}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_safetensors_of_eight_bits(tmp_path):
+    model, tensors = golden_model(CASES["timm_token"]), golden_tensors("timm_token")
+    path = tmp_path / "w.safetensors"
+
+    def rounded(dtype):
+        return {n: v.astype(dtype) if v.ndim > 1 else v for n, v in tensors.items()}
+
+    for kind, dtype in (("F8_E4M3", jnp.float8_e4m3fn), ("F8_E5M2", jnp.float8_e5m2)):
+        save_file({n: v.astype(np.float32) for n, v in rounded(dtype).items()}, path)
+        expected = pretrained.load(path, model)
+        types = {1: kind, 4: "F32"}
+        stored = {n: (types[v.itemsize], v) for n, v in rounded(dtype).items()}
+        write_safetensors(path, stored)
+        assert_same(pretrained.load(path, model), expected)
+    write_safetensors(path, stored | {"scale": ("F8_E8M0", np.zeros(2, np.uint8))})
+    with pytest.raises(UserError, match="scale is of type F8_E8M0, which isn't supported: save"):
+        weights.read(path)
+
+
+def test_weights_must_be_finite_floating_point(weights_file):
+    params = flat_params(tiny_model())
+    for dtype in (np.int32, np.complex64):
+        path = weights_file(params | {"head/bias": np.zeros(10, dtype)})
+        with pytest.raises(UserError, match=f"w.npz: head/bias is of type {np.dtype(dtype)}; w"):
+            weights.read(path)
+    for value in (np.nan, np.inf, 1e300):
+        path = weights_file(params | {"head/bias": np.array([*range(9), value])})
+        with pytest.raises(UserError, match="w.npz: head/bias has NaN or infinity in 1 of its 10"):
+            pretrained.load(path, tiny_model())
+
+
+def test_addresses_of_web_pages():
+    with pytest.raises(UserError, match="^https://a.b/w.npz can't be read: download it and give"):
+        weights.read("https://a.b/w.npz")
 
 
 def test_google_files_imply_their_fields_and_normalization(weights_file):

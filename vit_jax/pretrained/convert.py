@@ -9,7 +9,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.pretrained import architecture, export
 from vit_jax.pretrained.export import save
-from vit_jax.pretrained.loading import load
+from vit_jax.pretrained.loading import image_size_of, load
 from vit_jax.pretrained.weights import read, read_class_names
 
 logger = logging.getLogger("vit_jax")
@@ -20,6 +20,7 @@ def convert(
     target: str,
     format: str,
     image_size: Sequence[int] | None = None,
+    grid: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
     num_heads: int | None = None,
     approximate: bool = False,
@@ -30,17 +31,23 @@ def convert(
         source: what `pretrained.load` takes as its path.
         target, format, approximate: see `pretrained.save`.
         image_size: (height, width) to resize the positions to; None: the source's.
+        grid: (rows, columns) of the source's positions, if the file doesn't specify it.
         class_names: in the order of the labels; None: the source's.
         num_heads: used if the source doesn't tell.
 
     Returns:
         A short description of the model, such as "ViT-B/16".
+
+    Raises:
+        UserError: as `pretrained.load` and `pretrained.save`; or the target is the source.
     """
     weights = read(source, num_heads)
+    export.check_target(target, format, source)
     model = models.create("B/16", **weights.model_fields)
-    image_size = image_size or weights.image_size
+    stored_size = image_size_of(weights, model, grid) if grid else weights.image_size
+    image_size = image_size or stored_size
     save(
-        load(weights, model, image_size),
+        load(weights, model, image_size, grid=grid),
         target,
         format,
         model=model,
@@ -74,6 +81,13 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "own",
     )
     parser.add_argument(
+        "--grid",
+        nargs=2,
+        type=int,
+        metavar=("ROWS", "COLUMNS"),
+        help="the grid of the source's positions; required if the source doesn't tell it",
+    )
+    parser.add_argument(
         "--num_heads", type=int, help="the number of heads; required if the source doesn't tell it"
     )
     parser.add_argument(
@@ -99,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.target,
             args.format,
             image_size=args.image_size,
+            grid=args.grid,
             class_names=read_class_names(args.class_names) if args.class_names else None,
             num_heads=args.num_heads,
             approximate=args.approximate,

@@ -19,8 +19,10 @@ from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
 from vit_jax.pretrained import architecture, formats
 from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
+from vit_jax.runs import run_folder
 
 FORMATS = ("google", "timm", "hf")
+FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 # Which models each format can represent. Fields in ANY_VALUE don't matter to any format: sizes,
 # positions (written as a table), and what only concerns training or speed. For the other
@@ -125,9 +127,10 @@ def save(
 
     Raises:
         UserError: an unknown format, a field or a parameter that the format can't represent,
-            parameters of another model, or a path that can't be written.
+            parameters of another model, or a path that can't be written or is a run's.
     """
     check_choice("format", format, FORMATS)
+    check_target(path, format)
     mean, std = tuple(mean or MEAN), tuple(std or STD)
     check_model(model, format, approximate)
     if format == "google" and not approximate:
@@ -149,6 +152,34 @@ def save(
         {"google": write_google, "timm": write_timm, "hf": write_hf}[format](path, export)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+def check_target(path, format: str, source=None) -> None:
+    """Raises UserError if writing to `path` would overwrite the source, or files of a run."""
+    try:
+        target = resolve(path)
+    except KeyError:  # an unknown kind of storage
+        raise UserError(f"{path} can't be written: it must be a local path, or gs://") from None
+    is_file = format == "google" or target.suffix == ".safetensors"
+    if source is not None:
+        source = resolve(source)
+        written = {target} if is_file else {target / name for name in FOLDER_FILES}
+        if written & {source, *(source / name for name in FOLDER_FILES)}:
+            raise UserError(f"{path} would overwrite the source: write to another path")
+    for folder in (target, *target.parents):
+        if folder.name == "checkpoints" and run_folder.has_config(folder.parent):
+            raise UserError(f"{path} is among a run's checkpoints: write to another path")
+    if not is_file and run_folder.is_run(target):
+        raise UserError(
+            f"{path} is a run's folder, whose config.json would be overwritten: write to another "
+            f"folder, such as {path}/{format}"
+        )
+
+
+def resolve(path) -> epath.Path:
+    """Returns the absolute path without links; paths in buckets are absolute."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.resolve()
 
 
 def check_model(model, format: str, approximate: bool) -> None:

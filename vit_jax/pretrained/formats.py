@@ -6,7 +6,6 @@ unstacked blocks. D: width, H: heads, d: D / H.
 
 import collections
 import dataclasses
-import math
 import re
 
 import numpy as np
@@ -59,8 +58,7 @@ def from_flax(stored: Flat) -> Flat:
     """Converts parameters of Google's code or big_vision, old and new.
 
     Handles a prefix, with other arrays beside the parameters; the old numbering; group norms of
-    shape (1, 1, 1, C); positions at the top level, with or without a row for the class token;
-    stacked blocks; and MAP heads without a module.
+    shape (1, 1, 1, C); positions at the top level; stacked blocks; and MAP heads without a module.
     """
     for prefix in ("opt/target/", "params/"):
         if any(name.startswith(prefix) for name in stored):
@@ -73,8 +71,6 @@ def from_flax(stored: Flat) -> Flat:
             value = value.reshape(-1)
         if name == "pos_embedding":
             name = POSEMB
-            if CLS in stored and is_square(value.shape[1]):
-                value = add_class_position(value)
         if name.split("/")[0] in MAP_HEAD_PARTS:
             name = f"{MAP_HEAD}/{name}"
         if is_stacked(name):
@@ -204,23 +200,10 @@ HF_NEW = dataclasses.replace(
 )
 
 
-def from_timm(stored: Flat, num_heads: int, no_embed_class: bool | None = None) -> Flat:
-    """Converts parameters of timm's `VisionTransformer`.
-
-    Args:
-        stored: timm's state dict.
-        num_heads: the number of attention heads.
-        no_embed_class: whether the positions have no row for the class token; None: if their
-            number is a square.
-    """
+def from_timm(stored: Flat, num_heads: int) -> Flat:
+    """Converts parameters of timm's `VisionTransformer`."""
     separate = "blocks.0.attn.q_proj.weight" in stored
-    params = from_state_dict(stored, TIMM_SEPARATE if separate else TIMM, num_heads)
-    if CLS in params and POSEMB in params:
-        if no_embed_class is None:
-            no_embed_class = is_square(params[POSEMB].shape[1])
-        if no_embed_class:
-            params[POSEMB] = add_class_position(params[POSEMB])
-    return params
+    return from_state_dict(stored, TIMM_SEPARATE if separate else TIMM, num_heads)
 
 
 def from_hf(stored: Flat, num_heads: int) -> Flat:
@@ -341,15 +324,6 @@ def to_torch(module: str, kind: str, value) -> np.ndarray:
     if module.endswith(OUT):  # (H, d, D) -> (D, D)
         return value.reshape(-1, value.shape[-1]).T
     return value.reshape(value.shape[0], -1).T
-
-
-def add_class_position(positions) -> np.ndarray:
-    """Prepends a row of zeros for the class token to positions (1, L, D)."""
-    return np.pad(positions, ((0, 0), (1, 0), (0, 0)))
-
-
-def is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
 
 
 def as_tuple(value) -> tuple:

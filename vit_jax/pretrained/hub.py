@@ -5,9 +5,9 @@ import json
 import re
 import tempfile
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 
 from vit_jax.checks import size_pair
@@ -19,6 +19,9 @@ TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_tanh")
 TANH_SIGLIPS = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip\w*_512"
 
 TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
+
+# Types in .safetensors files that safetensors doesn't convert to NumPy's.
+FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 
 JSON_TYPES = {
     str: "a string",
@@ -81,9 +84,28 @@ def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
         if "://" in str(path):  # safetensors opens only local files
             local = path.copy(epath.Path(folder) / path.name)
         try:
-            return safetensors.numpy.load_file(local)
+            return read_tensors(path, local)
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is damaged: {error}") from None
+
+
+def read_tensors(path, local) -> dict[str, np.ndarray]:
+    """Reads the tensors of the local copy of `path`, with the types that NumPy doesn't know."""
+    with safetensors.safe_open(local, framework="numpy") as file:
+        names = file.keys()
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+        for name, kind in types.items():
+            if kind.startswith(("F4", "F6", "F8")) and kind not in FLOAT8:
+                raise UserError(
+                    f"{path}: {name} is of type {kind}, which isn't supported: save the weights as "
+                    "F32, F16, BF16, F8_E4M3 or F8_E5M2"
+                )
+        tensors = {n: file.get_tensor(n) for n, kind in types.items() if kind not in FLOAT8}
+    if len(tensors) < len(types):  # safetensors returns these only as bytes
+        for name, stored in safetensors.deserialize(epath.Path(local).read_bytes()):
+            if kind := FLOAT8.get(stored["dtype"]):
+                tensors[name] = np.frombuffer(stored["data"], kind).reshape(stored["shape"])
+    return tensors
 
 
 def read_json_object(path: epath.Path) -> dict:
@@ -104,7 +126,7 @@ def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | 
         path: for messages.
         tensors: the state dict.
         config, processor: config.json and preprocessor_config.json; {} if missing.
-        num_heads: used if the config doesn't tell; None: the published size's.
+        num_heads: used if the config doesn't specify it; None: the published size's.
 
     Raises:
         UserError: another model than timm's `VisionTransformer` or transformers' ViT, one that
@@ -174,7 +196,9 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         image_size = tuple(input_size[1:]) or None
     names = config.get("label_names") or pretrained.get("label_names")
     return dict(
-        params=formats.from_timm(tensors, num_heads, no_embed_class),
+        params=formats.from_timm(tensors, num_heads),
+        # timm's default is a row, but its FlexiViT models have none and don't say so.
+        class_rows=(1, 0) if no_embed_class is None else (int(not no_embed_class),),
         fields=fields,
         mean=get_numbers(pretrained, path, "mean"),
         std=get_numbers(pretrained, path, "std"),
@@ -239,7 +263,7 @@ def resolve_num_heads(path: str, num_heads: int | None, width: int) -> int:
         num_heads = architecture.published_num_heads(width)
         if num_heads is None:
             raise UserError(
-                f"{path} doesn't tell the number of attention heads, and no published size has "
+                f"{path} doesn't specify the number of attention heads, and no published size has "
                 f"width {width}: give num_heads (--num_heads)"
             )
     # With an impossible number the shapes will differ, and loading reports them.

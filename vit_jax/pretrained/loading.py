@@ -2,6 +2,7 @@
 
 import logging
 import math
+import numbers
 import re
 from collections.abc import Sequence
 
@@ -60,8 +61,8 @@ def load(
         model: the VisionTransformer to load for.
         image_size: of the model's images: an int, (height, width), or (height, width, channels).
             None: the file's.
-        grid: (rows, columns) of the file's positions; needed if they aren't a square and the file
-            doesn't tell.
+        grid: (rows, columns) of the file's positions; needed if the file doesn't specify it and
+            they are neither a square nor those of `image_size`.
         resize_patch: whether to resize patches of another size (arXiv:2212.08013).
         depth: how to add the blocks of a deeper model. "stack" repeats the file's blocks in order
             (progressive stacking, proceedings.mlr.press/v97/gong19a); "append" puts initial
@@ -74,8 +75,8 @@ def load(
         float32 arrays in the tree of `model.init`.
 
     Raises:
-        UserError: a missing, damaged or unsupported file, or the parameters of another model;
-            lists all that differ.
+        UserError: a missing, damaged or unsupported file, the parameters of another model (lists
+            all that differ), or NaN or infinity in a parameter.
     """
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_settings(weights, model, mean, std)
@@ -87,7 +88,9 @@ def load(
         *image_size, channels = image_size
     if image_size is not None:
         image_size = size_pair("image_size", image_size)
-    grid = position_grid(weights, model, image_size, grid)
+    grid, class_rows = position_grid(weights, model, image_size, grid)
+    if grid and CLS in params and not class_rows:
+        params[POSEMB] = resize.add_class_position(params[POSEMB])
     image_shape = (*(image_size or image_size_of(weights, model, grid)), channels)
     checks.check_image(model, image_shape[:2])
     adapt_positions(params, grid, model.grid(image_shape), model)
@@ -96,6 +99,9 @@ def load(
     expected = architecture.param_shapes(model, image_shape)
     adapt_head(weights.path, params, expected, model, new_head)
     check_shapes(weights.path, params, expected)
+    with np.errstate(over="ignore"):  # `check_finite` reports it
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    check_finite(weights.path, params)
     return as_tree(params, model)
 
 
@@ -126,11 +132,17 @@ def from_config(
 
 def check(config) -> None:
     """Raises UserError for impossible values of the fields beside `config.init_from`."""
-    grid = config.init_from_grid
-    if grid is not None and not (isinstance(grid, (tuple, list)) and len(grid) == 2):
-        raise UserError(f"config.init_from_grid is {grid!r}; it must be (rows, columns)")
+    if config.init_from_grid is not None:
+        check_grid("config.init_from_grid", config.init_from_grid)
     check_choice("config.init_from_patch", config.init_from_patch, (None, "resize"))
     check_choice("config.init_from_depth", config.init_from_depth, (None, *DEPTHS))
+
+
+def check_grid(field: str, grid) -> None:
+    """Raises UserError if `grid` isn't (rows, columns), both above 0."""
+    is_pair = isinstance(grid, Sequence) and len(grid) == 2
+    if not is_pair or not all(isinstance(n, numbers.Integral) and n > 0 for n in grid):
+        raise UserError(f"{field} is {grid!r}; it must be (rows, columns), both above 0")
 
 
 def check_settings(weights: Weights, model, mean=None, std=None) -> None:
@@ -173,8 +185,8 @@ def shortened(values: tuple) -> tuple:
     return values[:1] if len(set(values)) == 1 else values
 
 
-def position_grid(weights: Weights, model, image_size, grid) -> tuple[int, int] | None:
-    """Returns (rows, columns) of the file's positions; None if it has none.
+def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int, int] | None, int]:
+    """Returns (rows, columns) of the file's positions, and how many more are the class token's.
 
     Args:
         weights: the file's contents.
@@ -183,47 +195,54 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[int, int] 
         grid: (rows, columns), if the caller knows them. Otherwise they follow from the file's
             image size, from a square number of positions, or from `image_size`.
 
+    Returns:
+        The grid, None if the file has no positions; and 1 or 0.
+
     Raises:
         UserError: a grid with another number of positions, or several or no possible grids.
     """
     if POSEMB not in weights.params:
-        return None
-    num_positions = weights.params[POSEMB].shape[1] - (CLS in weights.params)
+        return None, 0
+    length = weights.params[POSEMB].shape[1]
+    class_rows = weights.class_rows if CLS in weights.params else (0,)
     if grid is not None:
-        if math.prod(grid) != num_positions:
+        check_grid("grid (--config.init_from_grid)", grid)
+        if length - math.prod(grid) not in class_rows:
             raise UserError(
                 f"grid (--config.init_from_grid) is {tuple(grid)}; it must have the "
-                f"{num_positions} positions of {weights.path}"
+                f"{' or '.join(str(length - n) for n in class_rows)} positions of {weights.path}"
             )
-        return tuple(grid)
+        return tuple(grid), length - math.prod(grid)
     if weights.image_size:
         stored_model = model.clone(patch_size=weights.params[KERNEL].shape[:2])
         grid = stored_model.grid(weights.image_size)
-        if math.prod(grid) == num_positions:
-            return grid
+        if length - math.prod(grid) in class_rows:
+            return grid, length - math.prod(grid)
+    num_positions = length - class_rows[0]
     square = (math.isqrt(num_positions),) * 2
     candidates = {square, model.grid(image_size) if image_size else square}
     candidates = sorted(grid for grid in candidates if math.prod(grid) == num_positions)
     if len(candidates) != 1:
         possible = " or ".join(f"{rows}x{columns}" for rows, columns in candidates)
+        beside = " beside the class token's" if class_rows[0] else ""
         raise UserError(
-            f"{weights.path} has {num_positions} positions and doesn't tell their grid, which is "
-            f"{f'{possible}' if possible else 'no square'}: give grid=(rows, columns) "
-            '(--config.init_from_grid="(rows, columns)")'
+            f"{weights.path} has {num_positions} positions{beside} and doesn't specify their grid, "
+            f"which is {f'{possible}' if possible else 'no square'}: give grid=(rows, columns) "
+            '(--config.init_from_grid="(rows, columns)"; to convert, --grid rows columns)'
         )
-    return candidates[0]
+    return candidates[0], class_rows[0]
 
 
 def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:
     """Returns (height, width) of the images that a file is for, with the model's patch size.
 
     Args:
-        grid: (rows, columns) of the file's positions, if it doesn't tell.
+        grid: (rows, columns) of the file's positions, if the file doesn't specify it.
 
     Raises:
         UserError: the file tells neither its image size nor its grid.
     """
-    grid = grid or position_grid(weights, model, None, None)
+    grid, _ = position_grid(weights, model, None, grid)
     if grid:
         return tuple(n * pixels for n, pixels in zip(grid, model.token_pixels, strict=True))
     if weights.image_size is None:
@@ -362,8 +381,18 @@ def group_by_block(differing: list[tuple]) -> list[str]:
     return lines
 
 
+def check_finite(path: str, params) -> None:
+    """Raises UserError naming the first parameter with NaN or infinity."""
+    for name, value in params.items():
+        if not np.isfinite(value).all():
+            num_bad = value.size - np.count_nonzero(np.isfinite(value))
+            raise UserError(
+                f"{path}: {name} has NaN or infinity in {num_bad:,} of its {value.size:,} values: "
+                "use other weights, or an earlier checkpoint"
+            )
+
+
 def as_tree(params, model) -> dict:
-    """Returns float32 parameters in the tree of `model.init`."""
-    params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    """Returns parameters in the tree of `model.init`."""
     tree = flax.traverse_util.unflatten_dict(params, sep="/")
     return jax.tree.map(np.asarray, stack_blocks(tree)) if model.scan else tree

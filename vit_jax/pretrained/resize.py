@@ -50,6 +50,11 @@ def resize_positions(
     return np.concatenate([first, table], axis=1)
 
 
+def add_class_position(positions) -> np.ndarray:
+    """Prepends a row of zeros for the class token to positions (1, L, D)."""
+    return np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+
+
 def resize_patches(kernel, new: tuple[int, int]) -> np.ndarray:
     """Resizes the patch embedding's kernel (FlexiViT's PI-resize; arXiv:2212.08013, section 3.4).
 

@@ -17,6 +17,7 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checks import size_pair
 from vit_jax.errors import UserError, first_line
+from vit_jax.paths import POSEMB
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, run_folder
 
@@ -47,6 +48,8 @@ class Weights:
     Attributes:
         path: the path as it was given.
         params: name -> array, with this code's names and unstacked blocks.
+        class_rows: how many rows the class token has among the positions, if there is a class
+            token: (1,) or (0,); if the file doesn't specify it, both, the usual one first.
         fields: fields of the model that the file determines besides those in the shapes.
         mean, std: how images are normalized; of pixels in [0, 1].
         image_size: (height, width).
@@ -57,6 +60,7 @@ class Weights:
 
     path: str
     params: dict[str, np.ndarray]
+    class_rows: tuple[int, ...] = (1,)
     fields: dict = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -85,14 +89,22 @@ def read(path, num_heads: int | None = None) -> Weights:
 
     Args:
         path: local or gs://; see `pretrained.load`.
-        num_heads: used if the file doesn't tell; None: the published size's.
+        num_heads: used if the file doesn't specify it; None: the published size's.
 
     Raises:
-        UserError: a path that doesn't exist, a damaged file, or no Vision Transformer.
+        UserError: a path that doesn't exist, a damaged file, no Vision Transformer, or weights that
+            aren't floating point.
     """
     name = str(path)
     try:
-        weights = read_any_format(name, epath.Path(hub.fetch(name)), num_heads)
+        local = epath.Path(hub.fetch(name))
+    except KeyError:  # an unknown kind of storage
+        raise UserError(
+            f"{name} can't be read: download it and give the file's path. Weights are read from "
+            "local paths, gs:// and hf:owner/name"
+        ) from None
+    try:
+        weights = read_any_format(name, local, num_heads)
     except UserError:
         raise
     except Exception as error:
@@ -103,6 +115,11 @@ def read(path, num_heads: int | None = None) -> Weights:
     if not architecture.infer_fields(weights.shapes):
         contents = hub.describe_contents(weights.params, {})
         raise UserError(f"{name} holds no Vision Transformer: {contents}")
+    for parameter, value in weights.params.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"{name}: {parameter} is of type {value.dtype}; weights must be floating point"
+            )
     return weights
 
 
@@ -159,8 +176,16 @@ def read_npz(name: str, path: epath.Path) -> Weights:
     stored = read_arrays(path)
     if model := architecture.recognize_other_model(stored):
         raise UserError(f"{name} can't be read: it looks like {model}")
-    params = formats.from_flax(stored)
-    return Weights(path=name, params=params, fields=FLAX_FIELDS, mean=MEAN, std=STD)
+    # big_vision's positions are at the top level. It adds them before it prepends the class token.
+    is_google = any(stored_name.endswith(POSEMB) for stored_name in stored)
+    return Weights(
+        path=name,
+        params=formats.from_flax(stored),
+        class_rows=(1,) if is_google else (0, 1),
+        fields=FLAX_FIELDS,
+        mean=MEAN,
+        std=STD,
+    )
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:

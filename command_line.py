@@ -1,10 +1,13 @@
 """What the scripts share: flags, exit codes, and user errors reported in one line."""
 
 import errno
+import functools
 import logging
 import os
 import pathlib
 import re
+import shlex
+import shutil
 import sys
 import threading
 import time
@@ -14,7 +17,7 @@ from collections.abc import Callable
 import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vit_jax.aot import topology
 from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
@@ -61,12 +64,29 @@ COMPILE_FOR = flags.DEFINE_string(
     "Only compiles train.py's steps for a TPU slice, such as v5e:16x16, and reports memory and "
     "estimated speed.",
 )
+RECOVER_CONFIG = flags.DEFINE_bool(
+    "recover_config",
+    False,
+    "For train.py: writes the run's config.json anew from --config, if it is missing or corrupt.",
+)
 JSON = flags.DEFINE_bool("json", False, "Prints JSON; for evaluate.py and predict.py.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="The configuration: configs/vit_b16.py, or with an argument, "
     "configs/vit_b16.py:quick. --config.a.b=value overrides a field.",
 )
+
+
+class GroupParser(flags.ArgumentParser):
+    """Refuses a value for a group of fields, which would drop the other fields."""
+
+    def parse(self, argument):
+        if isinstance(argument, ConfigDict):  # the preset's
+            return argument
+        raise ValueError("it is a group of fields")
+
+
+config_flags.register_flag_parser_for_type(ConfigDict, GroupParser())
 
 
 def run(
@@ -103,10 +123,22 @@ def config_name() -> str | None:
     return flag.config_filename if flag.present else None
 
 
-def python() -> str:
-    """Returns how to call this Python from the current folder: ".venv/bin/python" or "python"."""
-    executable, folder = pathlib.Path(sys.executable), pathlib.Path.cwd()
-    return str(executable.relative_to(folder)) if executable.is_relative_to(folder) else "python"
+def command(script: str, *arguments: str) -> str:
+    """Returns the command, for a shell in the current folder, that runs a script next to this file.
+
+    Args:
+        script: such as "train.py".
+        *arguments: the script's arguments; quoted where a shell needs it.
+    """
+    on_path = shutil.which("python") == sys.executable
+    python = "python" if on_path else from_here(pathlib.Path(sys.executable))
+    return shlex.join([python, from_here(ROOT / script), *arguments])
+
+
+def from_here(path: pathlib.Path) -> str:
+    """Returns a path relative to the current folder, if it is below it."""
+    folder = pathlib.Path.cwd()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def default_workdir() -> str:
@@ -121,13 +153,45 @@ def parse(argv: list[str]) -> list[str]:
     # Presets import the `configs` next to this file, whatever the current folder is.
     sys.path.insert(0, str(ROOT))
     try:
-        return flags.FLAGS(argv)
+        arguments = flags.FLAGS(with_preset_located(argv))
     except (AttributeError, KeyError) as error:  # an override of an unknown field
         stop(unknown_field(str(error.args[0])))
     except flags.Error as error:
         stop(flag_error(str(error)))
     except OSError:  # an override of a field, in a preset that can't be read
         stop(missing_preset())
+    except (IndexError, TypeError, ValueError) as error:  # --config.dataset.name.x=1
+        stop(f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})")
+    check_not_empty()
+    return arguments
+
+
+def with_preset_located(argv: list[str]) -> list[str]:
+    """Returns the arguments; a preset that isn't below the current folder is sought in ROOT."""
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        flag = re.match("--?config=", argument)
+        if not flag and argv[i - 1] not in ("-config", "--config"):
+            continue
+        start = flag.end() if flag else 0
+        path = argument[start:].partition(":")[0]
+        if not pathlib.Path(path).exists() and (ROOT / path).is_file():
+            argv[i] = argument[:start] + str(ROOT / path) + argument[start + len(path) :]
+    return argv
+
+
+# Fields for which an empty string means something.
+MAY_BE_EMPTY = ("config.best_metric", "config.init_from_hint")
+
+
+def check_not_empty() -> None:
+    """Stops the script if a flag is an empty string: --workdir=$FOLDER, and FOLDER isn't set."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if flag.present and flag.value in ("", [""]) and name not in MAY_BE_EMPTY:
+            stop(
+                f"--{name} is empty: give it a value, or leave it out (is a shell variable unset?)"
+            )
 
 
 def check_preset() -> None:
@@ -147,10 +211,23 @@ def unknown_field(text: str) -> str:
 
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
+    override = re.match(r"flag --config\.([\w.]+)=(.*?): it is a group of fields", text, re.DOTALL)
+    if override:
+        return group_error(*override.groups())
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]
     return f"{lines[0].partition(': ')[0]}: {lines[-1].removeprefix('ValueError: ')}"
+
+
+def group_error(group: str, value: str) -> str:
+    """Returns the message for an override of a group of fields, such as "dataset"."""
+    fields = list(functools.reduce(getattr, group.split("."), flags.FLAGS["config"].value))
+    example = next((name for name in ("name", "variant") if name in fields), "FIELD")
+    return (
+        f"--config.{group} is a group of fields: set one of them, as in "
+        f"--config.{group}.{example}={value}; they are {', '.join(fields)}"
+    )
 
 
 def missing_preset() -> str:
@@ -190,10 +267,17 @@ def guarded(main: Callable, preemptible: bool) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             file = f" ({error.filename})" if error.filename else ""
             stop(f"The disk is full{file}: free some space, and run the same command again")
+        jax_errors = [e for e in causes(error) if isinstance(e, jax.errors.JaxRuntimeError)]
+        for cause in jax_errors:
+            if str(cause).startswith("RESOURCE_EXHAUSTED"):
+                stop(
+                    f"The device is out of memory ({first_line(cause)}): raise config.accum_steps, "
+                    "or lower config.batch_size or config.image_size"
+                )
         if jax.process_count() == 1:
             raise
-        for cause in causes(error):
-            if isinstance(cause, jax.errors.JaxRuntimeError) and LOST_PROCESS.search(str(cause)):
+        for cause in jax_errors:
+            if LOST_PROCESS.search(str(cause)):
                 exit_after_loss(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
 

@@ -45,7 +45,11 @@ def main() -> int:
         arguments = test_arguments(arguments)
     if not install(requirements):
         return print_error(f"Installing {requirements} failed; pip's message is above")
-    return subprocess.run([PYTHON, *command, *arguments], cwd=ROOT).returncode
+    if sys.argv[1] == "test":
+        return subprocess.run([PYTHON, *command, *arguments], cwd=ROOT).returncode
+    # In the current folder, which paths among the arguments are relative to.
+    script, *rest = command
+    return subprocess.run([PYTHON, ROOT / script, *rest, *arguments]).returncode
 
 
 def test_arguments(arguments: list) -> list:

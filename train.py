@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 import command_line
 import input_pipeline
-from vit_jax import models, pretrained
+from configs import common
+from vit_jax import checks, models, pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import accuracy
@@ -48,8 +49,13 @@ class Run(NamedTuple):
     preemption: Preemption
 
 
-def train(config: ConfigDict, workdir) -> dict[str, float]:
+def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str, float]:
     """Trains, or resumes, the run in `workdir`.
+
+    Args:
+        config: the configuration.
+        workdir: the run's folder.
+        recover_config: whether to trust `config` if the run has lost its config.json.
 
     Returns:
         The metrics of its last evaluation.
@@ -69,13 +75,14 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
     process = {name: share[name] for name in ("process_index", "process_count")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    # To add one, under any name but "train":
+    # To add an evaluation set, under any name but "train":
     # input_pipeline.open_source(name, data_dir, split, train_set.class_names).
     eval_sets = {"val": eval_set}
+    config = run_folder.keep_recorded(workdir, config)
     config = resolve(config, train_set, share["process_count"])
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
-    run_folder.check_config(workdir, config)
+    run_folder.check_config(workdir, config, recover_config)
 
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
@@ -83,6 +90,7 @@ def train(config: ConfigDict, workdir) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
     with compilation_cache(workdir):
         program.compile()
+        program.check_memory()
         state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
     if weights is not None:
         state = with_params(state, weights)
@@ -142,7 +150,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
     """Evaluates the state on every evaluation set.
 
     Returns:
-        {name: metrics}; None if a request to stop interrupted it: the restart reruns it.
+        {name: metrics}; None if a stop request interrupted it: the resumed run repeats it.
     """
     results, program = {}, run.program
     for name, eval_set in run.eval_sets.items():
@@ -194,13 +202,15 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, its value and what it must be.
     """
+    checks.check_values(config, common.get_config())
     input_pipeline.check(config)
     models.check_image(models.from_config(config), input_pipeline.image_shape(config)[:2])
     steps.check(config)
-    optim.check(config.optimizer)
+    optim.check(config)
     schedules.check(config.schedule)
     pretrained.check(config)
     checkpoint.check(config)
+    run_log.check(config)
     if config.num_epochs is None and config.total_steps is None:
         raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
 
@@ -209,27 +219,40 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
     """Fills in the fields that depend on the dataset and the process count.
 
     Raises:
-        UserError: the dataset has a different number of classes, or is too small for one step.
+        UserError: fields that the dataset determines are set to other values, or it is too small
+            for one step, or has only one class.
     """
     config = config.copy_and_resolve_references()
-    if config.num_classes not in (None, train_set.num_classes):
+    if train_set.num_classes == 1:
         raise UserError(
-            f"config.num_classes is {config.num_classes}, but {train_set.name} has "
-            f"{train_set.num_classes} classes: leave it unset"
+            f"{train_set.name} has a single class, {train_set.class_names[0]!r}, so there is "
+            "nothing to learn; a folder of images has one folder per class: <split>/<class>/*.jpg"
         )
+    check_filled_in("num_classes", config.num_classes, train_set.num_classes, train_set.name)
     config.num_classes = train_set.num_classes
     with config.ignore_type():  # it may be True
         config.model.representation_size = models.from_config(config).representation_size
-    config.dataset.order = input_pipeline.shuffle_order(train_set, config.dataset)
-    config.dataset.parts = process_count if config.dataset.order == "buffer" else 1
+    order = input_pipeline.shuffle_order(train_set, config.dataset)
+    parts = process_count if order == "buffer" else 1
+    check_filled_in("dataset.order", config.dataset.order, order, train_set.name)
+    config.dataset.update(order=order, parts=parts)
+    config.dataset.exif = input_pipeline.uses_exif(train_set, config.dataset)
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
-    if config.total_steps < 1:
+    if config.total_steps not in checks.COUNT:
         raise UserError(
-            f"The run would have {config.total_steps} steps: set config.total_steps to 1 or more, "
-            "or raise config.num_epochs"
+            f"The run would have {config.total_steps:,} steps, and must have {checks.COUNT}: set "
+            "config.total_steps, or change config.num_epochs"
         )
     return config
+
+
+def check_filled_in(field: str, value, resolved, name: str) -> None:
+    """Raises UserError if a field that the dataset `name` determines was set to another value."""
+    if value not in (None, resolved):
+        raise UserError(
+            f"config.{field} is {value!r}, but {name} makes it {resolved!r}: leave it unset"
+        )
 
 
 def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
@@ -266,29 +289,25 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
         logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
 
 
-def command() -> str:
-    """Returns the command line that started this run, without overrides."""
-    preset = command_line.config_name() or "configs/finetune.py"
-    return f"{command_line.python()} train.py --config={preset}"
-
-
 def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
     """Logs the result, where the run's files are, and what to try next."""
-    python = command_line.python()
-    folder = (
-        f"{python} train.py --config=configs/vit_ti16.py --config.dataset.name=FOLDER "
-        "--config.dataset.eval_split=val --config.batch_size=64 --config.num_epochs=20 "
-        "--config.schedule.warmup_steps=20"
+    command = command_line.command
+    preset = f"--config={command_line.config_name() or 'configs/finetune.py'}"
+    seed = command("train.py", preset, "--config.seed=1", f"--workdir={workdir}_seed1")
+    folder = command(
+        *("train.py", "--config=configs/vit_ti16.py", "--config.dataset.name=FOLDER"),
+        *("--config.dataset.eval_split=val", "--config.batch_size=64", "--config.num_epochs=20"),
+        "--config.schedule.warmup_steps=20",
     )
     logger.info(
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
         "\n\nNext, you could try"
-        f"\n  another seed       {command()} --config.seed=1 --workdir={workdir}_seed1"
-        f"\n  evaluation         {python} evaluate.py --workdir={workdir}"
-        f"\n  predictions        {python} predict.py --workdir={workdir} IMAGE..."
-        f"\n  a published model  {python} train.py --config=configs/vit_b16.py:quick"
+        f"\n  another seed       {seed}"
+        f"\n  evaluation         {command('evaluate.py', f'--workdir={workdir}')}"
+        f"\n  predictions        {command('predict.py', f'--workdir={workdir}')} IMAGE..."
+        f"\n  a published model  {command('train.py', '--config=configs/vit_b16.py:quick')}"
         f"\n  your own images, in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg:\n  {folder}"
     )
 
@@ -296,7 +315,7 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None
 def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
     """Compiles the run's steps for a TPU slice and logs a report.
 
-    The dataset needn't be prepared.
+    The dataset doesn't need to be prepared.
     """
     run_log.start_logging()
     check(config)
@@ -312,7 +331,7 @@ def main():
         compile_only(config, slice_name, workdir)
         return
     workdir = workdir or command_line.default_workdir()
-    result = train(config, workdir)
+    result = train(config, workdir, command_line.RECOVER_CONFIG.value)
     if jax.process_index() == 0:
         print_summary(config, workdir, result)
 

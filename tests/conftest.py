@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the time, and half as long without most optimizations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # TensorFlow then doesn't import Keras, for 2 s
 os.environ.pop("PYTHONUNBUFFERED", None)  # output to a pipe is buffered, as on most machines
 # Test workers, and the runs they start, share compiled programs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,6 +29,7 @@ import pytest
 
 pytest.register_assert_rewrite("batches", "datasets", "published", "whole_runs")
 import datasets
+import whole_runs
 
 from configs import common
 from vit_jax import models
@@ -42,6 +44,13 @@ TINY = dict(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64)
 def one_device():
     """A mesh over a single device."""
     return meshes.create_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def on_one_device(one_device):
+    """Runs use a single device: programs for eight take longer to compile."""
+    with whole_runs.one_device_only(one_device):
+        yield
 
 
 @pytest.fixture

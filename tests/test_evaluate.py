@@ -8,7 +8,7 @@ import train
 from vit_jax.errors import UserError
 
 
-def test_evaluation_repeats_the_result_of_training(tmp_path):
+def test_evaluation_repeats_the_result_of_training(on_one_device, tmp_path):
     result = train.train(quick_config(total_steps=20, ema_decay=0.9), tmp_path)
     assert evaluate.evaluate(tmp_path) == pytest.approx(result, rel=1e-6)
     training = evaluate.evaluate(tmp_path, step=20, split="train[:50]")

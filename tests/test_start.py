@@ -51,9 +51,10 @@ def test_every_room_has_tests():
 
 
 def test_arguments_are_passed_on(monkeypatch, commands):
+    train = str(start.ROOT / "train.py")
     for arguments, expected in (
-        (["train"], ["train.py", "--config=configs/digits.py"]),
-        (["train", "--config=x.py"], ["train.py", "--config=x.py"]),
+        (["train"], [train, "--config=configs/digits.py"]),
+        (["train", "--config=x.py"], [train, "--config=x.py"]),
         (["test"], ["-m", "pytest"]),
         (
             ["test", "-x", "vit_jax/models", "-k", "configs"],

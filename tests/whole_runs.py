@@ -1,5 +1,6 @@
 """Starting runs as users do, and comparing what runs write."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,9 +11,11 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
+QUICK = ("--config=configs/digits.py:quick", "--config.model.depth=1")
 
 
 def command(*args, script="train.py"):
@@ -38,13 +41,26 @@ def wait_for(path: pathlib.Path, text: str, script) -> None:
 
 
 def quick_config(**fields):
-    """The quick configuration of the digits, on eight devices."""
+    """The configuration that QUICK gives, on eight devices."""
     from configs import digits  # soak.py doesn't have the repository on its path
 
     config = digits.get_config("quick")
     config.mesh.data = 8
+    config.model.depth = 1
     config.update(fields)
     return config
+
+
+@contextlib.contextmanager
+def one_device_only(mesh):
+    """Lets runs in this process have one device, whatever their configuration says."""
+    import evaluate
+    import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, evaluate):
+            patch.setattr(module, "create_mesh", lambda **_: mesh)
+        yield
 
 
 def rows(workdir) -> list[dict]:

@@ -1,6 +1,7 @@
-"""Atomic writes: a file is either complete or absent."""
+"""Atomic writes, where a file is either complete or absent, and links to nothing."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from etils import epath
@@ -20,3 +21,8 @@ def write_atomically(path, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def dangling_target(path) -> str | None:
+    """Returns what a symbolic link points to if that doesn't exist; None for any other path."""
+    return os.readlink(path) if os.path.islink(path) and not os.path.exists(path) else None

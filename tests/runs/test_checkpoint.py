@@ -151,7 +151,13 @@ def corrupt(folder: pathlib.Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "empty", "without an item", "without parameters in its list"]
+    "how",
+    [
+        "truncated",
+        pytest.param("empty", marks=pytest.mark.slow),
+        pytest.param("without an item", marks=pytest.mark.slow),
+        "without parameters in its list",
+    ],
 )
 def test_a_corrupt_checkpoint_gives_way_to_the_one_before(tmp_path, shapes, caplog, how):
     """It is logged and moved, and its step can be saved again."""

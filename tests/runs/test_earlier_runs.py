@@ -39,10 +39,15 @@ def evaluation(row):
     return {name.removeprefix("val/"): value for name, value in row.items() if name != "step"}
 
 
+def assert_repeats(values, recorded):
+    """Asserts that recorded numbers are repeated; newer code may have more of them."""
+    assert {name: values[name] for name in recorded} == pytest.approx(recorded, rel=1e-5)
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_it_evaluates_to_the_recorded_numbers(run, step):
     (recorded,) = [row for row in rows(run) if row["step"] == step and "val/loss" in row]
-    assert evaluate.evaluate(run, step) == pytest.approx(evaluation(recorded), rel=1e-5)
+    assert_repeats(evaluate.evaluate(run, step), evaluation(recorded))
 
 
 def final_params(workdir):
@@ -54,9 +59,8 @@ def final_params(workdir):
     }
 
 
-def test_it_resumes_to_the_recorded_end(run, one_device, monkeypatch):
+def test_it_resumes_to_the_recorded_end(run, on_one_device):
     """The same parameters, average and rows, but for the rounding of another machine."""
-    monkeypatch.setattr(train, "create_mesh", lambda **_: one_device)
     recorded, expected = rows(run), final_params(run)
     shutil.rmtree(run / "checkpoints" / "8")
     train.train(run_config(), run)
@@ -66,4 +70,4 @@ def test_it_resumes_to_the_recorded_end(run, one_device, monkeypatch):
         if not name.endswith("key/bias"):  # softmax ignores it: its gradient is rounding error
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-6)
     for row, expected_row in zip(rows(run), recorded, strict=True):
-        assert untimed(row) == pytest.approx(untimed(expected_row), rel=1e-5)
+        assert_repeats(row, untimed(expected_row))

@@ -1,12 +1,18 @@
 """The files that describe a run, and which changes of its configuration a resumed run allows."""
 
+import contextlib
 import json
+import re
 
+import numpy as np
 import pytest
+from etils import epath
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.runs import run_folder
+from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs.checkpoint_items import read_item
+from vit_jax.training import train_state
 
 
 @pytest.fixture
@@ -106,11 +112,38 @@ def test_what_is_recorded_is_read_back(tmp_path, tiny_config):
     assert run_folder.read_class_names(tmp_path) == ("naïve", "zebra")
 
 
+@pytest.mark.parametrize("text", ['{"seed": 1', "[1, 2]", "\xff", "", "{}", None])
+def test_a_lost_configuration_is_named(run, tiny_config, text):
+    """The run isn't resumed unchecked, and its folder isn't overwritten."""
+    path = run / "config.json"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    problem = "is missing" if text is None else r"can't be read \("
+    message = f"{path} {problem}.*checkpoints are untouched.*--recover_config"
+    for call in (
+        lambda: run_folder.check_config(run, tiny_config),
+        lambda: checkpoint.restore_params(run),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    run_folder.check_config(run, tiny_config, recover=True)
+    (run / "checkpoints" / "3").rmdir()
+    run_folder.check_config(run, tiny_config)  # nothing would be lost
+
+
+def test_recovering_a_configuration_that_is_there_changes_nothing(run, tiny_config):
+    tiny_config.seed = 5
+    with pytest.raises(UserError, match="seed: 0 -> 5"):
+        run_folder.check_config(run, tiny_config, recover=True)
+
+
 @pytest.mark.parametrize("text", ['{"seed": 1', "[1, 2]", "\xff"])
 def test_corrupt_files_are_named(tmp_path, text):
     for name in ("config.json", "class_names.json"):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"config.json is corrupt .*another --workdir"):
+    with pytest.raises(UserError, match=r"config.json can't be read .*remove the file"):
         run_folder.read_config(tmp_path)
     with pytest.raises(UserError, match=r"class_names.json (is corrupt|must be a list).*remove it"):
         run_folder.read_class_names(tmp_path)
@@ -120,9 +153,53 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     run_folder.make(tmp_path / "a" / "run")
     assert not list((tmp_path / "a" / "run").iterdir())
     (tmp_path / "file").touch()
-    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    for folder in ("/proc/run", tmp_path / "file", tmp_path / "run"):
-        with pytest.raises(UserError, match=f"{folder} can't be written .*--workdir"):
+    (tmp_path / "log" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "dangling").symlink_to("/nowhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    for folder, problem in (
+        ("/proc/run", "No such file"),
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "log", "metrics.jsonl: Is a directory"),
+        (tmp_path / "run", "checkpoints: Not a directory"),
+        (tmp_path / "dangling", "dangling is a dangling link to /nowhere"),
+        (tmp_path / "dangling" / "run", "dangling is a dangling link to /nowhere"),
+    ):
+        with pytest.raises(UserError, match=rf"{folder} can't be written \(.*{problem}.*--workdir"):
             run_folder.make(folder)
+    assert run_folder.checkpoint_steps(tmp_path / "run") == []
     with pytest.raises(UserError, match="must be a folder, not a bucket"):
         run_folder.make("gs://bucket/run")
+
+
+def test_checkpoints_can_be_read_again_from_any_folder_that_is_accepted(tmp_path, monkeypatch):
+    """Orbax and TensorStore take some characters for a pattern or a slash."""
+    tree = dict(w=np.arange(3.0))
+    state = train_state.TrainState(np.int32(0), tree, tree, None, np.int32(0))
+    folder = tmp_path / "{a b}\u00fc\u65e5%20#$~]"
+    run_folder.make(folder)
+    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, state)
+    params = read_item(epath.Path(folder) / "checkpoints" / "1" / "params")
+    np.testing.assert_array_equal(params["w"], tree["w"])
+    for character in ("[", "*", "?", "\\", "\udcff"):
+        unsuitable = tmp_path / f"a{character}b"
+        with pytest.raises(UserError, match=re.escape(f"has {character!r} in its path")):
+            run_folder.make(unsuitable / "run")
+        assert not unsuitable.exists()
+    (tmp_path / "fold[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "fold[1]")
+    with pytest.raises(UserError, match="has '\\[' in its path"):
+        run_folder.make("run")
+
+
+def test_a_run_keeps_to_its_use_of_exif_data(run, tiny_config):
+    """A run from before the field ignores it; another value that is given is refused."""
+    edit_config(run, lambda fields: fields["dataset"].pop("exif"))
+    assert tiny_config.dataset.exif is None
+    resumed = run_folder.keep_recorded(run, tiny_config)
+    assert resumed.dataset.exif is False
+    run_folder.check_config(run, resumed)
+    tiny_config.dataset.exif = True
+    with pytest.raises(UserError, match="dataset.exif: False -> True"):
+        run_folder.check_config(run, run_folder.keep_recorded(run, tiny_config))

@@ -68,6 +68,18 @@ def test_a_resumed_run_writes_each_row_once(tmp_path, tiny_config):
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+def test_lines_that_are_not_rows_are_set_aside(tmp_path, tiny_config, caplog):
+    tiny_config.update(log_every_steps=1, total_steps=5)
+    log_steps(tmp_path, tiny_config, 0, 2)
+    foreign = [b"\0\xff\0", b"# a note", b"[3]", b'{"loss": 1.0}', b'{"step": "1"}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([*foreign, path.read_bytes()]) + b'{"step": 3, "train/lo')
+    log_steps(tmp_path, tiny_config, 2, 3)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / "corrupt_metrics.jsonl").read_bytes().split(b"\n")[:-1] == foreign
+    assert "metrics.jsonl: 5 lines aren't rows of a run, the first in line 1; moved" in caplog.text
+
+
 def test_a_restart_knows_whether_its_step_was_evaluated(tmp_path, tiny_config):
     def evaluated(step):
         with contextlib.closing(run_log.RunLog(tmp_path, step, tiny_config)) as log:

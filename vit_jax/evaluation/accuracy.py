@@ -2,7 +2,8 @@
 
 Other kinds of evaluation go into files of their own here. `evaluate` in train.py, and evaluate.py,
 call them and add their numbers to the results, such as results["val"]["knn_accuracy"]. What they
-need besides, such as the training set, becomes a field of `Run`.
+need besides, such as the training set, becomes a field of `Run`. Only metrics of
+vit_jax/training/metrics.py can be `config.best_metric`.
 """
 
 from collections.abc import Callable, Iterable

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax.checks import check_choice
+from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import write_atomically
 from vit_jax.parallel import distributed
@@ -39,7 +39,9 @@ REQUIRED_ITEMS = ("params", "opt_state")  # every checkpoint has them
 
 
 def check(config) -> None:
-    """Raises UserError if `config.best_metric` is neither "" nor the name of a metric."""
+    """Raises UserError if `config.best_metric` or the intervals of saving can't be used."""
+    intervals = ("eval_every_steps", "checkpoint_every_steps", "keep_every_steps")
+    check_ranges("config", config, dict.fromkeys(intervals, COUNT_OR_ZERO))
     if config.best_metric:
         check_choice("config.best_metric", config.best_metric, metrics.NAMES)
 
@@ -181,7 +183,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             logger.error(
                 f"Checkpoint {self.folder / str(self.last_step)} can't be written: {reason}. The "
-                "run continues, and the next checkpoint is tried again; existing ones are kept"
+                "run continues, and tries again at the next checkpoint; existing ones are kept"
             )
 
     def restore_latest(self, shapes: TrainState, init) -> TrainState | None:
@@ -195,7 +197,8 @@ class Checkpoints:
                 stored one of the state's items: that item starts at its initial value.
 
         Raises:
-            UserError: there are checkpoints, but none can be read, or one is of another model.
+            UserError: there are checkpoints, but none can be read, or one belongs to a different
+                model.
         """
         corrupt = []
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -335,7 +338,10 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
     if item == "ema_params" and not config.ema_decay:
-        raise UserError(f"{workdir} keeps no average of its parameters: leave out ema_params")
+        raise UserError(
+            f"{workdir} has no average of its parameters (config.ema_decay is unset): leave out "
+            "ema_params"
+        )
     item = item or ("ema_params" if config.ema_decay else "params")
     candidates = list(reversed(steps)) if step is None else [step]
     for candidate in candidates:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import time
 
@@ -28,8 +29,14 @@ def read_item(path: epath.Path, shapes=None):
 
     Raises:
         CorruptCheckpoint: files are missing, cut short or not Orbax's.
-        UserError: stored shapes differ from `shapes`; the first difference is named.
+        UserError: stored shapes differ from `shapes`; the first difference is named. Or the path
+            has a backslash.
     """
+    if os.sep == "/" and "\\" in str(path):
+        raise UserError(
+            f"Checkpoint {path} can't be read: TensorStore takes the backslash in its path for a "
+            "slash; rename the folder"
+        )
     try:
         with quiet_orbax(), local_checkpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
@@ -48,7 +55,7 @@ def read_item(path: epath.Path, shapes=None):
 
 
 def lists_item(checkpoint: epath.Path, item: str) -> bool:
-    """Whether a checkpoint was saved with an item, by its own metadata; True if that is missing."""
+    """Whether a checkpoint was saved with an item, as its metadata tells; True without metadata."""
     path = checkpoint / "_CHECKPOINT_METADATA"
     items = json.loads(path.read_text()).get("item_handlers") if path.exists() else None
     return item in items if isinstance(items, dict) else True
@@ -81,8 +88,8 @@ def check_shapes(path: epath.Path, stored, expected) -> None:
 
     for name, stored_shape, shape in differing_shapes(shapes(stored), shapes(expected)):
         raise UserError(
-            f"Checkpoint {path} is of another model: {name} is {stored_shape} in the checkpoint "
-            f"and {shape} in the configured model"
+            f"Checkpoint {path} belongs to a different model: {name} is {stored_shape} in the "
+            f"checkpoint and {shape} in the configured model"
         )
 
 

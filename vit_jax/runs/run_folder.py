@@ -7,8 +7,11 @@
 <workdir>/train.log, metrics.jsonl, events.out.tfevents.*    written by `run_log.py`
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import pathlib
 import tempfile
 import time
@@ -19,8 +22,8 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vit_jax.errors import UserError
-from vit_jax.files import write_atomically
+from vit_jax.errors import UserError, first_line
+from vit_jax.files import dangling_target, write_atomically
 from vit_jax.models import variants
 from vit_jax.parallel import distributed
 
@@ -49,30 +52,60 @@ MAY_CHANGE = (
 LENGTH = ("total_steps", "num_epochs", "schedule")
 # Fields whose values are dictionaries, as opposed to groups of fields.
 DICTIONARIES = ("loss_args", "model.resnet")
+FOLDERS, LOGS = ("checkpoints", "corrupt_checkpoints", "compiled"), ("train.log", "metrics.jsonl")
+# Orbax takes the first three for a pattern and leaves a checkpoint unfinished, or finds another
+# run's files; TensorStore takes the last for a slash, and writes outside the run's folder.
+UNSUITABLE = set("*?[\\") - {os.sep}
+
+
+class LostConfigError(UserError):
+    """A run has checkpoints, but its config.json is missing or can't be read."""
 
 
 def make(workdir) -> None:
-    """Makes a run's folder.
+    """Creates a run's folder.
 
     Raises:
-        UserError: the folder, or a log in it, can't be written.
+        UserError: the folder, or what is in it, can't be written; or checkpoints can't be kept at
+            such a path.
     """
     if "://" in str(workdir):
         raise UserError(
             f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
             "checkpoints renamed. With several processes, all of them must see it"
         )
-    folder = pathlib.Path(workdir)
+    check_characters(os.path.realpath(workdir))
+    path = folder = pathlib.Path(workdir)
     try:
+        check_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        for path in (folder / "train.log", folder / "metrics.jsonl"):
-            if path.exists():
-                path.open("ab").close()
+        for path in (folder, *(folder / name for name in FOLDERS if (folder / name).exists())):
+            tempfile.TemporaryFile(dir=path).close()
+        for path in (folder / name for name in LOGS if (folder / name).exists()):
+            path.open("ab").close()
     except OSError as error:
+        place = "" if path == folder else f"{path}: "
         raise UserError(
-            f"The run's folder {workdir} can't be written ({error.strerror}): use another --workdir"
+            f"The run's folder {workdir} can't be written ({place}{error.strerror}): use another "
+            "--workdir"
         ) from None
+
+
+def check_characters(path: str) -> None:
+    """Raises UserError if checkpoints can't be written to, or read from, such a path."""
+    for character in path:
+        if character in UNSUITABLE or "\ud800" <= character <= "\udfff":  # bytes that aren't UTF-8
+            raise UserError(
+                f"The run's folder {path!r} has {character!r} in its path; checkpoints couldn't be "
+                "read again: use another --workdir"
+            )
+
+
+def check_links(folder: pathlib.Path) -> None:
+    """Raises OSError if a folder, or one that it is in, is a link to nothing."""
+    for path in (folder, *folder.parents):
+        if target := dangling_target(path):
+            raise OSError(errno.ENOENT, f"{path} is a dangling link to {target}")
 
 
 def check_shared(workdir) -> None:
@@ -100,7 +133,21 @@ def check_shared(workdir) -> None:
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def is_run(folder) -> bool:
+    """Whether a folder is a run's: it has checkpoints, or the configuration of a run."""
+    return (epath.Path(folder) / "checkpoints").exists() or has_config(folder)
+
+
+def has_config(folder) -> bool:
+    """Whether the config.json in a folder was written by a run, not by another codebase."""
+    try:
+        fields = json.loads((epath.Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and fields.keys() >= {"model", "optimizer", "schedule"}
 
 
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
@@ -112,20 +159,38 @@ def write_config(workdir, config: ml_collections.ConfigDict) -> None:
 def read_config(workdir) -> ml_collections.ConfigDict | None:
     """Returns the configuration of the run in a folder; None if there is no run.
 
-    Fields that the code has gained since then are missing.
+    Fields that the code has gained since then are missing, unless their default would change the
+    run.
 
     Raises:
-        UserError: the file can't be parsed.
+        LostConfigError: there are checkpoints, but the file is missing or can't be read.
+        UserError: the file can't be read.
     """
     path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        return None
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is corrupt ({error}): start in another --workdir") from None
-    fill_in_mlp_dim(config)
-    return config
+        if "model" not in config:
+            raise ValueError("it doesn't describe a run")
+    except FileNotFoundError:
+        problem = "is missing"
+    except (IsADirectoryError, ValueError, TypeError, AttributeError) as error:
+        problem = f"can't be read ({first_line(error)})"
+    except OSError as error:  # a passing problem, or rights: the file may be whole
+        raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    else:
+        fill_in_mlp_dim(config)
+        if "dataset" in config and "exif" not in config.dataset:
+            config.dataset.exif = False  # nothing read EXIF data then
+        return config
+    if checkpoint_steps(workdir):
+        raise LostConfigError(
+            f"{path} {problem}; the checkpoints are untouched. To write it anew, add "
+            "--recover_config to the command that trained this run (train.py with the same "
+            "--config, overrides and --workdir)"
+        )
+    if problem == "is missing":
+        return None
+    raise UserError(f"{path} {problem}: use another folder, or remove the file")
 
 
 def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
@@ -142,16 +207,43 @@ def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
                 model.mlp_dim = fields["mlp_dim"]
 
 
-def check_config(workdir, config: ml_collections.ConfigDict) -> None:
+def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a configuration with the `dataset.exif` of the run that it resumes, unless it is set.
+
+    A run from before the field thus goes on with the images that it started with.
+    """
+    config = config.copy_and_resolve_references()
+    if config.dataset.exif is None and checkpoint_steps(workdir):
+        with contextlib.suppress(LostConfigError):  # `check_config` reports it
+            config.dataset.exif = read_config(workdir).dataset.exif
+    return config
+
+
+def check_config(workdir, config: ml_collections.ConfigDict, recover: bool = False) -> None:
     """Checks that a configuration can resume the run in a folder, if it has checkpoints.
 
     Fields that the code gained since the run was recorded are ignored.
 
+    Args:
+        workdir: the run's folder.
+        config: the configuration, resolved.
+        recover: whether to accept it unchecked if the recorded one is lost.
+
     Raises:
-        UserError: fields that must not change differ; each is listed with both values.
+        UserError: fields that must not change differ; each is listed with both values. Or the
+            recorded configuration is lost.
     """
-    recorded = read_config(workdir)
-    if recorded is None or not checkpoint_steps(workdir):
+    if not checkpoint_steps(workdir):
+        return
+    try:
+        recorded = read_config(workdir)
+    except LostConfigError:
+        if not recover:
+            raise
+        logger.warning(
+            f"{workdir}/config.json is lost: the given configuration is taken for the run's, and "
+            "isn't checked"
+        )
         return
     old, new = (dict(flatten(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
     changed = [

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import tqdm
 
+from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
 from vit_jax.runs import run_folder
@@ -26,6 +27,11 @@ MAX_SKIPPED_IN_A_ROW = 100  # a run that drops this many updates won't recover
 
 class NonFiniteError(UserError):
     """The loss, the gradient or the parameters are no longer finite."""
+
+
+def check(config) -> None:
+    """Raises UserError if `config.log_every_steps` can't be used."""
+    check_range("config.log_every_steps", config.log_every_steps, COUNT_OR_ZERO)
 
 
 class RunLog:
@@ -70,21 +76,31 @@ class RunLog:
         )
 
     def truncate_rows(self, step: int) -> None:
-        """Removes the rows after `step`, which a resumed run writes again."""
+        """Removes the rows after `step`, which a resumed run writes again.
+
+        Lines that aren't rows are moved to corrupt_metrics.jsonl.
+        """
         path = self.workdir / "metrics.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the run was killed while writing this line
-                continue
-            if row["step"] <= step:
-                kept.append(line + "\n")
+        kept, corrupt = [], {}
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            row = parse_row(line)
+            if row is not None and row["step"] <= step:
+                kept.append(line.rstrip() + b"\n")
                 is_evaluation = any(name.startswith("val/") for name in row)
                 self.evaluated |= row["step"] == step and is_evaluation
-        write_atomically(path, "".join(kept))
+            elif row is None and (line.endswith(b"\n") or not line.startswith(b"{")):
+                corrupt[number] = line.rstrip() + b"\n"
+            # Or the run was killed while writing the last line.
+        if corrupt:
+            with open(self.workdir / "corrupt_metrics.jsonl", "ab") as file:
+                file.write(b"".join(corrupt.values()))
+            logger.warning(
+                f"{path}: {len(corrupt)} lines aren't rows of a run, the first in line "
+                f"{min(corrupt)}; moved to {file.name}"
+            )
+        write_atomically(path, b"".join(kept))
 
     def record(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a step, still on the device; flushes if the step is to be logged."""
@@ -131,7 +147,7 @@ class RunLog:
             consequence = "nothing has been saved since"
         raise NonFiniteError(
             f"Step {step}: {values}. The run has diverged, and {consequence}: lower "
-            "config.schedule.base_lr, lengthen config.schedule.warmup_steps or set "
+            "config.schedule.base_lr, lengthen config.schedule.warmup_steps or lower "
             "config.grad_clip_norm, in another --workdir"
         )
 
@@ -155,7 +171,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def pause(self):
-        """Leaves the time of the block out of the images per second."""
+        """Excludes the time spent in the block from images per second."""
         jax.block_until_ready([metrics for _, metrics in self.pending[-1:]])
         start = time.perf_counter()
         yield
@@ -193,6 +209,15 @@ class RunLog:
             self.write_rows()
             self.rows_file.close()
             self.curves.close()
+
+
+def parse_row(line: bytes) -> dict | None:
+    """Returns a row of metrics.jsonl; None if the line isn't one."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 class ConsoleHandler(logging.Handler):

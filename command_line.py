@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import absl.logging
 import jax
@@ -155,13 +155,18 @@ def parse(argv: list[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(with_preset_located(argv))
     except (AttributeError, KeyError) as error:  # an override of an unknown field
-        stop(unknown_field(str(error.args[0])))
+        stop(preset_error(error) or unknown_field(str(error.args[0])))
     except flags.Error as error:
         stop(flag_error(str(error)))
     except OSError:  # an override of a field, in a preset that can't be read
         stop(missing_preset())
-    except (IndexError, TypeError, ValueError) as error:  # --config.dataset.name.x=1
-        stop(f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})")
+    except SyntaxError as error:
+        is_python = str(error.filename).endswith(".py")
+        place = f"{error.filename}, line {error.lineno}: {error.msg}"
+        stop(place if is_python else missing_preset())
+    except Exception as error:  # in the preset's code, or --config.dataset.name.x=1
+        fields = f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})"
+        stop(preset_error(error) or fields)
     check_not_empty()
     return arguments
 
@@ -169,15 +174,19 @@ def parse(argv: list[str]) -> list[str]:
 def with_preset_located(argv: list[str]) -> list[str]:
     """Returns the arguments; a preset that isn't below the current folder is sought in ROOT."""
     argv = list(argv)
+    for i, start, path in preset_paths(argv):
+        if not pathlib.Path(path).exists() and (ROOT / path).is_file():
+            argv[i] = argv[i][:start] + str(ROOT / path) + argv[i][start + len(path) :]
+    return argv
+
+
+def preset_paths(argv: list[str]) -> Iterator[tuple[int, int, str]]:
+    """Yields each path in --config=PATH[:ARG]: the argument's index, the path's start, the path."""
     for i, argument in enumerate(argv):
         flag = re.match("--?config=", argument)
-        if not flag and argv[i - 1] not in ("-config", "--config"):
-            continue
-        start = flag.end() if flag else 0
-        path = argument[start:].partition(":")[0]
-        if not pathlib.Path(path).exists() and (ROOT / path).is_file():
-            argv[i] = argument[:start] + str(ROOT / path) + argument[start + len(path) :]
-    return argv
+        if flag or argv[i - 1] in ("-config", "--config"):
+            start = flag.end() if flag else 0
+            yield i, start, argument[start:].partition(":")[0]
 
 
 # Fields for which an empty string means something.
@@ -199,6 +208,21 @@ def check_preset() -> None:
     path = (config_name() or "").partition(":")[0]
     if not path.endswith(".py") or not pathlib.Path(path).is_file():
         stop(missing_preset())
+    if not isinstance(CONFIG.value, ConfigDict):
+        stop(f"{path}: get_config returns no ConfigDict; start from that of configs/common.py")
+
+
+def preset_error(error: Exception) -> str | None:
+    """Returns where and why a preset's own code failed; None if it isn't the preset's error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    paths = [os.path.abspath(path) for *_, path in preset_paths(with_preset_located(sys.argv))]
+    inside = [frame for frame in frames if os.path.abspath(frame.filename) in paths]
+    if inside:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return f"{inside[-1].filename}, line {inside[-1].lineno}: {reason}"
+    if paths and "'get_config'" in str(error):
+        return f"{paths[0]} is no preset: it has no function get_config"
+    return None
 
 
 def unknown_field(text: str) -> str:
@@ -206,14 +230,33 @@ def unknown_field(text: str) -> str:
     suggestion = re.search(r'mean "(\w+)" instead of "(\w+)"', text)
     if suggestion:
         return f"Unknown configuration field {suggestion[2]!r}: did you mean {suggestion[1]!r}?"
-    return f"Unknown configuration field ({text}); configs/common.py lists them"
+    name = text.strip("'\"")
+    overrides = re.findall(rf"-config\.((?:\w+\.)*{re.escape(name)})\b", " ".join(sys.argv))
+    field = overrides[0] if overrides else name
+    return f"There is no field config.{field}; configs/common.py has all fields"
+
+
+# A part of absl's message about a value of a wrong type -> what the value must be.
+TYPE_ERRORS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+    "as tuple": 'a tuple, such as "(0.5, 1.0)"',
+}
 
 
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
-    override = re.match(r"flag --config\.([\w.]+)=(.*?): it is a group of fields", text, re.DOTALL)
+    override = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", text, re.DOTALL)
     if override:
-        return group_error(*override.groups())
+        field, value, problem = override.groups()
+        if problem.startswith("it is a group of fields"):
+            return group_error(field, value)
+        for part, expected in TYPE_ERRORS.items():
+            if part in problem:
+                return f"config.{field} is {value!r}; it must be {expected}"
+    if without_preset := re.match(r"Unknown command line flag '(config\.[\w.]+)'", text):
+        return f"--{without_preset[1]} overrides a field of a preset: add --config=FILE"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]

@@ -114,7 +114,8 @@ def get_config(arg=None):
     config.batch_size = 512
     config.total_steps = options.steps or dataset["steps"]
     config.optimizer.update(name="sgd", momentum=0.9, weight_decay=0.0)
-    config.schedule.base_lr = EXCEPTIONS.get(options.dataset, {}).get(options.model, BASE_LR)
+    exceptions = {} if options.quick else EXCEPTIONS.get(options.dataset, {})  # quick: on digits
+    config.schedule.base_lr = exceptions.get(options.model, BASE_LR)
     config.schedule.warmup_steps = min(dataset["warmup_steps"], config.total_steps // 5)
 
     if options.probe:

@@ -38,7 +38,7 @@ MAY_BE_HUGE = (
     *("dataset.in_memory_mb", "dataset.shuffle_buffer", "grad_clip_norm", "seed"),
     *("model.head_bias_init", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"),
     *("keep_every_steps", "schedule.timescale", "schedule.decay_steps", "schedule.cooldown_steps"),
-    *("augment.mixup_alpha", "augment.cutmix_alpha", "batch_size", "total_steps"),
+    *("augment.mixup_alpha", "augment.cutmix_alpha", "total_steps"),
 )
 MAY_NOT_BE_ZERO = (
     *("num_epochs", "total_steps", "batch_size", "accum_steps", "image_size", "augment.std"),

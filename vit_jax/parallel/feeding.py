@@ -28,19 +28,21 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
     Raises:
         UserError: processes would share only some of their examples.
     """
-    rows_of = collections.defaultdict(set)
-    indices = batch_sharding(mesh).devices_indices_map((batch_size,))
-    for device, (rows,) in indices.items():
-        rows_of[device.process_index].update(range(*rows.indices(batch_size)))
-    rows_of = {process: tuple(sorted(rows)) for process, rows in rows_of.items()}
-    shares = sorted(set(rows_of.values()))
-    if sum(map(len, shares)) != batch_size or len(set(map(len, shares))) > 1:
+    shards = num_shards(mesh)
+    shards_of = collections.defaultdict(set)  # process -> the shards of a batch on its devices
+    for device, (shard,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        shards_of[device.process_index].update(range(*shard.indices(shards)))
+    shards_of = {process: tuple(sorted(ids)) for process, ids in shards_of.items()}
+    shares = sorted(set(shards_of.values()))
+    if sum(map(len, shares)) != shards or len(set(map(len, shares))) > 1:
         raise UserError(
             f"config.mesh.tensor {mesh.shape['tensor']} doesn't fit the processes: it must divide "
             "the number of devices per process, or be a multiple of it"
         )
-    rows = rows_of[jax.process_index()]
-    return dict(process_index=shares.index(rows), process_count=len(shares), rows=np.array(rows))
+    share = shards_of[jax.process_index()]
+    shard_size = batch_size // shards
+    rows = np.add.outer(np.array(share) * shard_size, np.arange(shard_size)).ravel()
+    return dict(process_index=shares.index(share), process_count=len(shares), rows=rows)
 
 
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:

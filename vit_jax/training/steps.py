@@ -18,7 +18,7 @@ RANGES = {
     "seed": checks.Range(0, 2**32 - 1, whole=True),
     "num_epochs": checks.Range(0, above=True, optional=True),
     "total_steps": dataclasses.replace(checks.COUNT, optional=True),
-    "batch_size": checks.COUNT,
+    "batch_size": checks.Range(1, 2**24, whole=True),
     "accum_steps": checks.COUNT,
     "ema_decay": checks.Range(0, 1, below=True, optional=True),
 }

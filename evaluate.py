@@ -76,8 +76,8 @@ def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
         eval_set,
         config,
         batch_size=eval_batch_size(config, mesh),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share_index=jax.process_index(),
+        num_shares=jax.process_count(),
     )
     params = jax.device_put(jax.device_get(params), replicated(mesh))
     result = accuracy.evaluate(eval_step, params, feeding.to_devices(batches, mesh))

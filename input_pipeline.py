@@ -1,8 +1,8 @@
 """Dataset -> batches of uint8 images and integer labels, in an order determined by the seed.
 
 The examples of step N depend on (seed, N) alone, and every random choice for an example on
-(seed, epoch, index), so a run can start at any step. Does not depend on the model. The process
-index and the number of processes are arguments.
+(seed, epoch, index), so a run can start at any step. Does not depend on the model. Which share of
+each batch a process loads is an argument.
 
 To draw the images and labels that the model gets:
 
@@ -35,7 +35,7 @@ from vit_jax.data.corrupt import (
 )
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
-from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, process_range
+from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, share_range
 from vit_jax.data.sources import RandomAccess, RecordFiles, Source
 from vit_jax.errors import UserError
 
@@ -105,8 +105,8 @@ def train_batches(
     config,
     *,
     first_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share_index: int = 0,
+    num_shares: int = 1,
     rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless training batches.
@@ -116,24 +116,24 @@ def train_batches(
         config: a run's configuration. Used here: `seed`, `batch_size`, `image_size`, `dataset` and
             `augment`.
         first_step: the step to start at.
-        process_index, process_count: which share of each global batch to load, and how many there
+        share_index, num_shares: which share of each global batch to load, and how many there
             are.
         rows: this process's indices into the global batch; None: contiguous.
 
     Yields:
-        This process's examples: images uint8 (batch_size / process_count, H, W, C), labels int32.
+        This process's examples: images uint8 (batch_size / num_shares, H, W, C), labels int32.
 
     Raises:
         UserError: the batch can't be divided among the processes, or an example is corrupt.
     """
-    local_batch = local_batch_size(config.batch_size, process_count)
+    local_batch = local_batch_size(config.batch_size, num_shares)
     source = load_if_small(source, config.dataset)
     if rows is None:
-        rows = np.arange(*process_range(config.batch_size, process_index, process_count))
+        rows = np.arange(*share_range(config.batch_size, share_index, num_shares))
 
     def examples_from(batch):
         step = first_step + batch
-        return train_examples(source, config, step, process_index, process_count, rows)
+        return train_examples(source, config, step, share_index, num_shares, rows)
 
     def view(epoch, index, handle):
         encoded, label = source.fetch(handle)
@@ -148,16 +148,16 @@ def train_batches(
     return replace_corrupt(batches, source) if skips_corrupt(config) else batches
 
 
-def train_examples(source, config, first_step, process_index, process_count, rows):
+def train_examples(source, config, first_step, share_index, num_shares, rows):
     """Returns the dataset of this process's (epoch, index, handle), starting at `first_step`."""
     if isinstance(source, RandomAccess):
         return global_shuffle(source, config.seed, config.batch_size, first_step, rows)
-    first, last = process_range(source.num_examples, process_index, process_count)
+    first, last = share_range(source.num_examples, share_index, num_shares)
     if first == last:
         raise UserError(
             f"{source.name} has {source.num_examples} examples, fewer than the number of processes"
         )
-    position = first_step * (config.batch_size // process_count)
+    position = first_step * (config.batch_size // num_shares)
     buffer_size = config.dataset.shuffle_buffer
     return buffer_shuffle(
         source, config.seed, position, buffer_size, first, last, skips_corrupt(config)
@@ -169,8 +169,8 @@ def eval_batches(
     config,
     *,
     batch_size: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share_index: int = 0,
+    num_shares: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example of a split once, in order; the end of the last batch is padding.
 
@@ -179,19 +179,19 @@ def eval_batches(
         config: a run's configuration. Used here: `batch_size`, `image_size`, `dataset` and
             `augment.eval_crop`.
         batch_size: the global batch size; None: `config.batch_size`.
-        process_index, process_count: which share of the split to load, and how many there are.
+        share_index, num_shares: which share of the split to load, and how many there are.
             Every process yields the same number of batches.
 
     Yields:
-        This process's part of each batch: images uint8 (batch_size / process_count, H, W, C),
+        This process's part of each batch: images uint8 (batch_size / num_shares, H, W, C),
         labels int32, and mask bool, False for padding and corrupt examples.
 
     Raises:
         UserError: the batch can't be divided among the processes, or an example is corrupt.
     """
     *size, channels = image_shape(config)
-    local_batch = local_batch_size(batch_size or config.batch_size, process_count)
-    first, last = process_range(source.num_examples, process_index, process_count)
+    local_batch = local_batch_size(batch_size or config.batch_size, num_shares)
+    first, last = share_range(source.num_examples, share_index, num_shares)
 
     def examples_from(batch):
         return source.in_order(first + batch * local_batch, last, skips_corrupt(config))
@@ -207,7 +207,7 @@ def eval_batches(
         "images": np.zeros((0, *size, channels), np.uint8),
         "labels": np.zeros((0,), np.int32),
     }
-    largest_share = -(-source.num_examples // process_count)
+    largest_share = -(-source.num_examples // num_shares)
     for _ in range(-(-largest_share // local_batch)):
         yield pad_batch(next(batches, empty), local_batch)
 
@@ -264,18 +264,18 @@ def pad_batch(batch: dict, size: int) -> dict:
     return {"images": pad(batch["images"]), "labels": pad(batch["labels"]), "mask": pad(good)}
 
 
-def local_batch_size(batch_size: int, process_count: int) -> int:
+def local_batch_size(batch_size: int, num_shares: int) -> int:
     """Returns the batch size of one process; raises UserError if there is a remainder."""
-    if batch_size % process_count:
+    if batch_size % num_shares:
         raise UserError(
-            f"config.batch_size is {batch_size}; it must be a multiple of the {process_count} "
+            f"config.batch_size is {batch_size}; it must be a multiple of the {num_shares} "
             "processes"
         )
-    return batch_size // process_count
+    return batch_size // num_shares
 
 
 def uses_exif(source: Source, dataset) -> bool:
-    """Returns whether images are turned upright: `config.dataset.exif`, or the source's default."""
+    """Whether images are turned upright: `config.dataset.exif`, or the source's own default."""
     return source.exif if dataset.exif is None else dataset.exif
 
 

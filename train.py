@@ -43,7 +43,7 @@ class Run(NamedTuple):
     config: ConfigDict
     program: Program  # the model and the compiled steps
     eval_sets: dict  # name -> Source; "val" is the run's result, and selects the best checkpoint
-    process: dict  # this process's share of an evaluation set: process_index, process_count
+    eval_share: dict  # the share_index and num_shares of this process in an evaluation set
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     preemption: Preemption
@@ -72,17 +72,18 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     mesh = create_mesh(**config.mesh)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
-    process = {name: share[name] for name in ("process_index", "process_count")}
+    eval_share = {name: share[name] for name in ("share_index", "num_shares")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    # To add an evaluation set, under any name but "train":
-    # input_pipeline.open_source(name, data_dir, split, train_set.class_names).
+    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash):
+    # eval_sets["v2"] = input_pipeline.open_source(DATASET, DATA_DIR, SPLIT, train_set.class_names)
     eval_sets = {"val": eval_set}
+    changed_fields = run_folder.fields_that_differ(config, common.get_config())
     config = run_folder.keep_recorded(workdir, config)
-    config = resolve(config, train_set, share["process_count"])
+    config = resolve(config, train_set, share["num_shares"])
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
-    run_folder.check_config(workdir, config, recover_config)
+    run_folder.check_config(workdir, config, changed_fields, recover_config)
 
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        run = Run(config, program, eval_sets, process, checkpoints, log, preemption)
+        run = Run(config, program, eval_sets, eval_share, checkpoints, log, preemption)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -135,12 +136,12 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
             results = evaluate(run, state) if evaluates else None
             if results:
                 write_evaluations(log, step, results)
-            # Any evaluation may be the best one, which is useless without its parameters.
+            # Saved after each evaluation too: it may turn out to be the best.
             if saves or run.preemption.stopping or (results and config.best_metric):
                 run.checkpoints.save(step, state, results and results["val"])
         if run.preemption.stopping and (step < config.total_steps or not results):
             raise stopped_after(step)
-    results = results or evaluate(run, state)  # the run had already finished
+    results = results or evaluate(run, state)  # no step was left to take
     if results is None:
         raise stopped_after(config.total_steps)
     return results
@@ -155,7 +156,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
     results, program = {}, run.program
     for name, eval_set in run.eval_sets.items():
         batches = input_pipeline.eval_batches(
-            eval_set, run.config, batch_size=program.eval_batch_size, **run.process
+            eval_set, run.config, batch_size=program.eval_batch_size, **run.eval_share
         )
         batches = feeding.to_devices(batches, program.mesh)
         results[name] = accuracy.evaluate(
@@ -170,7 +171,7 @@ def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
     """Reruns the evaluation that the run was stopped in; returns None if there is none."""
     step, log = int(state.step), run.log
     was_due = step and is_due(step, run.config.eval_every_steps, run.config.total_steps)
-    # Only process 0 has metrics.jsonl.
+    # Only process 0 reads metrics.jsonl, which tells; all must agree.
     if not was_due or not distributed.any_process(log.writes and not log.evaluated):
         return None
     results = evaluate(run, state)
@@ -215,8 +216,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
 
 
-def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
-    """Fills in the fields that depend on the dataset and the process count.
+def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
+    """Fills in the fields that depend on the dataset and on how many shares it is loaded in.
 
     Raises:
         UserError: fields that the dataset determines are set to other values, or it is too small
@@ -233,10 +234,9 @@ def resolve(config: ConfigDict, train_set, process_count: int) -> ConfigDict:
     with config.ignore_type():  # it may be True
         config.model.representation_size = models.from_config(config).representation_size
     order = input_pipeline.shuffle_order(train_set, config.dataset)
-    parts = process_count if order == "buffer" else 1
+    parts = num_shares if order == "buffer" else 1
     check_filled_in("dataset.order", config.dataset.order, order, train_set.name)
     config.dataset.update(order=order, parts=parts)
-    config.dataset.exif = input_pipeline.uses_exif(train_set, config.dataset)
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps not in checks.COUNT:

@@ -12,7 +12,8 @@ from configs import recipes
 def get_config() -> ConfigDict:
     """Returns every field with its default; presets and the command line override them.
 
-    `placeholder` fields are None until they are set.
+    `placeholder` fields are None until they are set. No field can change when a run is resumed,
+    except those in MAY_CHANGE in vit_jax/runs/run_folder.py.
     """
     config = ConfigDict()
     config.seed = 0
@@ -33,7 +34,8 @@ def get_config() -> ConfigDict:
     config.init_from = placeholder(str)
     config.init_from_depth = placeholder(str)  # "stack" or "append": fills a deeper model
     config.init_from_patch = placeholder(str)  # "resize": to the model's patch size
-    config.init_from_grid = placeholder(object)  # (rows, columns) of its positions, if not square
+    # (rows, columns) of the positions in init_from, if they aren't a square.
+    config.init_from_grid = placeholder(object)
     config.init_from_required = False  # whether init_from must be set
     config.init_from_hint = ""  # the error message if it isn't set
 
@@ -43,12 +45,13 @@ def get_config() -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.eval_split = "validation"
     config.dataset.channels = 3  # or 1
-    # Whether photographs are turned upright as their EXIF data says; filled in: True for folders.
+    # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
-    config.dataset.order = placeholder(str)  # "global" or "buffer"; filled in from the dataset
-    config.dataset.parts = placeholder(int)  # parts that are shuffled independently; filled in
+    # Not settings: how the dataset is shuffled, recorded so that a resumed run keeps it.
+    config.dataset.order = placeholder(str)  # "global" or "buffer"
+    config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()
@@ -74,8 +77,8 @@ def get_config() -> ConfigDict:
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
 
-    # Fields of vit_jax/models/vit.py. The variant sets those that are None. If width is set,
-    # mlp_dim is 4 x width, and num_heads, which stays the variant's, must divide the width.
+    # Fields of vit_jax/models/vit.py. None: the variant's value. If you set width, mlp_dim becomes
+    # 4 x width; num_heads stays the variant's, and must divide width.
     config.model = ConfigDict()
     config.model.variant = "B/16"  # vit_jax/models/variants.py
     config.model.patch_size = placeholder(object)
@@ -101,13 +104,14 @@ def get_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()  # vit_jax/training/optim.py
     config.optimizer.name = "adamw"  # or "adam", "sgd"
-    config.optimizer.b1 = 0.9
+    config.optimizer.b1 = 0.9  # b1, b2, eps, mu_dtype: for "adamw", "adam"
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     config.optimizer.mu_dtype = "bfloat16"
-    config.optimizer.momentum = 0.9
+    config.optimizer.momentum = 0.9  # momentum, momentum_dtype: for "sgd"
     config.optimizer.momentum_dtype = "bfloat16"
-    config.optimizer.weight_decay = 0.1  # times the learning rate, on kernels
+    # On kernels. "adamw": times the learning rate; "adam", "sgd": added to the gradient.
+    config.optimizer.weight_decay = 0.1
     # Patterns match the start of a parameter's name: "Transformer/encoderblock_0/...".
     config.optimizer.lr_multipliers = ()  # such as (("head", 10.0),); the first match applies
     config.optimizer.layer_decay = placeholder(float)  # such as 0.75
@@ -129,8 +133,8 @@ def get_config() -> ConfigDict:
     config.eval_every_steps = 2_500  # and at the end
     config.checkpoint_every_steps = 1_000  # and at the end
     config.keep_every_steps = 0  # also keeps checkpoints at multiples of it; 0: none
-    # The metric that decides which checkpoint is the best: "accuracy", "accuracy_top5" or "loss".
-    # Every evaluation then saves a checkpoint. "": no checkpoint is the best.
+    # The metric that decides which checkpoint is the best, and kept: "accuracy", "accuracy_top5",
+    # "loss". Unless it is "", every evaluation saves a checkpoint.
     config.best_metric = "accuracy"
     return config.lock()  # assigning to an unknown field raises
 
@@ -176,7 +180,7 @@ def imagenet_options(arg: str | None) -> ConfigDict:
     return parse_arg(arg, recipe="base", aug="", reg=-1.0, epochs=90.0, dataset="imagenet2012")
 
 
-def imagenet(variant: str, options: ConfigDict | str | None) -> ConfigDict:
+def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
     """Returns the configuration of an ImageNet preset.
 
     The base recipe is AugReg's for ImageNet from scratch (arXiv:2106.10270, section 3) without
@@ -184,13 +188,9 @@ def imagenet(variant: str, options: ConfigDict | str | None) -> ConfigDict:
     rate 1e-3 after 10,000 warmup steps, cosine schedule, gradients clipped at norm 1.
 
     Args:
-        options: the preset's argument, if the preset sets no fields of its own. Otherwise the
-            result of `imagenet_options`: the preset must then apply `quick` itself, at the end.
+        variant: such as "B/16".
+        options: the result of `imagenet_options`. The preset applies `quick` itself, at the end.
     """
-    if not isinstance(options, ConfigDict):
-        options = imagenet_options(options)
-        config = imagenet(variant, options)
-        return quick(config) if options.quick else config
     config = get_config()
     config.model.variant = variant
     config.image_size = 224

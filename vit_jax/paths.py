@@ -1,10 +1,13 @@
 """The names of a model's parameters: the one place that knows them.
 
-To add a parameter, name its layer explicitly in the model, since Flax numbers unnamed layers, and
-list it here: in a block, by a row in BLOCK_PARAMETERS; before the blocks, in `is_input_layer`;
-elsewhere, in `is_known`. Turn it on in a row of MODELS in tests/test_paths.py. FSDP needs nothing,
-and export refuses models whose fields another codebase doesn't have. Only leaves named `kernel`
-decay.
+To add a parameter, give the model a field that turns it on, off by default, and name its layer
+explicitly, since Flax numbers unnamed layers. List it here: in a block, by a row in
+BLOCK_PARAMETERS; before the blocks, in `is_input_layer`; elsewhere, in `is_known`. Turn it on in a
+row of MODELS in tests/test_paths.py. FSDP needs nothing. Only leaves named `kernel` decay.
+
+In vit_jax/pretrained, export.py refuses a model with a field that another codebase doesn't have,
+and loading.py refuses weights that lack a parameter of the model, until it is taught to add it, as
+`adapt_head` does for heads.
 
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`

@@ -118,3 +118,14 @@ def test_several_datasets_in_one_folder(tmp_path):
         (tmp_path / version / "dataset_info.json").write_text("{}")
     text = error_message(str(tmp_path), None, "train")
     assert f"has several datasets; set config.dataset.name to one of ['{tmp_path}/1.0.0'" in text
+
+
+def test_an_evaluation_set_with_other_classes_is_refused(tfds_folders):
+    """Its labels would silently mean other classes."""
+    source = open_source(tfds_folders["tfrecord"], None, "test", ("a", "b", "c"))
+    assert source.class_names == ("a", "b", "c")
+    for names in (("a", "c", "b"), ("a", "b")):
+        with pytest.raises(UserError, match="numbers its 3 classes differently"):
+            open_source(tfds_folders["tfrecord"], None, "test", names)
+    with pytest.raises(UserError, match="numbers its 10 classes differently"):
+        open_source("digits", None, "test", ("a", "b", "c"))

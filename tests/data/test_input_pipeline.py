@@ -110,9 +110,7 @@ def test_permutations(n):
 
 def shares(source, config, count):
     """Returns the training batches of each of `count` processes."""
-    return [
-        train_batches(source, config, process_index=i, process_count=count) for i in range(count)
-    ]
+    return [train_batches(source, config, share_index=i, num_shares=count) for i in range(count)]
 
 
 def views_of_an_epoch(source, config, count) -> collections.Counter:
@@ -124,7 +122,7 @@ def views_of_an_epoch(source, config, count) -> collections.Counter:
         return collections.Counter(views(itertools.chain(*steps))[:n])
     seen = collections.Counter()
     for i, part in enumerate(parts):  # each shuffles its own part of the split
-        first, last = shuffle.process_range(n, i, count)
+        first, last = shuffle.share_range(n, i, count)
         seen.update(views(take(part, (last - first) // local_batch + 1))[: last - first])
     return seen
 
@@ -157,9 +155,7 @@ def test_evaluation_counts_every_example_once(source, plain):
     for batch_size, count in ((1, 1), (8, 2), (64, 4)):
         parts = [
             list(
-                eval_batches(
-                    source, plain, batch_size=batch_size, process_index=i, process_count=count
-                )
+                eval_batches(source, plain, batch_size=batch_size, share_index=i, num_shares=count)
             )
             for i in range(count)
         ]
@@ -176,9 +172,7 @@ def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, 
     plain.batch_size = 4
     for name in (tfds_folders["tfrecord"], str(image_folder)):
         source = open_source(name, None, "train[:3]")
-        parts = [
-            list(eval_batches(source, plain, process_index=i, process_count=4)) for i in range(4)
-        ]
+        parts = [list(eval_batches(source, plain, share_index=i, num_shares=4)) for i in range(4)]
         assert [len(part) for part in parts] == [1, 1, 1, 1]
         assert len(real_images(itertools.chain(*parts))) == 3
 
@@ -251,7 +245,7 @@ def test_a_batch_that_cannot_be_divided_among_processes(data_config):
     source = open_source("digits", None, "train")
     message = "config.batch_size is 8; it must be a multiple of the 3 processes"
     with pytest.raises(UserError, match=message):
-        train_batches(source, data_config, process_count=3)
+        train_batches(source, data_config, num_shares=3)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,18 @@ def test_the_latest_two_the_best_and_every_nth_are_kept(tmp_path):
         assert steps_in(workdir) == kept
 
 
+def test_checkpoints_without_the_best_metric_are_never_the_best(tmp_path):
+    """The metric may have been added to the code, or chosen, since they were saved."""
+    weights, zero = dict(w=np.ones(2)), np.int32(0)
+    state = train_state.TrainState(zero, weights, weights, None, zero)
+    values = {1: dict(loss=0.1), 2: dict(loss=0.5, accuracy=0.2), 3: dict(loss=0.4, accuracy=0.1)}
+    for best_metric, steps in (("loss", [1]), ("accuracy", [2, 3, 4, 5])):
+        with contextlib.closing(checkpoint.Checkpoints(tmp_path, best_metric)) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, state, values.get(step))
+    assert steps_in(tmp_path) == [2, 4, 5]
+
+
 def test_an_item_that_is_new_starts_at_its_initial_value(tmp_path, shapes, caplog):
     """A checkpoint from before the code stored an item is not corrupt."""
     save(tmp_path, shapes.replace(ema_params=None), [3])

@@ -56,14 +56,16 @@ def test_a_run_cannot_be_extended_in_place(run, tiny_config, change):
         run_folder.check_config(run, tiny_config)
 
 
-def test_fields_that_the_code_gained_are_ignored(run, tiny_config):
+def test_fields_that_the_code_gained_must_have_their_default(run, tiny_config):
     def edit(fields):
         fields["model"]["forgotten"] = None
         del fields["loss_args"], fields["optimizer"]["layer_decay"]
 
     edit_config(run, edit)
+    run_folder.check_config(run, tiny_config, {"seed"})
     tiny_config.optimizer.layer_decay = 0.5
-    run_folder.check_config(run, tiny_config)
+    with pytest.raises(UserError, match="layer_decay: not recorded -> 0.5"):
+        run_folder.check_config(run, tiny_config, {"optimizer.layer_decay"})
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 0 -> 5"):
         run_folder.check_config(run, tiny_config)

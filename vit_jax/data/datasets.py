@@ -28,11 +28,24 @@ def open_source(
             dataset, or a folder of `<split>/<class>/*.jpg|png`.
         data_dir: where TFDS keeps prepared datasets; None: TFDS's default.
         split: such as "train" or "train[:99%]", in TFDS's notation for every kind of dataset.
-        class_names: of the training split; a folder's classes must be among them.
+        class_names: of the training split, whose labels number them; a folder's classes must be
+            among them, and the classes of other datasets must be the same.
 
     Raises:
-        UserError: the dataset or split is missing, or a folder isn't laid out as above.
+        UserError: the dataset or split is missing, a folder isn't laid out as above, or the
+            classes differ.
     """
+    source = open_any_source(name, data_dir, split, class_names)
+    if class_names is not None and tuple(source.class_names) != tuple(class_names):
+        raise UserError(
+            f"{source.name} numbers its {source.num_classes} classes differently from the training "
+            f"set, which has {len(class_names)}: its labels would mean other classes"
+        )
+    return source
+
+
+def open_any_source(name, data_dir, split, class_names) -> Source:
+    """Opens one split of a dataset; see `open_source`."""
     if not name:
         raise UserError("config.dataset.name is empty; it must be a TFDS dataset or a folder")
     folder = pathlib.Path(name).expanduser()

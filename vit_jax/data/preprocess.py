@@ -1,10 +1,12 @@
 """Encoded image -> uint8 pixels of the size that the model sees, as stateless TensorFlow ops.
 
-To add a host augmentation, edit two files: apply it in `train_image` and extend RANGES and
-`describe` here, and give its settings a default in `config.augment` in configs/common.py. A new
-way to crop is a row in CROPS. All randomness comes from the seed of the image and epoch: for a new
-augmentation, split off one more seed in `train_image`; the others still draw the same. Conditions
-on tensors are `tf.cond` or `tf.where`; a Python `if` can only test settings.
+To add a host augmentation, edit two files: apply it in `train_image` and extend `describe` here,
+and RANGES (numbers) or `check` (tuples); and give its settings a default in `config.augment` in
+configs/common.py. A new way to crop is a row in CROPS; operations on decoded pixels are in
+randaugment.py. All randomness comes from the seed of the image and epoch: for a new augmentation,
+split off one more seed in `train_image`; the others still draw the same. Conditions on tensors are
+`tf.cond` or `tf.where`; a Python `if` can only test settings. To look at the result:
+python input_pipeline.py --config=FILE --show=sheet.png
 """
 
 import functools

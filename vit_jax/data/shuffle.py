@@ -111,10 +111,10 @@ def repeat(value, count) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors(value).repeat(count)
 
 
-def process_range(num_examples: int, process_index: int, process_count: int) -> tuple[int, int]:
+def share_range(num_examples: int, share_index: int, num_shares: int) -> tuple[int, int]:
     """Returns (first, last) of a process's examples first .. last - 1.
 
     The ranges are contiguous, and their sizes differ by one at most.
     """
-    first = num_examples * process_index // process_count
-    return first, num_examples * (process_index + 1) // process_count
+    first = num_examples * share_index // num_shares
+    return first, num_examples * (share_index + 1) // num_shares

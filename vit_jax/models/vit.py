@@ -20,7 +20,8 @@ from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
-# The MLP's activations, the values of `gelu`. To add one, give it a row.
+# The MLP's activations: the values of the field `gelu`, named so in every recorded configuration.
+# To add one, give it a row.
 GELUS = {
     "tanh": functools.partial(nn.gelu, approximate=True),  # Google's and big_vision's
     "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch's default
@@ -185,13 +186,14 @@ class Encoder(nn.Module):
             return block(x, mask, rates, keys)
         captured = []
         for i in range(self.depth):
-            rate, key = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, keys))
+            rate, key = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, keys))  # or None
             block = block_cls(**self.block, capture=capture, name=f"encoderblock_{i}")
             x, outputs = block(x, mask, rate, key)
             captured.append(outputs)
         return x, {name: jnp.stack([outputs[name] for outputs in captured]) for name in capture}
 
     def uses_randomness(self) -> bool:
+        """Whether training draws random numbers; without them, blocks get no key."""
         attention_dropout_rate = self.block["attention_dropout_rate"]
         return bool(self.dropout_rate or attention_dropout_rate or self.stochastic_depth_rate)
 
@@ -248,14 +250,15 @@ class VisionTransformer(nn.Module):
         attention_dropout_rate: applied to the attention weights.
         stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
-        remat: "none", "full" (recompute each block in the backward pass), "dots_saveable" or
-            "dots_with_no_batch_dims_saveable" (save the matrix products, recompute the rest).
+        remat: what the backward pass recomputes. "none"; "full": each block; or the name of a
+            policy in `jax.checkpoint_policies`, "dots_saveable" (keeps all matrix products) or
+            "dots_with_no_batch_dims_saveable" (keeps those with the weights, not attention's).
         attention_impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn", or
             "auto" for JAX's choice. Attention dropout and captured attention use a plain
             implementation instead.
         dtype: the type of matrix products and activations. Parameters, LayerNorm statistics,
-            softmax and logits are always float32. Float32 products don't use TF32 on GPU or
-            bfloat16 passes on TPU.
+            softmax and logits are always float32. If it is float32, matrix products have full
+            precision: no TF32 on GPUs, no bfloat16 passes on TPUs.
     """
 
     num_classes: int | None = 1000
@@ -292,9 +295,9 @@ class VisionTransformer(nn.Module):
                 and pooling.
             capture: intermediate arrays to return too. "blocks": each block's output, before the
                 last LayerNorm, (depth, N, L, D). "attention": each block's weights after
-                softmax, (depth, N, H, L, L). "tokens": the tokens that are pooled, after the
-                last LayerNorm unless pool_norm is "after", (N, L, D). The class token, if there
-                is one, comes first in L.
+                softmax, (depth, N, H, L, L). "tokens": the input of pooling, (N, L, D): after
+                the last LayerNorm, or before it if pool_norm is "after". The class token, if
+                there is one, comes first in L.
 
         Returns:
             float32 (N, num_classes); (N, L, num_classes) if pool is "none"; (N, D) without a
@@ -333,6 +336,7 @@ class VisionTransformer(nn.Module):
         return shard_examples(self.classify(x)), captured
 
     def encoder(self) -> Encoder:
+        # The fields of EncoderBlock, passed on. A new one must be added here.
         shared = ("num_heads", "norm", "gelu", "layer_norm_eps", "dropout_rate")
         shared += ("attention_dropout_rate", "attention_impl", "dtype")
         return Encoder(
@@ -350,7 +354,7 @@ class VisionTransformer(nn.Module):
 
     def pooled(self, x, mask):  # (N, L, D) -> (N, D); (N, L, D) if pool is "none"
         if self.pool == "cls" or self.pool_norm == "after":
-            return x[:, 0]
+            return x[:, 0]  # the class token, or the only token: the mean
         if self.pool == "gap":
             return mean_token(x, mask)
         if self.pool == "map":

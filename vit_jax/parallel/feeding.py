@@ -21,9 +21,9 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
     ones. A process's rows aren't always contiguous: on a TPU slice the mesh follows the torus.
 
     Returns:
-        Keyword arguments of `input_pipeline.train_batches`: `process_count`, the number of
-        distinct shares of a batch; `process_index`, the share that this process loads; `rows`,
-        its indices into the global batch, int (batch_size / process_count,).
+        Keyword arguments of `input_pipeline.train_batches`: `num_shares`, the number of distinct
+        shares of a batch, at most one per process; `share_index`, the one that this process
+        loads; `rows`, its indices into the global batch, int (batch_size / num_shares,).
 
     Raises:
         UserError: processes would share only some of their examples.
@@ -42,7 +42,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
     share = shards_of[jax.process_index()]
     shard_size = batch_size // shards
     rows = np.add.outer(np.array(share) * shard_size, np.arange(shard_size)).ravel()
-    return dict(process_index=shares.index(share), process_count=len(shares), rows=rows)
+    return dict(share_index=shares.index(share), num_shares=len(shares), rows=rows)
 
 
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
@@ -51,12 +51,12 @@ def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Itera
     Transfers are asynchronous: `ahead` batches are in flight while one is in use.
     """
     sharding = batch_sharding(mesh)
-    process_count = process_rows(mesh, num_shards(mesh))["process_count"]
+    num_shares = process_rows(mesh, num_shards(mesh))["num_shares"]
     queue = collections.deque()
     batches = iter(batches)
 
     def put(array):
-        shape = (process_count * len(array), *array.shape[1:])
+        shape = (num_shares * len(array), *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
     def enqueue(count):

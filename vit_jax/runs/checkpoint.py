@@ -13,6 +13,7 @@ and the step.
 import contextlib
 import json
 import logging
+import math
 import shutil
 
 import jax
@@ -32,8 +33,9 @@ from vit_jax.training.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
 
-# Fields of TrainState that are stored as items, unless they are None. To store another field, add
-# its name: older checkpoints start it at its initial value.
+# Fields of TrainState that are stored as items, unless they are None: trees of arrays. To store
+# another such field, add its name: resumed from an older checkpoint, it has its initial value. A
+# single number is stored like `skipped` instead, in the metadata: in `save` and `as_state`.
 ITEMS = ("params", "opt_state", "ema_params")
 REQUIRED_ITEMS = ("params", "opt_state")  # every checkpoint has them
 
@@ -87,10 +89,14 @@ class Checkpoints:
             policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         if best_metric:
             sign = -1.0 if best_metric in metrics.LOWER_IS_BETTER else 1.0
-            options = dict(best_fn=lambda values: sign * values[best_metric], best_mode="max")
+
+            def score(values):  # checkpoints of before the metric existed come last
+                return sign * values[best_metric] if best_metric in values else -math.inf
+
+            options = dict(best_fn=score, best_mode="max")
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=options["best_fn"], n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
         self.manager = CheckpointManager(

@@ -15,7 +15,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import ml_collections
@@ -219,14 +219,21 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
     return config
 
 
-def check_config(workdir, config: ml_collections.ConfigDict, recover: bool = False) -> None:
+def check_config(
+    workdir,
+    config: ml_collections.ConfigDict,
+    changed_fields: Collection[str] = (),
+    recover: bool = False,
+) -> None:
     """Checks that a configuration can resume the run in a folder, if it has checkpoints.
 
-    Fields that the code gained since the run was recorded are ignored.
+    A field that the code gained since the run was recorded must have its default.
 
     Args:
         workdir: the run's folder.
         config: the configuration, resolved.
+        changed_fields: the names of fields whose values aren't the default; see
+            `fields_that_differ`.
         recover: whether to accept it unchecked if the recorded one is lost.
 
     Raises:
@@ -245,14 +252,17 @@ def check_config(workdir, config: ml_collections.ConfigDict, recover: bool = Fal
             "isn't checked"
         )
         return
-    old, new = (dict(flatten(json.loads(c.to_json_best_effort()))) for c in (recorded, config))
+    old, new = as_flat_dict(recorded), as_flat_dict(config)
     changed = [
         field
-        for field in sorted(old)  # a field that is newer than the run is ignored
-        if old[field] != new.get(field) and not is_in(field, MAY_CHANGE)
+        for field in fields_that_differ(recorded, config)
+        if not is_in(field, MAY_CHANGE) and (field in old or field in changed_fields)
     ]
     if changed:
-        changes = "; ".join(f"{field}: {old[field]!r} -> {new.get(field)!r}" for field in changed)
+        changes = "; ".join(
+            f"{field}: {repr(old[field]) if field in old else 'not recorded'} -> {new.get(field)!r}"
+            for field in changed
+        )
         message = (
             f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
             "another --workdir, or the recorded values"
@@ -271,6 +281,20 @@ def check_config(workdir, config: ml_collections.ConfigDict, recover: bool = Fal
             f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
             "order of ArrayRecord files doesn't depend on the processes"
         )
+
+
+def fields_that_differ(
+    first: ml_collections.ConfigDict, second: ml_collections.ConfigDict
+) -> list[str]:
+    """Returns the dotted names of the fields that differ; a missing field counts as None."""
+    first, second = as_flat_dict(first), as_flat_dict(second)
+    fields = sorted(first.keys() | second.keys())
+    return [field for field in fields if first.get(field) != second.get(field)]
+
+
+def as_flat_dict(config: ml_collections.ConfigDict) -> dict:
+    """Returns {dotted name: value}, with values as JSON has them: tuples are lists."""
+    return dict(flatten(json.loads(config.to_json_best_effort())))
 
 
 def is_in(field: str, names: Sequence[str]) -> bool:

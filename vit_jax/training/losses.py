@@ -1,7 +1,8 @@
 """Losses: (logits, targets) -> one float32 number per example.
 
-To add one, write the function and give it a row in LOSSES. Its keyword-only parameters are set by
-`config.loss_args`.
+To add one, write the function, give it a row in LOSSES, and add its formula to
+tests/training/test_losses.py. Its settings are keyword-only parameters with defaults, overridden by
+`config.loss_args`. Evaluation reports the same loss.
 """
 
 import functools

@@ -1,9 +1,8 @@
 """Evaluation metrics, as sums over examples so that batches of any size add up exactly.
 
-To add one, return its sum over a batch from `batch_sums`, and add its name to NAMES. It is then
-written to metrics.jsonl and TensorBoard, and printed. To log one in training too, add it to the
-metrics that `forward` returns in vit_jax/training/steps.py; a value that isn't finite stops the
-run.
+To add one, return its sum over a batch from `batch_sums`, add its name to NAMES, and to
+LOWER_IS_BETTER if that is so. It is then written to metrics.jsonl and TensorBoard, and printed. The
+metrics of training are in `make_train_step` in vit_jax/training/steps.py.
 """
 
 import jax

@@ -1,9 +1,9 @@
 """The optimizer: clipping, update rule, weight decay, and learning rates per parameter.
 
-To add an update rule, write a function of `config.optimizer` that maps gradients to directions, and
-give it a row in OPTIMIZERS; the learning rate and the minus sign are applied afterward. A new field
-gets its default in configs/common.py and its valid values in RANGES. The optimizer's state is
-sharded like the parameters.
+To add an update rule, write a function of `config.optimizer` that returns an optax transformation
+of gradients into directions, and give it a row in OPTIMIZERS; the learning rate and the minus sign
+are applied afterward. A new field gets its default in configs/common.py and its valid values in
+RANGES. The optimizer's state is sharded like the parameters.
 """
 
 import re
@@ -182,7 +182,7 @@ def freeze(tx, params, patterns) -> optax.GradientTransformation:
     """Keeps parameters at their values if a pattern matches the start of their name.
 
     "(?!head)" freezes everything but the head. Frozen parameters get no update, no decay and no
-    optimizer state, and don't count toward the clipped norm.
+    optimizer state, and don't count toward the norm that clipping uses.
     """
     if not patterns:
         return tx

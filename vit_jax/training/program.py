@@ -79,7 +79,10 @@ class Program:
             return
         if not exceeds:
             raise UserError("Another process has less memory than the run needs; see its message")
-        remedy = f"raise config.accum_steps (now {self.config.accum_steps}) or lower the batch size"
+        remedy = (
+            f"raise config.accum_steps (now {self.config.accum_steps}) or lower config.batch_size, "
+            "in a new run, or use more devices"
+        )
         if state > available:
             remedy = "use a smaller model, or spread it over more devices with config.mesh.fsdp"
         gibibyte = 2**30

@@ -1,10 +1,13 @@
 """Learning rate schedules: a linear warmup from 0 to `base_lr`, then one of SCHEDULES.
 
-To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES. `step`
-is a float32 scalar, `config` is `config.schedule`. During the warmup the function is called too,
-and its result is multiplied by step / warmup_steps: it should be `base_lr` there. A new field gets
-its default in configs/common.py and its valid values in RANGES. The formula goes into EXPECTED in
-tests/training/test_schedules.py too.
+To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES. `step`,
+the number of updates already taken, is a float32 scalar from 0 to total_steps - 1; `config` is
+`config.schedule`. During the warmup the function is called too, and its result is multiplied by
+step / warmup_steps: it should be `base_lr` there. The formula goes into EXPECTED in
+tests/training/test_schedules.py.
+
+A new field gets its default in configs/common.py and its valid values in RANGES. If it counts
+steps, `create` checks that it fits the run, and `quick` in configs/common.py shrinks it.
 """
 
 from collections.abc import Callable
@@ -16,13 +19,13 @@ from vit_jax.errors import UserError
 
 
 def cosine(step, config, total_steps):
-    """Falls to `end_lr` at the last step along half a cosine (arXiv:1608.03983)."""
+    """Falls along half a cosine, to reach `end_lr` at `total_steps` (arXiv:1608.03983)."""
     share = 0.5 * (1.0 + jnp.cos(jnp.pi * progress(step, config, total_steps)))
     return config.end_lr + (config.base_lr - config.end_lr) * share
 
 
 def linear(step, config, total_steps):
-    """Falls to `end_lr` at the last step along a line."""
+    """Falls along a line, to reach `end_lr` at `total_steps`."""
     share = 1.0 - progress(step, config, total_steps)
     return config.end_lr + (config.base_lr - config.end_lr) * share
 

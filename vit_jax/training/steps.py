@@ -29,6 +29,11 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 
     All randomness comes from a key made of (config.seed, state.step).
 
+    To add a metric, a scalar: one of the examples goes into the dict that `forward` returns, which
+    is averaged over microbatches; one of gradients or parameters into `values`. A value that isn't
+    finite stops the run. Both are written to metrics.jsonl and TensorBoard; what the console shows
+    is in `RunLog.write_step`.
+
     Args:
         model: the VisionTransformer.
         tx: the optax transformation.
@@ -37,12 +42,17 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 
     Returns:
         A function of a TrainState and a batch: `images` uint8 (N, H, W, C), `labels` int32 (N,).
-        Its metrics are float32 scalars: `loss` and `accuracy` before the update, the
-        `learning_rate`, `grad_norm` before clipping, `param_norm` after the update. With
-        `config.on_nonfinite="skip"`, an update is dropped if any of them isn't finite; `skipped`
-        counts the dropped updates.
+        Its metrics are scalars:
+            loss: before the update.
+            accuracy: before the update, of the images' own labels, also with MixUp and CutMix.
+            learning_rate: of this update.
+            grad_norm: before clipping.
+            param_norm: after the update.
+            skipped: with `config.on_nonfinite="skip"`, how many updates have been dropped so far:
+                those for which a metric above wasn't finite.
     """
     check(config)
+    # `get`: a run recorded before the field existed lacks it.
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 
     def forward(params, images, labels, key):
@@ -123,8 +133,8 @@ def step_key(seed: int, step):
 def accumulate(gradients: Callable, params, batch: tuple, key, accum_steps: int):
     """Returns the mean of `gradients(params, *microbatch, key)` over the batch's microbatches.
 
-    Microbatches run sequentially. Microbatch i takes every accum_steps-th example, starting at
-    the i-th, so that no example moves to another device.
+    Microbatches run sequentially. Microbatch i has the examples i, i + accum_steps, ..., so each
+    device keeps the examples that it has.
     """
     if accum_steps == 1:
         return gradients(params, *batch, key)
@@ -145,7 +155,7 @@ def accumulate(gradients: Callable, params, batch: tuple, key, accum_steps: int)
 
 
 def keep_if(finite, new: TrainState, old: TrainState) -> TrainState:
-    """Returns `new` if `finite`; else `old`, with the step and the schedule's count of `new`."""
+    """Returns `new` if `finite`; otherwise `old`, except that the step and the schedule advance."""
 
     def is_schedule(leaf):
         return isinstance(leaf, optax.ScaleByScheduleState)

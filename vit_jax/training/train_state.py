@@ -12,6 +12,9 @@ from vit_jax.parallel import sharding
 class TrainState:
     """Everything that a run carries from step to step.
 
+    A new field starts in `initializer`, is updated in `train_step` (steps.py), and is stored by
+    vit_jax/runs/checkpoint.py.
+
     Attributes:
         step: int32 (), the number of steps taken.
         params: the model's parameters.
@@ -55,6 +58,7 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
         params = init_params(model, image_shape, config.seed)
         ema_params = copy(params) if config.ema_decay else None
         zero = jnp.zeros((), jnp.int32)
+        # Copied, because the training step donates every array of the state.
         return TrainState(zero, params, tx.init(params), ema_params, jnp.copy(zero))
 
     shapes = jax.eval_shape(init)

@@ -77,13 +77,16 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
+IS_GROUP = "it is a group of fields"
+
+
 class GroupParser(flags.ArgumentParser):
     """Refuses a value for a group of fields, which would drop the other fields."""
 
     def parse(self, argument):
         if isinstance(argument, ConfigDict):  # the preset's
             return argument
-        raise ValueError("it is a group of fields")
+        raise ValueError(IS_GROUP)
 
 
 config_flags.register_flag_parser_for_type(ConfigDict, GroupParser())
@@ -236,25 +239,25 @@ def unknown_field(text: str) -> str:
     return f"There is no field config.{field}; configs/common.py has all fields"
 
 
-# A part of absl's message about a value of a wrong type -> what the value must be.
+# The start of absl's message about a value of a wrong type -> what the value must be.
 TYPE_ERRORS = {
     "invalid literal for int": "a whole number",
     "could not convert string to float": "a number",
-    "Non-boolean argument": "True or False",
-    "as tuple": 'a tuple, such as "(0.5, 1.0)"',
+    "('Non-boolean argument": "True or False",
+    "Error while parsing string": 'a tuple, such as "(0.5, 1.0)"',
+    IS_GROUP: None,
 }
 
 
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
-    override = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", text, re.DOTALL)
-    if override:
-        field, value, problem = override.groups()
-        if problem.startswith("it is a group of fields"):
-            return group_error(field, value)
-        for part, expected in TYPE_ERRORS.items():
-            if part in problem:
-                return f"config.{field} is {value!r}; it must be {expected}"
+    for problem, expected in TYPE_ERRORS.items():
+        pattern = rf"flag --config\.([\w.]+)=(.*): {re.escape(problem)}"
+        if override := re.match(pattern, text, re.DOTALL):
+            field, value = override.groups()
+            if problem == IS_GROUP:
+                return group_error(field, value)
+            return f"config.{field} is {value!r}; it must be {expected}"
     if without_preset := re.match(r"Unknown command line flag '(config\.[\w.]+)'", text):
         return f"--{without_preset[1]} overrides a field of a preset: add --config=FILE"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -2,6 +2,8 @@
 
 import logging
 import pathlib
+import re
+import runpy
 import shlex
 import sys
 import types
@@ -58,3 +60,41 @@ def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):
     assert len(lines) == 1
     assert "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes)" in lines[0]
     assert "raise config.accum_steps" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "message"),
+    [
+        ("seed=1.5", "invalid literal for int() with base 10: '1.5'", "'1.5'.*a whole number"),
+        ("seed={'a': 1}", "invalid literal for int() with base 10: 'x'", "{'a': 1}\".*a whole"),
+        ("grad_clip_norm=x", "could not convert string to float: 'x'", "'x'.*be a number"),
+        ("model.scan=y", "('Non-boolean argument to boolean flag', 'y')", "'y'.*True or False"),
+        ("augment.mean=(1", "Error while parsing string: (1 as tuple. If", r"'\(1'.*a tuple"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(override, problem, message):
+    """The messages on the left are absl's and Python's."""
+    line = command_line.flag_error(f"flag --config.{override}: {problem}")
+    assert re.fullmatch(f"config.{override.partition('=')[0]} is .*{message}.*", line)
+
+
+def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}:quick"])
+    path.write_text("def get_config(arg):\n    return nonsense\n")
+    with pytest.raises(NameError) as raised:
+        runpy.run_path(str(path))["get_config"](None)
+    message = command_line.preset_error(raised.value)
+    assert message == f"{path}, line 2: NameError: name 'nonsense' is not defined"
+    missing = AttributeError("module 'config' has no attribute 'get_config'")
+    assert (
+        command_line.preset_error(missing) == f"{path} is no preset: it has no function get_config"
+    )
+    assert command_line.preset_error(AttributeError("'nofield'")) is None  # not the preset's
+
+
+def test_an_unknown_field_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config.schedule.rate=1"])
+    assert command_line.unknown_field("'rate'").startswith("There is no field config.schedule.rate")
+    suggestion = 'Did you "mean "base_lr" instead of "base_lrr"'
+    assert "did you mean 'base_lr'" in command_line.unknown_field(suggestion)

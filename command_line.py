@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -136,6 +137,18 @@ def command(script: str, *arguments: str) -> str:
     on_path = shutil.which("python") == sys.executable
     python = "python" if on_path else from_here(pathlib.Path(sys.executable))
     return shlex.join([python, from_here(ROOT / script), *arguments])
+
+
+def arguments_without(*names: str) -> list[str]:
+    """Returns the command line's arguments without some flags and their values."""
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        name, has_value, _ = argument.lstrip("-").partition("=")
+        if not (argument.startswith("-") and name in names):
+            kept.append(argument)
+        elif not has_value:
+            next(arguments, None)
+    return kept
 
 
 def from_here(path: pathlib.Path) -> str:
@@ -288,6 +301,8 @@ def missing_preset() -> str:
 def guarded(main: Callable, preemptible: bool) -> None:
     """Joins the other processes, calls `main`, and turns exceptions into exit codes."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs every operation
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
     try:
         if COMPILE_FOR.value:
             topology.use_cpu()
@@ -307,8 +322,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
     except Preempted as error:
         stop(str(error), EXIT_PREEMPTED)
     except KeyboardInterrupt:
-        message = "Interrupted: the same command resumes a run from its last checkpoint"
-        stop(message, EXIT_INTERRUPTED)
+        stop(INTERRUPTED, EXIT_INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             file = f" ({error.filename})" if error.filename else ""
@@ -326,6 +340,22 @@ def guarded(main: Callable, preemptible: bool) -> None:
             if LOST_PROCESS.search(str(cause)):
                 exit_after_loss(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
+
+
+INTERRUPTED = "Interrupted: the same command resumes a run from its last checkpoint"
+
+
+def interrupt(number, frame) -> None:
+    """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that."""
+
+    def end():
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)
+
+    timer = threading.Timer(GRACE_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
 
 
 def causes(error: BaseException | None):

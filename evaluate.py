@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import accuracy
 from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import create_mesh, replicated
-from vit_jax.runs import checkpoint, run_log
+from vit_jax.runs import checkpoint, run_folder, run_log
 from vit_jax.training import steps
 from vit_jax.training.program import eval_batch_size
 
@@ -48,6 +48,7 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
     config, params = checkpoint.restore_params(workdir, step)
     config.dataset.eval_split = split or config.dataset.eval_split
     _, eval_set = input_pipeline.open_splits(config.dataset)
+    run_folder.check_class_names(workdir, eval_set.class_names, eval_set.name)
     return evaluate_params(config, models.from_config(config), params, eval_set)
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "RecordFiles",
     "Source",
     "check",
+    "check_workdir",
     "eval_batches",
     "image_shape",
     "num_classes",
@@ -81,6 +82,19 @@ def check(config) -> None:
     if augment.crop == "pad":
         smaller_side = checks.Range(0, min(image_shape(config)[:2]), whole=True)
         checks.check_range("config.augment.pad", augment.pad, smaller_side)
+
+
+def check_workdir(dataset, workdir) -> None:
+    """Raises UserError if a run's folder is inside the dataset's: it would be taken for a class."""
+    root, folder = (
+        os.path.realpath(os.path.expanduser(dataset.name or "")),
+        os.path.realpath(workdir),
+    )
+    if os.path.isdir(root) and folder.startswith(root + os.sep):
+        raise UserError(
+            f"--workdir {workdir} is inside the dataset's folder {dataset.name} "
+            "(config.dataset.name), and would be taken for a class: use another --workdir"
+        )
 
 
 def image_shape(config) -> tuple[int, int, int]:

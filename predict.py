@@ -9,6 +9,7 @@ exit code is then 1.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -155,6 +156,14 @@ def text_rows(name: str, best: list[tuple[str, float]]) -> str:
     )
 
 
+def check_not_an_input(path: str, source) -> None:
+    """Raises UserError if the attention maps would overwrite one of the images."""
+    if os.path.exists(path):
+        for index in range(source.num_examples):
+            if os.path.samefile(path, source.describe(index)):
+                raise UserError(f"--attention={path} would overwrite an image: give another file")
+
+
 def main(paths: list[str]):
     run_log.start_logging()
     if not paths:
@@ -162,6 +171,8 @@ def main(paths: list[str]):
     if ATTENTION.value is not None:
         checks.check_png("--attention", ATTENTION.value)
     source = input_pipeline.open_files(paths)
+    if ATTENTION.value is not None:
+        check_not_an_input(ATTENTION.value, source)
     names = weights.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     classifier = load(workdir, config, WEIGHTS.value, names)

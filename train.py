@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     check(config)
     if config.init_from_required and not config.init_from:
         raise UserError(config.init_from_hint)
+    input_pipeline.check_workdir(config.dataset, workdir)
     run_log.start_logging(workdir)
     run_folder.check_shared(workdir)
     mesh = create_mesh(**config.mesh)
@@ -84,6 +85,8 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
     run_folder.check_config(workdir, config, changed_fields, recover_config)
+    if run_folder.checkpoint_steps(workdir):
+        run_folder.check_class_names(workdir, train_set.class_names, train_set.name)
 
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
@@ -292,8 +295,8 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
 def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
     """Logs the result, where the run's files are, and what to try next."""
     command = command_line.command
-    preset = f"--config={command_line.config_name() or 'configs/finetune.py'}"
-    seed = command("train.py", preset, "--config.seed=1", f"--workdir={workdir}_seed1")
+    arguments = command_line.arguments_without("workdir", "config.seed")
+    seed = command("train.py", *arguments, "--config.seed=1", f"--workdir={workdir}_seed1")
     folder = command(
         *("train.py", "--config=configs/vit_ti16.py", "--config.dataset.name=FOLDER"),
         *("--config.dataset.eval_split=val", "--config.batch_size=64", "--config.num_epochs=20"),

@@ -156,6 +156,8 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             raise ValueError(
                 f"unknown key {key!r}; the keys are {', '.join(sorted(options))}.{hint}"
             )
+        if not has_value and not isinstance(options[key], bool):
+            raise ValueError(f"key {key!r} needs a value: {key}=VALUE")
         try:
             value = ast.literal_eval(text) if has_value else True
         except (SyntaxError, ValueError):
@@ -177,7 +179,12 @@ def imagenet_options(arg: str | None) -> ConfigDict:
     Keys: recipe, one of RECIPES; aug and reg, for recipe=augreg; epochs, for recipe=plain; dataset,
     a TFDS name or a folder; quick.
     """
-    return parse_arg(arg, recipe="base", aug="", reg=-1.0, epochs=90.0, dataset="imagenet2012")
+    not_set = dict(aug="", reg=-1.0, epochs=-1.0)
+    options = parse_arg(arg, recipe="base", dataset="imagenet2012", **not_set)
+    for key, recipe in (("aug", "augreg"), ("reg", "augreg"), ("epochs", "plain")):
+        if options[key] != not_set[key] and options.recipe != recipe:
+            raise ValueError(f"key {key!r} is for recipe={recipe}, not recipe={options.recipe}")
+    return options
 
 
 def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
@@ -198,7 +205,7 @@ def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
     if options.recipe == "augreg":
         recipes.augreg(config, options.aug, options.reg, options.dataset == "imagenet21k")
     elif options.recipe == "plain":
-        recipes.plain(config, options.epochs)
+        recipes.plain(config, options.epochs if options.epochs >= 0 else 90.0)
     elif options.recipe == "paper":
         recipes.paper(config)
     elif options.recipe == "deit":

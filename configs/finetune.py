@@ -96,6 +96,8 @@ def get_config(arg=None):
         layer_decay=0.0,
         adamw=False,
     )
+    if options.steps < 0:
+        raise ValueError(f"key 'steps' is {options.steps}; it must be at least 1")
     folder = SHORT | dict(name=options.dataset, eval_split="val")
     dataset = DATASETS.get(options.dataset, folder)
     config = common.get_config()

@@ -89,6 +89,14 @@ def check_ranges(group: str, config: Mapping, ranges: Mapping[str, Range]) -> No
             check_range(f"{group}.{name}", config[name], valid)
 
 
+def check_complete(group: str, config: Mapping, fields: Iterable[str]) -> None:
+    """Raises UserError if a group such as "config.optimizer" lacks one of its fields."""
+    if missing := [field for field in fields if field not in config]:
+        raise UserError(
+            f"{group} lacks {', '.join(missing)}: start from get_config() of configs/common.py"
+        )
+
+
 def check_numbers(field: str, values) -> None:
     """Raises UserError unless `values` is a tuple or a list of numbers."""
     is_sequence = isinstance(values, (tuple, list))

@@ -128,9 +128,23 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Returns the paths of all images below a folder, relative to it, and of what is ignored."""
-    images, ignored = [], []
-    for parent, folders, files in os.walk(folder):
+    """Returns the paths of all images below a folder, relative to it, and of what is ignored.
+
+    Links to folders are followed, each folder once.
+
+    Raises:
+        UserError: a folder that can't be read.
+    """
+
+    def refuse(error):
+        raise UserError(f"{error.filename} can't be read: {error.strerror}")
+
+    images, ignored, visited = [], [], set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real_path := os.path.realpath(parent)) in visited:
+            folders.clear()
+            continue
+        visited.add(real_path)
         relative = os.path.relpath(parent, folder)
         prefix = "" if relative == "." else f"{relative}/"
         ignored += [prefix + name for name in folders if is_litter(name)]
@@ -180,7 +194,7 @@ def open_files(paths: Sequence[str]) -> RandomAccess:
             if not found:
                 raise UserError(f"{path} has no images: expected *.jpg, *.jpeg or *.png")
         files += map(str, found)
-    names = tf.constant(files)
+    names = tf.constant([os.fsencode(file) for file in files])
     return RandomAccess(
         name="the given images",
         num_examples=len(files),

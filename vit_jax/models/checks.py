@@ -15,6 +15,7 @@ CHOICES = {
     "posemb": ("learned", *posemb.FIXED, "none"),
     "norm": ("pre", "post"),
     "attention_impl": ("xla", "cudnn", "auto"),
+    "scan": (False, True),
     "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
 
@@ -22,6 +23,7 @@ WIDTH = Range(1, 2**20, whole=True)
 OPTIONAL_WIDTH = dataclasses.replace(WIDTH, optional=True)
 RATE = Range(0, 1, below=True)
 RANGES = {
+    "num_classes": Range(1, 2**31 - 1, whole=True, optional=True),
     "width": WIDTH,
     "depth": Range(1, 1000, whole=True),
     "num_heads": WIDTH,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.checks import check_choice, lookup, size_pair
+from vit_jax.errors import UserError
 from vit_jax.models import posemb, resnet
 from vit_jax.models.attention import attend
 from vit_jax.models.checks import check_fields, check_image
@@ -308,6 +309,8 @@ class VisionTransformer(nn.Module):
         """
         check_fields(self)
         check_image(self, images.shape[1:3])
+        if isinstance(capture, str):
+            raise UserError(f"capture is {capture!r}; it must be a sequence: ({capture!r},)")
         for name in capture:
             check_choice("capture", name, CAPTURES)
         precision = "float32" if self.dtype == jnp.float32 else None

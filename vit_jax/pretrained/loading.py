@@ -332,7 +332,9 @@ def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head
         name in params and params[name].shape == expected.get(name)
         for name in (HEAD_KERNEL, HEAD_BIAS)
     )
-    if HEAD_KERNEL in expected and not fits:
+    # A head for as many classes that doesn't fit is of another model, as `check_shapes` reports.
+    is_other_head = extra or num_stored != model.num_classes
+    if HEAD_KERNEL in expected and not fits and is_other_head:
         if not new_head:
             raise UserError(f"{path} has {stored}; the model needs one for {model.num_classes}")
         params[HEAD_KERNEL] = np.zeros(expected[HEAD_KERNEL], np.float32)

@@ -215,6 +215,9 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
 def read_class_names(path) -> list[str]:
     """Reads a text file with the name of a class per line, in the order of the labels."""
     try:
-        return epath.Path(path).read_text().splitlines()
+        names = epath.Path(path).read_text().rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a list of class names: {error}") from None
+    if not names:
+        raise UserError(f"{path} is empty; it must have the name of a class per line")
+    return names

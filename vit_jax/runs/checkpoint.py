@@ -131,7 +131,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=values,
-                custom_metadata={"skipped": int(state.skipped)},
+                custom_metadata={"step": step, "skipped": int(state.skipped)},
             )
 
     def add_evaluation(self, step: int, values: dict) -> None:
@@ -249,6 +249,11 @@ class Checkpoints:
             )
         items |= {name: getattr(initial, name) for name in new}
         metadata = self.manager.metadata(step).custom_metadata or {}
+        if metadata.get("step", step) != step:
+            raise UserError(
+                f"Checkpoint {self.folder / str(step)} was saved as step {metadata['step']}: "
+                "rename it back"
+            )
         sharding = shapes.step.sharding
 
         def counter(value):
@@ -352,7 +357,11 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
     candidates = list(reversed(steps)) if step is None else [step]
     for candidate in candidates:
         try:
-            return config, read_item(folder / str(candidate) / item)
+            params = read_item(folder / str(candidate) / item)
         except CorruptCheckpoint as error:
             logger.warning(str(error))
+            continue
+        if candidate != candidates[0]:
+            logger.warning(f"Using the checkpoint of step {candidate} instead")
+        return config, params
     raise UserError(f"No checkpoint in {folder} can be read (steps {sorted(candidates)})")

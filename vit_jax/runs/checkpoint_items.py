@@ -30,13 +30,16 @@ def read_item(path: epath.Path, shapes=None):
     Raises:
         CorruptCheckpoint: files are missing, cut short or not Orbax's.
         UserError: stored shapes differ from `shapes`; the first difference is named. Or the path
-            has a backslash.
+            has a backslash, or can't be read for lack of permission.
     """
     if os.sep == "/" and "\\" in str(path):
         raise UserError(
             f"Checkpoint {path} can't be read: TensorStore takes the backslash in its path for a "
             "slash; rename the folder"
         )
+    for folder in (path.parent, path):
+        if os.path.exists(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(f"Checkpoint {folder} can't be read: permission denied")
     try:
         with quiet_orbax(), local_checkpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
@@ -50,7 +53,7 @@ def read_item(path: epath.Path, shapes=None):
     except UserError:
         raise
     except Exception as error:  # Orbax raises exceptions of many types for corrupt files
-        reason = first_line(error)[:200]
+        reason = first_line(error).partition(" See full TensorStore details")[0][:200]
         raise CorruptCheckpoint(f"Checkpoint {path} can't be read: {reason}") from error
 
 

@@ -75,6 +75,7 @@ def make(workdir) -> None:
             "checkpoints renamed. With several processes, all of them must see it"
         )
     check_characters(os.path.realpath(workdir))
+    check_nesting(workdir)
     path = folder = pathlib.Path(workdir)
     try:
         check_links(folder)
@@ -98,6 +99,18 @@ def check_characters(path: str) -> None:
             raise UserError(
                 f"The run's folder {path!r} has {character!r} in its path; checkpoints couldn't be "
                 "read again: use another --workdir"
+            )
+
+
+def check_nesting(workdir) -> None:
+    """Raises UserError if a folder is among the files of another run, which may remove it."""
+    folder = pathlib.Path(workdir).resolve()
+    for path in (folder, *folder.parents):
+        if path.name in FOLDERS and has_config(path.parent):
+            raise UserError(
+                f"--workdir {workdir} is inside the run {path.parent}, which removes old "
+                "checkpoints: use another --workdir. To start from the run's parameters, add "
+                f"--config.init_from={path.parent}"
             )
 
 
@@ -240,8 +253,15 @@ def check_config(
         UserError: fields that must not change differ; each is listed with both values. Or the
             recorded configuration is lost.
     """
-    if not checkpoint_steps(workdir):
+    steps = checkpoint_steps(workdir)
+    if not steps:
         return
+    if steps[-1] > config.total_steps:
+        raise UserError(
+            f"{workdir} has a checkpoint of step {steps[-1]:,}, but the run ends after "
+            f"{config.total_steps:,} steps (config.total_steps): give the run's own "
+            "configuration, or remove the checkpoint if it isn't the run's"
+        )
     try:
         recorded = read_config(workdir)
     except LostConfigError:
@@ -310,6 +330,32 @@ def flatten(tree: dict, prefix: str = ""):
             yield from flatten(value, f"{field}.")
         else:
             yield field, value
+
+
+def check_class_names(workdir, class_names: Sequence[str], name: str) -> None:
+    """Checks that labels mean to a dataset what they mean to the run in a folder.
+
+    Args:
+        workdir: the run's folder.
+        class_names: the dataset's classes, in the order of its labels.
+        name: the dataset, for the message.
+
+    Raises:
+        UserError: the run recorded other classes, or the same in another order.
+    """
+    recorded = read_class_names(workdir)
+    if recorded in (None, tuple(class_names)):
+        return
+    changes = [
+        f"{label}: {old!r} -> {new!r}"
+        for label, (old, new) in enumerate(zip(recorded, class_names, strict=False))
+        if old != new
+    ]
+    raise UserError(
+        f"{name} has other classes than the run in {workdir} recorded ({len(recorded)} -> "
+        f"{len(class_names)}; {'; '.join(changes[:3]) or 'the first are the same'}), so its labels "
+        "would mean something else: name the classes as in class_names.json"
+    )
 
 
 def write_class_names(workdir, class_names: Sequence[str]) -> None:

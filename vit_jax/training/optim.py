@@ -27,14 +27,15 @@ RANGES = {
     "weight_decay": checks.Range(0, 1000),
     "layer_decay": checks.Range(0, 1, above=True, optional=True),
 }
+FIELDS = ("name", "mu_dtype", "momentum_dtype", "lr_multipliers", "frozen", *RANGES)
 
 
 def create(config, params, total_steps: int):
     """Returns the gradient transformation and the learning rate of a run.
 
     Args:
-        config: a run's configuration, or any object with `optimizer`, `schedule` and
-            `grad_clip_norm` (see configs/common.py).
+        config: a run's configuration, of which `optimizer`, `schedule` and `grad_clip_norm` are
+            used.
         params: the model's parameters, or their shapes.
         total_steps: the length of the whole run.
 
@@ -61,8 +62,10 @@ def create(config, params, total_steps: int):
 
 def check(config) -> None:
     """Raises UserError if `config.optimizer` or `grad_clip_norm` is invalid for any model."""
+    checks.check_complete("config", config, ("optimizer", "schedule", "grad_clip_norm"))
     checks.check_range("config.grad_clip_norm", config.grad_clip_norm, checks.NON_NEGATIVE)
     config = config.optimizer
+    checks.check_complete("config.optimizer", config, FIELDS)
     checks.check_ranges("config.optimizer", config, RANGES)
     checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
     for field in ("mu_dtype", "momentum_dtype"):

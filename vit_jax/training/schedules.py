@@ -104,6 +104,7 @@ def create(config, total_steps: int) -> Callable:
 
 def check(config) -> None:
     """Raises UserError if `config.schedule` is invalid for a run of any length."""
+    checks.check_complete("config.schedule", config, ("name", *RANGES))
     checks.check_choice("config.schedule.name", config.name, SCHEDULES)
     checks.check_ranges("config.schedule", config, RANGES)
     if config.name == "step":

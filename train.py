@@ -76,9 +76,10 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     eval_share = {name: share[name] for name in ("share_index", "num_shares")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash):
-    # eval_sets["v2"] = input_pipeline.open_source(DATASET, DATA_DIR, SPLIT, train_set.class_names)
     eval_sets = {"val": eval_set}
+    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash):
+    # eval_sets["v2"] = input_pipeline.open_source(
+    #     "imagenet_v2", config.dataset.data_dir, "test", train_set.class_names)
     changed_fields = run_folder.fields_that_differ(config, common.get_config())
     config = run_folder.keep_recorded(workdir, config)
     config = resolve(config, train_set, share["num_shares"])

@@ -12,6 +12,8 @@ import jax
 import pytest
 
 import command_line
+import input_pipeline
+from vit_jax.errors import UserError
 
 
 def test_commands_can_be_pasted_into_a_shell_from_any_folder(monkeypatch, tmp_path):
@@ -98,3 +100,20 @@ def test_an_unknown_field_is_named(monkeypatch):
     assert command_line.unknown_field("'rate'").startswith("There is no field config.schedule.rate")
     suggestion = 'Did you "mean "base_lr" instead of "base_lrr"'
     assert "did you mean 'base_lr'" in command_line.unknown_field(suggestion)
+
+
+def test_arguments_without(monkeypatch):
+    argv = ["train.py", "--config=a.py:quick", "--workdir", "runs/a", "--config.seed=3", "--n=1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command_line.arguments_without("workdir", "config.seed") == [
+        "--config=a.py:quick",
+        "--n=1",
+    ]
+
+
+def test_a_run_inside_its_dataset_is_refused(tmp_path):
+    dataset = types.SimpleNamespace(name=str(tmp_path))
+    input_pipeline.check_workdir(dataset, tmp_path.parent / "run")
+    with pytest.raises(UserError, match="would be taken for a class"):
+        input_pipeline.check_workdir(dataset, tmp_path / "train" / "run")
+    input_pipeline.check_workdir(types.SimpleNamespace(name="digits"), tmp_path)

@@ -198,3 +198,18 @@ def test_finetuning_without_weights_says_where_to_find_them():
     assert "gs://vit_models/augreg/B_16-i21k" in text
     assert "none for S/8" in finetune.where_to_find_weights("S/8")
     assert finetune.get_config().init_from_required
+
+
+@pytest.mark.parametrize(
+    ("preset", "arg", "message"),
+    [
+        (vit_s16, "aug=strong1", "key 'aug' is for recipe=augreg, not recipe=base"),
+        (vit_s16, "recipe=deit,epochs=10", "key 'epochs' is for recipe=plain, not recipe=deit"),
+        (vit_s16, "recipe=plain,epochs", "key 'epochs' needs a value: epochs=VALUE"),
+        (finetune, "layer_decay,quick", "key 'layer_decay' needs a value"),
+        (finetune, "steps=-5", "key 'steps' is -5; it must be at least 1"),
+    ],
+)
+def test_keys_that_would_be_ignored_are_refused(preset, arg, message):
+    with pytest.raises(ValueError, match=message):
+        preset.get_config(arg)

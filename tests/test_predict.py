@@ -123,6 +123,10 @@ def test_mistakes(digits_run, tmp_path):
     bare = quick_config(init_from=str(tmp_path / "bare.npz"), image_size=32)
     bare.model.update(width=32, depth=2, num_heads=4, mlp_dim=64, patch_size=8, pool="cls")
     bare.dataset.channels = 3
+    image, empty = tmp_path / "images" / "a.png", tmp_path / "names.txt"
+    image.parent.mkdir()
+    image.touch()
+    empty.write_text("\n")
     for call, message in (
         (lambda: predict.main([]), "No images are given"),
         (lambda: predict.load(None, None, None), "Nothing to predict with: give --workdir"),
@@ -133,7 +137,12 @@ def test_mistakes(digits_run, tmp_path):
         (lambda: predict.load(digits_run, None, None, ["a"]), "class_names has 1 names"),
         (lambda: checks.check_png("--attention", "a.jpg"), "must be a .png file"),
         (lambda: checks.check_png("--attention", "nowhere/a.png"), "in an existing folder"),
-        (lambda: input_pipeline.open_files([str(tmp_path)]), "has no images"),
+        (lambda: input_pipeline.open_files([str(digits_run)]), "has no images"),
+        (
+            lambda: predict.check_not_an_input(str(image), input_pipeline.open_files([str(image)])),
+            "would overwrite an image",
+        ),
+        (lambda: weights.read_class_names(empty), "is empty; it must have the name of a class"),
     ):
         with pytest.raises(UserError, match=message):
             call()

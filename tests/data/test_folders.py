@@ -1,5 +1,8 @@
 """Folders of images as sources."""
 
+import errno
+import os
+
 import pytest
 from datasets import make_pngs
 
@@ -49,6 +52,35 @@ def test_images_in_nested_folders_and_of_several_splits(tmp_path, caplog):
         "ignoring 1 files or folders that are hidden or aren't images, such as notes.txt"
         in caplog.text
     )
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write_files(tmp_path, "train/cat/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "train" / "cat")
+    assert open_source(str(tmp_path), None, "train").num_examples == 2
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Rather than training on the other images."""
+    write_files(tmp_path, "train/cat/a.jpg", "train/cat/private/b.jpg")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("private"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cat/private can't be read: Permission denied"):
+        open_source(str(tmp_path), None, "train")
+
+
+def test_file_names_of_any_bytes(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(path, "wb"):
+        source = open_files([str(tmp_path)])
+    assert os.fsencode(source.describe(0)) == path
 
 
 def test_folders_with_another_layout(tmp_path):

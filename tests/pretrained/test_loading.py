@@ -62,6 +62,9 @@ def test_head_for_other_classes_is_replaced(weights_file, caplog):
     assert "head" not in pretrained.load(path, tiny_model(num_classes=None))
     with pytest.raises(UserError, match="a head for 10 classes after .*; the model needs one for"):
         pretrained.load(path, tiny_model(), new_head=False)
+    wider = tiny_model(width=64, representation_size=16)  # not only the head differs
+    with pytest.raises(UserError, match="cls is .* in the file and .* in the model"):
+        pretrained.load(path, wider, new_head=False)
 
 
 def test_image_size_is_the_file_s_by_default(weights_file):

@@ -218,6 +218,21 @@ def test_restore_params_needs_only_the_folder(tmp_path, shapes, tiny_config):
         checkpoint.restore_params(tmp_path, step=7)
 
 
+def test_a_renamed_checkpoint_is_refused(tmp_path, shapes):
+    save(tmp_path, shapes, [20])
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "checkpoints" / "30")
+    with pytest.raises(UserError, match="checkpoints/30 was saved as step 20: rename it back"):
+        restore(tmp_path, shapes)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_corrupt(tmp_path, shapes, monkeypatch):
+    save(tmp_path, shapes, [20])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="20 can't be read: permission denied"):
+        restore(tmp_path, shapes)
+    assert steps_in(tmp_path) == [20]
+
+
 def test_a_checkpoint_of_another_model_is_named_and_kept(tmp_path, shapes, one_device):
     save(tmp_path, shapes, [3])
     message = r"Dense_0/bias is \(64,\) in the checkpoint and \(48,\) in the configured model"

@@ -71,6 +71,29 @@ def test_fields_that_the_code_gained_must_have_their_default(run, tiny_config):
         run_folder.check_config(run, tiny_config)
 
 
+def test_other_classes_are_refused(run):
+    """The same label would mean another class."""
+    run_folder.check_class_names(run, ("cat", "dog"), "photos")  # none are recorded
+    run_folder.write_class_names(run, ("cat", "dog"))
+    run_folder.check_class_names(run, ("cat", "dog"), "photos")
+    for names in (("dog", "cat"), ("dog", "zebra"), ("cat",), ("cat", "dog", "eel")):
+        with pytest.raises(UserError, match="photos has other classes than the run"):
+            run_folder.check_class_names(run, names, "photos")
+
+
+def test_a_step_beyond_the_end_is_refused(run, tiny_config):
+    tiny_config.total_steps = 2
+    with pytest.raises(UserError, match="checkpoint of step 3, but the run ends after 2 steps"):
+        run_folder.check_config(run, tiny_config, recover=True)
+
+
+def test_a_run_inside_another_is_refused(run):
+    for name in ("checkpoints", "checkpoints/3", "compiled/a"):
+        with pytest.raises(UserError, match=f"is inside the run .*--config.init_from={run}"):
+            run_folder.make(run / name)
+    run_folder.make(run / "another")
+
+
 def test_a_run_with_a_setting_that_the_code_lost_is_not_resumed(run, tiny_config):
     edit_config(run, lambda fields: fields["model"].update(forgotten=3))
     with pytest.raises(UserError, match="model.forgotten: 3 -> None"):

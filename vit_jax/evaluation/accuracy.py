@@ -3,9 +3,10 @@
 Other kinds of evaluation go into files of their own here. They can't open datasets: `evaluate` in
 train.py and `evaluate_params` in evaluate.py pass them batches, and add their numbers to the
 results, such as results["val"]["knn_accuracy"]. What they need besides, such as the training set,
-becomes a field of `Run`. Like `evaluate` here, they take a compiled step (see `Program.eval_step`),
-whose outputs are the same on all processes, and ask `stop_requested` before each batch. Only
-metrics of vit_jax/training/metrics.py can be `config.best_metric`.
+becomes a field of `Run`. Like `evaluate` here, they take a compiled step (see `Program.eval_step`)
+and ask `stop_requested` before each batch. Outputs for each example, such as features, must be on
+all processes: `out_shardings=replicated(mesh)`. Only metrics of vit_jax/training/metrics.py can be
+`config.best_metric`.
 """
 
 from collections.abc import Callable, Iterable

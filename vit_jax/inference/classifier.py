@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +17,8 @@ from vit_jax.models import VisionTransformer
 from vit_jax.pretrained import weights
 from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD, Weights
 from vit_jax.training import augment, losses
+
+logger = logging.getLogger("vit_jax")
 
 BATCH_SIZE = 32
 ATTENTION_BATCH_SIZE = 4  # attention weights take L x L numbers per head and block
@@ -106,6 +109,11 @@ class Classifier:
         for name in ("mean", "std", "eval_crop", "loss"):
             if name not in settings and getattr(stored, name) is not None:
                 settings[name] = getattr(stored, name)
+        if "mean" not in settings:
+            logger.warning(
+                f"{stored.path} doesn't specify how images are normalized: a mean and standard "
+                "deviation of 0.5 are assumed"
+            )
         return cls(
             model=model,
             params=jax.device_put(params),

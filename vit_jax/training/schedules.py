@@ -7,7 +7,8 @@ step / warmup_steps: it should be `base_lr` there. The formula goes into EXPECTE
 tests/training/test_schedules.py.
 
 A new field gets its default in configs/common.py and its valid values in RANGES. If it counts
-steps, `create` checks that it fits the run, and `quick` in configs/common.py shrinks it.
+steps, add a check to `create` that it fits the run, and a line to `quick` in configs/common.py that
+shrinks it.
 """
 
 from collections.abc import Callable

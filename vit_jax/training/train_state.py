@@ -12,8 +12,9 @@ from vit_jax.parallel import sharding
 class TrainState:
     """Everything that a run carries from step to step.
 
-    A new field starts in `initializer`, is updated in `train_step` (steps.py), and is stored by
-    vit_jax/runs/checkpoint.py.
+    A new field starts in `initializer` (and in `with_params`, for `init_from`, if it is made from
+    the parameters), is updated in `train_step` (steps.py), and is stored once ITEMS in
+    vit_jax/runs/checkpoint.py names it.
 
     Attributes:
         step: int32 (), the number of steps taken.

@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.model.stochastic_depth_rate = 0.0
     config.model.scan = False
     config.model.remat = "none"  # or "full", or one of jax.checkpoint_policies
-    config.model.attention_impl = "xla"  # or "cudnn", "auto"
+    config.model.attention_impl = "auto"  # or "pallas" (on TPU), "cudnn" (on GPU), "xla"
 
     config.optimizer = ConfigDict()  # vit_jax/training/optim.py
     config.optimizer.name = "adamw"  # or "adam", "sgd"

@@ -276,7 +276,7 @@ def stem(**fields):
             "model.dropout_rate is 1.5; it must be a number >= 0 and < 1",
         ),
         (lambda: tiny_model(stochastic_depth_rate=1.0), "model.stochastic_depth_rate is 1.0"),
-        (lambda: tiny_model(attention_impl="cudnn"), "'cudnn' needs a GPU, but JAX runs on cpu"),
+        (lambda: tiny_model(attention_impl="flash"), "attention_impl is 'flash'; .*'pallas'"),
         (lambda: tiny_model(dtype="float16"), "dtype is 'float16'"),
         (
             lambda: apply(tiny_model(), {}, jnp.zeros((1, 32, 32, 3)), capture=("attn",)),

@@ -1,8 +1,8 @@
 """The memory and the speed of a run on a TPU slice, according to the TPU's own compiler.
 
 Memory, and whether the run fits, are what the compiler reports. The time of a step is an estimate:
-the compiler's cycles of each instruction, and the time that collectives take on the chip's links
-(`hlo_cost.program_cost`). Nothing is run.
+the compiler's cycles of each instruction, the schedule of the attention kernel (`kernel_cost`), and
+the time that collectives take on the chip's links (`hlo_cost.program_cost`). Nothing is run.
 """
 
 import importlib.metadata
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from vit_jax.aot import hlo, hlo_cost
+from vit_jax.aot import hlo, hlo_cost, kernel_cost
 from vit_jax.aot.topology import Slice
 from vit_jax.errors import first_line
 from vit_jax.parallel import feeding
@@ -51,6 +51,7 @@ def create_report(program: Program, tpu: Slice) -> dict:
         "batch_size": config.batch_size,
         "batch_size_per_device": config.batch_size / num_shards(program.mesh),
         "accum_steps": config.accum_steps,
+        "attention": program.attention_impl,
         "remat": config.model.remat,
         "scan": config.model.scan,
         "available_bytes": tpu.chip.memory_bytes,
@@ -125,8 +126,17 @@ def cost_report(program: Program, tpu: Slice, compiled) -> dict:
     def wire_seconds(opcode, axes, bytes_sent):
         return tpu.wire_seconds(mesh, axes, bytes_sent, one_way=opcode == "collective-permute")
 
-    module = hlo.Module(compiled.as_text())
-    cost = hlo_cost.program_cost(module, dict(mesh.shape), chip.cycles_per_second, wire_seconds)
+    def cost_of_kernel(op, instructions, memory_bytes):
+        kernel = kernel_cost.find_kernel(op, instructions)
+        if kernel is None:
+            return 0, 0
+        cycles = kernel_cost.kernel_cycles(kernel, memory_bytes, tpu)
+        return cycles, kernel_cost.kernel_flops(kernel)
+
+    module, mesh_shape = hlo.Module(compiled.as_text()), dict(mesh.shape)
+    cost = hlo_cost.program_cost(
+        module, mesh_shape, chip.cycles_per_second, wire_seconds, cost_of_kernel
+    )
     return {
         "flops": cost.flops,
         "memory_bytes": cost.memory_bytes,
@@ -173,7 +183,10 @@ def report_lines(report: dict) -> Iterator[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     accum_steps = report["accum_steps"]
     yield f"Slice        {report['slice']}: {report['devices']:,} devices, mesh {mesh}"
-    yield f"Model        {report['model']}: {report['parameters']:,} parameters"
+    yield (
+        f"Model        {report['model']}: {report['parameters']:,} parameters, attention by "
+        f"{report['attention']}"
+    )
     yield (
         f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} per device"
         f"{f', in {accum_steps} microbatches' if accum_steps > 1 else ''}"

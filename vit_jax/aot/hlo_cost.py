@@ -56,8 +56,17 @@ class Cost:
             self.collectives[key][1] += times * size
 
 
+def no_kernels(op, instructions, memory_bytes) -> tuple[int, int]:
+    """The kernels' cost of a program without kernels."""
+    return 0, 0
+
+
 def program_cost(
-    module: Module, mesh_shape: dict[str, int], cycles_per_second: float, wire_seconds: Callable
+    module: Module,
+    mesh_shape: dict[str, int],
+    cycles_per_second: float,
+    wire_seconds: Callable,
+    kernel_cost: Callable = no_kernels,
 ) -> Cost:
     """Returns what a program costs one device.
 
@@ -70,8 +79,11 @@ def program_cost(
         mesh_shape: {axis: size}, with the devices in row-major order.
         cycles_per_second: the device's clock rate.
         wire_seconds: (opcode, mesh axes, bytes sent) -> the seconds that a collective takes.
+        kernel_cost: (instruction, its computation, memory traffic in bytes) -> (cycles, FLOPs) of
+            the kernel that it calls; (0, 0) if it calls none. The compiler estimates none of them.
     """
-    return CostModel(module, mesh_shape, cycles_per_second, wire_seconds).computation(module.entry)
+    model = CostModel(module, mesh_shape, cycles_per_second, wire_seconds, kernel_cost)
+    return model.computation(module.entry)
 
 
 class CollectiveEvent(NamedTuple):
@@ -115,10 +127,11 @@ class Timeline:
 class CostModel:
     """Adds up the costs of a module's instructions in the order one device runs them."""
 
-    def __init__(self, module: Module, mesh_shape, cycles_per_second, wire_seconds):
+    def __init__(self, module: Module, mesh_shape, cycles_per_second, wire_seconds, kernel_cost):
         self.module, self.computations = module, module.computations
         self.mesh_shape = mesh_shape
         self.cycles_per_second, self.wire_seconds = cycles_per_second, wire_seconds
+        self.kernel_cost = kernel_cost
         self.computation = functools.cache(self.computation)
         self.fusion_flops = functools.cache(self.fusion_flops)
 
@@ -133,9 +146,13 @@ class CostModel:
                 cost.add(inner, times)
                 timeline.now += times * inner.seconds
                 continue
-            cost.cycles += op.estimated_cycles
-            timeline.now += op.estimated_cycles / self.cycles_per_second
-            cost.memory_bytes += memory_traffic(op, instructions, self.computations)
+            memory_bytes = memory_traffic(op, instructions, self.computations)
+            kernel_cycles, kernel_flops = self.kernel_cost(op, instructions, memory_bytes)
+            cycles = op.estimated_cycles + kernel_cycles
+            cost.cycles += cycles
+            cost.flops += kernel_flops
+            timeline.now += cycles / self.cycles_per_second
+            cost.memory_bytes += memory_bytes
             for event in self.collective_events(op, instructions, seen_channels):
                 seconds = 0.0
                 if event.opcode:

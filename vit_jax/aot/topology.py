@@ -21,6 +21,7 @@ class Chip:
         flops: bfloat16 operations per second.
         flops_per_cycle: bfloat16 operations per cycle: those of its matrix units.
         memory_bytes: what the compiler lets a program use (measured with libtpu 0.0.52).
+        memory_bandwidth: bytes per second.
         link_bandwidth: bytes per second that one link carries in one direction: the published
             bandwidth, which adds both directions of all links, divided by their number.
         num_dimensions: of the torus that connects the chips of a slice.
@@ -32,6 +33,7 @@ class Chip:
     flops: float
     flops_per_cycle: int
     memory_bytes: int
+    memory_bandwidth: float
     link_bandwidth: float
     num_dimensions: int
     ring_multiple: int
@@ -41,16 +43,20 @@ class Chip:
     def cycles_per_second(self) -> float:
         return self.flops / self.flops_per_cycle
 
+    @property
+    def num_cores(self) -> int:
+        return 2 if self.topology_options == MEGACORE else 1
+
 
 # A matrix unit (MXU) does 128 x 128 multiplications and additions per cycle. v6e has larger
 # ones, which do as much as 16 of these.
 MXU = 2 * 128 * 128
 MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores act as one device
 CHIPS = {
-    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 50e9, 3, 4, MEGACORE),
-    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 50e9, 2, 16, {}),
-    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 100e9, 3, 4, MEGACORE),
-    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 100e9, 2, 16, {}),
+    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 1228e9, 50e9, 3, 4, MEGACORE),
+    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 819e9, 50e9, 2, 16, {}),
+    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 2765e9, 100e9, 3, 4, MEGACORE),
+    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 1640e9, 100e9, 2, 16, {}),
 }
 
 # Without these libtpu looks for this machine's TPU, and asks Google Cloud about it.

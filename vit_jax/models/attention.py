@@ -1,43 +1,231 @@
-"""The attention function inside Flax's attention module."""
+"""Multi-head attention, with the parameters of Flax's `nn.MultiHeadDotProductAttention`.
+
+The heads stay side by side, (N, L, H * d), from the projections to the attention function and
+back: given an axis of their own, XLA copies the activations between layouts. The attention function
+is the fastest that the device has, see `fastest`.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.errors import UserError
+from vit_jax.models import tpu_attention
+from vit_jax.parallel import sharding
 
-def attend(
-    query,  # (N, Lq, H, D / H)
-    key,  # (N, Lk, H, D / H)
-    value,  # (N, Lk, H, D / H)
-    mask=None,  # broadcastable to (N, H, Lq, Lk)
-    dropout_rng=None,
-    dropout_rate=0.0,
-    broadcast_dropout=False,
-    deterministic=True,
-    dtype=None,
-    *,
-    impl: str = "xla",
-    weights: list | None = None,
-):
-    """Returns scaled dot-product attention, (N, Lq, H, D / H).
+logger = logging.getLogger("vit_jax")
 
-    Calls `jax.nn.dot_product_attention`, unless attention weights are to be dropped or returned,
-    which it can't do. The softmax is float32 in either case.
+IMPLS = ("auto", "xla", "cudnn", "pallas")
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Attention of one sequence to another, or to itself (arXiv:1706.03762, section 3.2.2).
+
+    In shapes, D: width, H: heads, d: D / H.
+    """
+
+    num_heads: int
+    kernel_init: Callable
+    dtype: jnp.dtype
+    dropout_rate: float = 0.0
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x, context=None, mask=None, key=None, weights: list | None = None):
+        """Returns what the tokens of `x` gather from those of `context`, (N, Lq, D).
+
+        Args:
+            x: (N, Lq, D).
+            context: (N, Lk, D); None: `x`.
+            mask: bool (N, Lk), False for tokens of `context` to ignore; or None.
+            key: drops attention weights; None: drops none.
+            weights: a list that the weights after softmax, float32 (N, H, Lq, Lk), are added to.
+        """
+        context = x if context is None else context
+        width = x.shape[-1]
+        head_dim = width // self.num_heads
+        heads = (self.num_heads, head_dim)
+        project = functools.partial(Projection, kernel_init=self.kernel_init, dtype=self.dtype)
+        query = project((width,), heads, name="query")(x)
+        keys = project((width,), heads, name="key")(context)
+        value = project((width,), heads, name="value")(context)
+        if weights is None and (key is None or not self.dropout_rate):
+            y = attend(query, keys, value, mask, self.num_heads, self.impl)
+        else:
+            dropout = nn.Dropout(self.dropout_rate, deterministic=key is None)
+            drop = functools.partial(dropout, rng=key)
+            y = plain_attention(query, keys, value, mask, self.num_heads, drop, weights)
+        return project(heads, (width,), name="out")(y)
+
+
+class Projection(nn.Module):
+    """A dense layer whose kernel has an axis for the heads, computed as if it had none.
+
+    The kernel is (D, H, d), or (H, d, D) for the output, as in Flax's `nn.DenseGeneral`, and its
+    initial values are the same.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kernel_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):  # (N, L, inputs), flattened -> (N, L, outputs), flattened
+        flat_shape = math.prod(self.inputs), math.prod(self.outputs)
+
+        def init(key, shape):
+            return self.kernel_init(key, flat_shape, jnp.float32).reshape(shape)
+
+        kernel = self.param("kernel", init, (*self.inputs, *self.outputs))
+        bias = self.param("bias", nn.initializers.zeros, self.outputs)
+        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
+        return add_bias(x @ kernel.reshape(flat_shape), bias.reshape(-1))
+
+
+@jax.custom_vjp
+def add_bias(x, bias):  # (N, L, D), (D,)
+    return x + bias
+
+
+def add_bias_forward(x, bias):
+    return add_bias(x, bias), None
+
+
+def add_bias_backward(_, gradient):
+    """Sums the bias's gradient by a matrix product, which a TPU computes faster than a sum."""
+    flat = gradient.reshape(math.prod(gradient.shape[:-1]), gradient.shape[-1])
+    ones = jnp.ones((1, len(flat)), flat.dtype)
+    return gradient, (ones @ flat)[0]
+
+
+add_bias.defvjp(add_bias_forward, add_bias_backward)
+
+
+def attend(query, key, value, mask, num_heads: int, impl: str):
+    """Returns scaled dot-product attention, (N, Lq, H * d); the softmax is in float32.
 
     Args:
-        impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" or "auto".
-        weights: a list that the weights after softmax, float32 (N, H, Lq, Lk), are appended to.
+        query: (N, Lq, H * d).
+        key, value: (N, Lk, H * d).
+        mask: bool (N, Lk), False for tokens to ignore; or None.
+        impl: one of IMPLS. What an implementation doesn't serve is computed by "xla".
     """
-    if weights is None and (deterministic or dropout_rate == 0.0):
-        impl = None if impl == "auto" else impl
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=impl)
+    device, head_dim = sharding.device_in_use(), query.shape[-1] // num_heads
+    if impl == "auto":
+        impl = fastest(device, query.dtype, head_dim)
+    elif reason := problem(impl, device, query.dtype, head_dim):
+        log_once(f"Attention is computed by XLA: model.attention_impl {impl!r} {reason}")
+        impl = "xla"
+    if impl == "pallas" and query.shape[1] == key.shape[1]:
+        if tpu_attention.fits(*query.shape[1:], num_heads, query.dtype):
+            return tpu_attention.attention(query, key, value, mask, num_heads)
+        log_once(
+            f"Attention is computed by XLA: {query.shape[1]:,} tokens and {num_heads} heads of "
+            f"{head_dim} are too many for the kernel 'pallas'"
+        )
+    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
+    if impl == "cudnn":
+        y = cudnn_attention(query, key, value, mask)
+    else:
+        mask = None if mask is None else mask[:, None, None, :]
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    return join_heads(y)
+
+
+def fastest(device, dtype, head_dim: int) -> str:
+    """Returns the fastest implementation that serves a device: "pallas", "cudnn" or "xla"."""
+    served = (impl for impl in ("pallas", "cudnn") if not problem(impl, device, dtype, head_dim))
+    return next(served, "xla")
+
+
+def problem(impl: str, device, dtype, head_dim: int) -> str | None:
+    """Returns why an implementation doesn't serve a device, such as "needs a TPU"; or None."""
+    if impl == "pallas":
+        return tpu_attention.problem(device)
+    if impl == "cudnn":
+        if device.platform not in ("gpu", "cuda"):
+            return f"needs an NVIDIA GPU, not {device.device_kind}"
+        if dtype != jnp.bfloat16:
+            return "needs config.dtype 'bfloat16'"
+        if head_dim % 8 or head_dim > 128:
+            return f"needs heads whose width is a multiple of 8, up to 128, not {head_dim}"
+    return None
+
+
+def resolve(model, device) -> str:
+    """Returns the implementation that a model's training uses on a device, not "auto".
+
+    Raises:
+        UserError: `model.attention_impl` doesn't serve the device.
+    """
+    head_dim = model.width // model.num_heads
+    best = fastest(device, model.dtype, head_dim)
+    if model.attention_impl == "auto":
+        return best
+    if reason := problem(model.attention_impl, device, model.dtype, head_dim):
+        raise UserError(
+            f"model.attention_impl {model.attention_impl!r} {reason}: use 'auto', which chooses "
+            f"{best!r} here"
+        )
+    return model.attention_impl
+
+
+def cudnn_attention(query, key, value, mask):
+    """Attention by cuDNN (FlashAttention), (N, Lq, H, d).
+
+    It serves only even numbers of tokens: zeros are appended up to a multiple of 8, and ignored.
+    """
+    length, key_length = query.shape[1], key.shape[1]
+    if mask is not None:
+        mask = pad_tokens(mask)[:, None, None, :]
+    num_keys = jnp.full(len(query), key_length, jnp.int32)
+    y = jax.nn.dot_product_attention(
+        *map(pad_tokens, (query, key, value)),
+        mask=mask,
+        query_seq_lengths=jnp.full(len(query), length, jnp.int32),
+        key_value_seq_lengths=num_keys,
+        implementation="cudnn",
+    )
+    return y[:, :length]
+
+
+def pad_tokens(x):  # (N, L, ...) -> (N, L', ...), L' a multiple of 8
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), *[(0, 0)] * (x.ndim - 2)))
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    logger.warning(message)
+
+
+def plain_attention(query, key, value, mask, num_heads: int, drop: Callable, weights: list | None):
+    """Returns attention as `attend` does, and can drop and return the weights.
+
+    Args:
+        drop: drops weights.
+        weights: a list that the weights before that, float32 (N, H, Lq, Lk), are added to; or None.
+    """
+    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("nqhd,nkhd->nhqk", query * scale, key, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
     probabilities = jax.nn.softmax(scores)
     if weights is not None:
         weights.append(probabilities)
-    drop = nn.Dropout(dropout_rate, deterministic=deterministic)
-    probabilities = drop(probabilities, rng=dropout_rng)
-    return jnp.einsum("nhqk,nkhd->nqhd", probabilities.astype(dtype or value.dtype), value)
+    y = jnp.einsum("nhqk,nkhd->nqhd", drop(probabilities).astype(value.dtype), value)
+    return join_heads(y)
+
+
+def split_heads(x, num_heads: int):  # (N, L, H * d) -> (N, L, H, d)
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
+
+
+def join_heads(x):  # (N, L, H, d) -> (N, L, H * d)
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])

@@ -3,18 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-
 from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
+from vit_jax.models.attention import IMPLS
 
 CHOICES = {
     "pool": ("cls", "gap", "map", "none"),
     "pool_norm": ("before", "after"),
     "posemb": ("learned", *posemb.FIXED, "none"),
     "norm": ("pre", "post"),
-    "attention_impl": ("xla", "cudnn", "auto"),
+    "attention_impl": IMPLS,
     "scan": (False, True),
     "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
@@ -58,11 +57,6 @@ def check_fields(model) -> None:
         raise UserError(
             "model.pool_norm 'after' needs model.pool 'gap' and model.norm 'pre', not "
             f"{model.pool!r} and {model.norm!r}"
-        )
-    if model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
-        raise UserError(
-            f"model.attention_impl 'cudnn' needs a GPU, but JAX runs on {jax.default_backend()}: "
-            "use 'xla' or 'auto'"
         )
     if model.resnet is not None:
         check_resnet(model.resnet)

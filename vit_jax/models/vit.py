@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vit_jax.checks import check_choice, lookup, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb, resnet
-from vit_jax.models.attention import attend
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.checks import check_fields, check_image
 from vit_jax.parallel.sharding import shard_examples
 
@@ -92,16 +92,14 @@ class EncoderBlock(nn.Module):
         x = shard_examples(x)
 
         def attention(y):  # (N, L, D)
-            y = nn.MultiHeadDotProductAttention(
-                num_heads=self.num_heads,
-                dtype=self.dtype,
-                kernel_init=xavier_uniform,
-                dropout_rate=self.attention_dropout_rate,
-                broadcast_dropout=False,
-                deterministic=key is None,
-                attention_fn=functools.partial(attend, impl=self.attention_impl, weights=weights),
+            y = MultiHeadDotProductAttention(
+                self.num_heads,
+                xavier_uniform,
+                self.dtype,
+                self.attention_dropout_rate,
+                self.attention_impl,
                 name="MultiHeadDotProductAttention_0",
-            )(y, mask=None if mask is None else mask[:, None, None, :], dropout_rng=keys[0])
+            )(y, mask=mask, key=keys[0], weights=weights)
             return drop_path(dropout(y, self.dropout_rate, keys[1]), drop_path_rate, keys[2])
 
         def mlp(y):  # (N, L, D)
@@ -213,13 +211,13 @@ class MAPHead(nn.Module):
     def __call__(self, x, mask):  # (N, L, D), (N, L) or None -> (N, D)
         probe = self.param("probe", xavier_uniform, (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe, (len(x), 1, x.shape[-1])).astype(x.dtype)
-        x = nn.MultiHeadDotProductAttention(
-            num_heads=self.num_heads,
-            dtype=self.dtype,
-            kernel_init=xavier_uniform,
-            attention_fn=functools.partial(attend, impl=self.attention_impl),
+        x = MultiHeadDotProductAttention(
+            self.num_heads,
+            xavier_uniform,
+            self.dtype,
+            impl=self.attention_impl,
             name="MultiHeadDotProductAttention_0",
-        )(probe, x, mask=None if mask is None else mask[:, None, None, :])
+        )(probe, x, mask=mask)
         y = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="LayerNorm_0")(x)
         x = x + MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, name="MlpBlock_0")(y)
         return x[:, 0]
@@ -254,9 +252,10 @@ class VisionTransformer(nn.Module):
         remat: what the backward pass recomputes. "none"; "full": each block; or the name of a
             policy in `jax.checkpoint_policies`, "dots_saveable" (keeps all matrix products) or
             "dots_with_no_batch_dims_saveable" (keeps those with the weights, not attention's).
-        attention_impl: the implementation of `jax.nn.dot_product_attention`: "xla", "cudnn", or
-            "auto" for JAX's choice. Attention dropout and captured attention use a plain
-            implementation instead.
+        attention_impl: how attention is computed: "pallas" (a TPU kernel), "cudnn" (on an NVIDIA
+            GPU, in bfloat16) or "xla"; "auto" is the fastest that the device has. It doesn't
+            change what a model computes, except for rounding. Attention dropout and captured
+            attention use a plain implementation instead.
         dtype: the type of matrix products and activations. Parameters, LayerNorm statistics,
             softmax and logits are always float32. If it is float32, matrix products have full
             precision: no TF32 on GPUs, no bfloat16 passes on TPUs.
@@ -282,7 +281,7 @@ class VisionTransformer(nn.Module):
     stochastic_depth_rate: float = 0.0
     scan: bool = False
     remat: str = "none"
-    attention_impl: str = "xla"
+    attention_impl: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -82,6 +82,13 @@ def with_mesh(function: Callable, mesh: Mesh) -> Callable:
     return traced
 
 
+def device_in_use():
+    """Returns the device that is compiled for, with its `platform` and `device_kind`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    described = mesh.abstract_device if mesh.axis_names == AXES else None
+    return described or jax.devices()[0]
+
+
 def shard_examples(x):
     """Constrains activations (N, ...) to the batch's sharding; the identity without a mesh.
 

@@ -6,6 +6,7 @@ import jax
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models import attention
 from vit_jax.parallel import distributed, memory, sharding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.training import optim, steps, train_state
@@ -18,6 +19,7 @@ class Program:
 
     Attributes:
         model: the VisionTransformer.
+        attention_impl: how its attention is computed on the mesh; not "auto".
         tx: the optax transformation.
         learning_rate: step -> learning rate.
         init: () -> the initial TrainState, on the mesh.
@@ -37,6 +39,7 @@ class Program:
         """
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
         self.model = models.from_config(config)
+        self.attention_impl = attention.resolve(self.model, mesh.devices.flat[0])
         params = jax.eval_shape(
             lambda: train_state.init_params(self.model, image_shape, config.seed)
         )

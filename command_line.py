@@ -198,7 +198,7 @@ def with_preset_located(argv: list[str]) -> list[str]:
 
 def preset_paths(argv: list[str]) -> Iterator[tuple[int, int, str]]:
     """Yields each path in --config=PATH[:ARG]: the argument's index, the path's start, the path."""
-    for i, argument in enumerate(argv):
+    for i, argument in enumerate(argv[1:], start=1):
         flag = re.match("--?config=", argument)
         if flag or argv[i - 1] in ("-config", "--config"):
             start = flag.end() if flag else 0

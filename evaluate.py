@@ -20,6 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import accuracy
 from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import create_mesh, replicated
+from vit_jax.parallel.sharding import with_mesh
 from vit_jax.runs import checkpoint, run_folder, run_log
 from vit_jax.training import steps
 from vit_jax.training.program import eval_batch_size
@@ -72,7 +73,7 @@ def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
 def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
     """Evaluates parameters on an evaluation set, as configured."""
     mesh = create_mesh()
-    eval_step = jax.jit(steps.make_eval_step(model, config))
+    eval_step = jax.jit(with_mesh(steps.make_eval_step(model, config), mesh))
     batches = input_pipeline.eval_batches(
         eval_set,
         config,

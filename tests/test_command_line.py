@@ -41,9 +41,8 @@ def test_presets_are_found_from_any_folder(monkeypatch, tmp_path):
     mine = tmp_path / "configs" / "digits.py"
     mine.parent.mkdir()
     mine.touch()
-    assert command_line.with_preset_located(["--config=configs/digits.py"])[0].endswith(
-        "=configs/digits.py"
-    )
+    located = command_line.with_preset_located(["train.py", "--config=configs/digits.py"])
+    assert located[1].endswith("=configs/digits.py")
 
 
 def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):

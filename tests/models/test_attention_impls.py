@@ -102,8 +102,9 @@ def test_heads_in_several_grid_steps_compute_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=2, tensor=2)])
-def test_the_tpu_kernel_on_a_mesh(axes):
-    arrays, mask = draw(*[(8, 16, 4 * 32)] * 4), mask_of(8, 16)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tpu_kernel_on_a_mesh(axes, masked):
+    arrays, mask = draw(*[(8, 16, 4 * 32)] * 4), mask_of(8, 16) if masked else None
     mesh = meshes.create_mesh(**axes)
 
     def compute(*arrays):
@@ -130,6 +131,22 @@ def test_what_the_tpu_kernel_serves():
     ):
         assert tpu_attention.fits(length, width, num_heads, bfloat16)
     assert not tpu_attention.fits(4_097, 768, 12, bfloat16)
+    # On a mesh, a device computes some of the heads, or none if they can't be split.
+    for num_heads, expected in ((16, True), (6, False)):
+        mesh = meshes.create_mesh(data=2, tensor=4)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            assert tpu_attention.fits(729, 72 * num_heads, num_heads, bfloat16) == expected
+    assert not tpu_attention.fits(729, 72 * 16, 16, bfloat16)
+
+
+def test_an_image_whose_tokens_are_all_masked():
+    """Is computed as if none was; its gradients belong to its outputs."""
+    arrays = draw(*[(2, 16, 64)] * 4)
+    mask = jnp.asarray([[False] * 16, [True] * 8 + [False] * 8])
+    kernel = functools.partial(tpu_attention.attention, num_heads=2, interpret=True)
+    results = outputs_and_gradients(functools.partial(kernel, mask=mask), *arrays)
+    expected = outputs_and_gradients(functools.partial(kernel, mask=mask.at[0].set(True)), *arrays)
+    jax.tree.map(np.testing.assert_array_equal, results, expected)
 
 
 @pytest.mark.parametrize("length", [5, 8, 197])
@@ -152,12 +169,14 @@ def test_tokens_that_pad_cudnn_are_ignored(length, masked, monkeypatch):
     assert lengths[0] % 8 == 0
 
 
-def device(platform, kind):
-    return types.SimpleNamespace(platform=platform, device_kind=kind)
+def device(platform, kind, **attributes):
+    return types.SimpleNamespace(platform=platform, device_kind=kind, **attributes)
 
 
 TPU, OLD_TPU = device("tpu", "TPU v5 lite"), device("tpu", "TPU v4")
-GPU, CPU = device("cuda", "NVIDIA H100"), device("cpu", "cpu")
+GPU, CPU = device("cuda", "NVIDIA H100", compute_capability="9.0"), device("cpu", "cpu")
+AMD = device("gpu", "AMD Instinct MI300X", compute_capability="gfx942")
+OLD_GPU = device("cuda", "Tesla V100", compute_capability="7.0")
 
 
 def test_auto_is_the_fastest_that_serves():
@@ -168,6 +187,9 @@ def test_auto_is_the_fastest_that_serves():
         (GPU, jnp.bfloat16, 64, "cudnn"),
         (GPU, jnp.bfloat16, 60, "xla"),
         (GPU, jnp.float32, 64, "xla"),
+        (OLD_GPU, jnp.bfloat16, 64, "xla"),
+        (AMD, jnp.bfloat16, 64, "xla"),
+        (TPU, jnp.bfloat16, 12, "xla"),
         (CPU, jnp.bfloat16, 64, "xla"),
     ):
         assert attention.fastest(chip, dtype, head_dim) == expected

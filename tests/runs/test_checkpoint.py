@@ -1,6 +1,7 @@
 """Checkpoints: every bit, on any mesh, and what happens to corrupt ones and on a full disk."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import resource
 import shutil
 import types
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -117,6 +119,23 @@ def test_the_latest_two_the_best_and_every_nth_are_kept(tmp_path):
             for step, value in values.items():
                 checkpoints.save(step, state, dict(accuracy=value, loss=value))
         assert steps_in(workdir) == kept
+
+
+@flax.struct.dataclass
+class ExtendedState(train_state.TrainState):
+    """A state with fields that somebody added."""
+
+    anchor: dict
+    restarts: jax.Array
+
+
+def test_every_field_of_a_state_is_stored(tmp_path, shapes):
+    fields = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes)}
+    extended = ExtendedState(**fields, anchor=shapes.params, restarts=shapes.step)
+    state = at(20, extended).replace(restarts=jax.device_put(np.int32(7)))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(20, state)
+    assert_same(restore(tmp_path, extended), state)
 
 
 def test_checkpoints_without_the_best_metric_are_never_the_best(tmp_path):

@@ -83,6 +83,7 @@ def test_other_classes_are_refused(run):
 
 def test_a_step_beyond_the_end_is_refused(run, tiny_config):
     tiny_config.total_steps = 2
+    run_folder.write_config(run, tiny_config)
     with pytest.raises(UserError, match="checkpoint of step 3, but the run ends after 2 steps"):
         run_folder.check_config(run, tiny_config, recover=True)
 

@@ -85,23 +85,27 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs))
         bias = self.param("bias", nn.initializers.zeros, self.outputs)
         x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
-        return add_bias(x @ kernel.reshape(flat_shape), bias.reshape(-1))
+        x, bias = x @ kernel.reshape(flat_shape), bias.reshape(-1)
+        # Without a gradient of our own elsewhere: it excludes forward-mode differentiation.
+        return add_bias(x, bias) if sharding.device_in_use().platform == "tpu" else x + bias
 
 
 @jax.custom_vjp
 def add_bias(x, bias):  # (N, L, D), (D,)
+    """Adds a bias whose gradient is summed by a matrix product: on a TPU faster than a sum."""
     return x + bias
 
 
 def add_bias_forward(x, bias):
-    return add_bias(x, bias), None
+    return x + bias, None
 
 
 def add_bias_backward(_, gradient):
-    """Sums the bias's gradient by a matrix product, which a TPU computes faster than a sum."""
     flat = gradient.reshape(math.prod(gradient.shape[:-1]), gradient.shape[-1])
     ones = jnp.ones((1, len(flat)), flat.dtype)
-    return gradient, (ones @ flat)[0]
+    # The model's `default_matmul_precision` doesn't reach here.
+    precision = "highest" if flat.dtype == jnp.float32 else None
+    return gradient, jnp.dot(ones, flat, precision=precision)[0]
 
 
 add_bias.defvjp(add_bias_forward, add_bias_backward)
@@ -122,7 +126,9 @@ def attend(query, key, value, mask, num_heads: int, impl: str):
     elif reason := problem(impl, device, query.dtype, head_dim):
         log_once(f"Attention is computed by XLA: model.attention_impl {impl!r} {reason}")
         impl = "xla"
-    if impl == "pallas" and query.shape[1] == key.shape[1]:
+    # A kernel isn't split over devices by itself, only by `tpu_attention` on a run's mesh.
+    is_split = sharding.has_mesh() or jax.device_count() == 1
+    if impl == "pallas" and is_split and query.shape[1] == key.shape[1]:
         if tpu_attention.fits(*query.shape[1:], num_heads, query.dtype):
             return tpu_attention.attention(query, key, value, mask, num_heads)
         log_once(
@@ -147,10 +153,12 @@ def fastest(device, dtype, head_dim: int) -> str:
 def problem(impl: str, device, dtype, head_dim: int) -> str | None:
     """Returns why an implementation doesn't serve a device, such as "needs a TPU"; or None."""
     if impl == "pallas":
-        return tpu_attention.problem(device)
+        return tpu_attention.problem(device, head_dim)
     if impl == "cudnn":
-        if device.platform not in ("gpu", "cuda"):
+        if device.platform not in ("gpu", "cuda") or "AMD" in device.device_kind:
             return f"needs an NVIDIA GPU, not {device.device_kind}"
+        if float(getattr(device, "compute_capability", 8)) < 8:
+            return f"needs compute capability 8.0, not {device.compute_capability}"
         if dtype != jnp.bfloat16:
             return "needs config.dtype 'bfloat16'"
         if head_dim % 8 or head_dim > 128:
@@ -181,16 +189,15 @@ def cudnn_attention(query, key, value, mask):
 
     It serves only even numbers of tokens: zeros are appended up to a multiple of 8, and ignored.
     """
-    length, key_length = query.shape[1], key.shape[1]
+    n, length, key_length = len(query), query.shape[1], key.shape[1]
+    lengths = {}
+    if length % 8 or key_length % 8:
+        lengths["query_seq_lengths"] = jnp.full(n, length, jnp.int32)
+        lengths["key_value_seq_lengths"] = jnp.full(n, key_length, jnp.int32)
     if mask is not None:
         mask = pad_tokens(mask)[:, None, None, :]
-    num_keys = jnp.full(len(query), key_length, jnp.int32)
     y = jax.nn.dot_product_attention(
-        *map(pad_tokens, (query, key, value)),
-        mask=mask,
-        query_seq_lengths=jnp.full(len(query), length, jnp.int32),
-        key_value_seq_lengths=num_keys,
-        implementation="cudnn",
+        *map(pad_tokens, (query, key, value)), mask=mask, implementation="cudnn", **lengths
     )
     return y[:, :length]
 

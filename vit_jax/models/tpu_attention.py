@@ -32,31 +32,46 @@ MOST_SCORES = 2**22  # of several heads that can't be separated, or of a single 
 SMALL_CHIPS = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")  # have 16 MiB
 
 
-def problem(device) -> str | None:
+def problem(device, head_dim: int) -> str | None:
     """Returns why the kernel doesn't serve a device; or None."""
     if device.platform != "tpu":
         return f"needs a TPU, not {device.device_kind}"
     if device.device_kind in SMALL_CHIPS:
         return f"needs more vector memory than {device.device_kind} has"
+    if head_dim % 8:
+        return f"needs heads whose width is a multiple of 8, not {head_dim}"
     return None
 
 
 def fits(length: int, width: int, num_heads: int, dtype) -> bool:
-    """Whether the kernel serves so many tokens."""
-    columns = columns_per_step(length, width, num_heads)
-    scores = columns * num_heads // width * padded(length, 8) * padded(length, LANES)
-    return vmem_bytes(length, width, num_heads, dtype) <= LARGEST_VMEM and scores <= MOST_SCORES
+    """Whether the kernel serves so many tokens, on the mesh in use."""
+    local_heads = heads_per_device(num_heads)
+    if local_heads is None:
+        return False
+    width = width * local_heads // num_heads
+    columns = columns_per_step(length, width, local_heads)
+    scores = columns * local_heads // width * padded(length, 8) * padded(length, LANES)
+    vmem = vmem_bytes(length, width, local_heads, dtype)
+    return vmem <= LARGEST_VMEM and scores <= MOST_SCORES
+
+
+def heads_per_device(num_heads: int) -> int | None:
+    """Returns how many heads a device of the mesh in use computes; None if they can't be split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    num_parts = mesh.shape["tensor"] if mesh.axis_names == AXES else 1
+    return None if num_heads % num_parts else num_heads // num_parts
 
 
 def vmem_bytes(length: int, width: int, num_heads: int, dtype) -> int:
-    """Returns a bound on the vector memory that a grid step of the backward pass needs."""
+    """Returns an estimate of the vector memory that a grid step of the backward pass needs."""
     rows, keys = padded(length, 16), padded(length, LANES)
     columns = padded(columns_per_step(length, width, num_heads), LANES)
     itemsize = jnp.dtype(dtype).itemsize
     arrays = 2 * 8 * rows * columns * itemsize  # double-buffered
+    gradients = 2 * rows * columns * 4
     transposed = columns * keys * (4 + 4 + itemsize)
     scores = 8 * rows * keys * 4
-    return max(arrays + transposed + scores, 16 * 2**20)
+    return max(arrays + gradients + transposed + scores, 16 * 2**20)
 
 
 def attention(query, key, value, mask, num_heads: int, interpret: bool = False):
@@ -64,22 +79,22 @@ def attention(query, key, value, mask, num_heads: int, interpret: bool = False):
 
     Args:
         query, key, value: (N, L, H * d), of one type.
-        mask: bool (N, L), False for tokens to ignore; or None.
-        num_heads: H.
+        mask: bool (N, L), False for tokens to ignore; or None. If all of an image's tokens are
+            False, none is ignored.
+        num_heads: H; on a mesh, a multiple of the size of its axis `tensor`.
         interpret: whether to run on any device, slowly, for tests.
     """
-    bias = None if mask is None else jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+    bias = None
+    if mask is not None:
+        mask |= ~mask.any(axis=1, keepdims=True)
+        bias = jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names != AXES:
         return kernels(query, key, value, bias, num_heads, interpret)
-    num_parts = mesh.shape["tensor"]
-    if num_heads % num_parts:  # the partition rules leave the heads whole too
-        heads, num_parts = P(*BATCH), 1
-    else:
-        heads = P(*BATCH, None, "tensor")
+    heads, local_heads = P(*BATCH, None, "tensor"), heads_per_device(num_heads)
 
     def on_device(*args):
-        return kernels(*args, num_heads // num_parts, interpret)
+        return kernels(*args, local_heads, interpret)
 
     in_specs = (heads, heads, heads, None if bias is None else P(*BATCH))
     sharded = jax.shard_map(

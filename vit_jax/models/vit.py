@@ -250,8 +250,9 @@ class VisionTransformer(nn.Module):
         stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
         remat: what the backward pass recomputes. "none"; "full": each block; or the name of a
-            policy in `jax.checkpoint_policies`, "dots_saveable" (keeps all matrix products) or
-            "dots_with_no_batch_dims_saveable" (keeps those with the weights, not attention's).
+            policy in `jax.checkpoint_policies`, "dots_saveable" (keeps all matrix products, except
+            for those inside an attention kernel) or "dots_with_no_batch_dims_saveable" (keeps those
+            with the weights).
         attention_impl: how attention is computed: "pallas" (a TPU kernel), "cudnn" (on an NVIDIA
             GPU, in bfloat16) or "xla"; "auto" is the fastest that the device has. It doesn't
             change what a model computes, except for rounding. Attention dropout and captured

@@ -82,11 +82,19 @@ def with_mesh(function: Callable, mesh: Mesh) -> Callable:
     return traced
 
 
+def has_mesh() -> bool:
+    """Whether a function is traced for a run's mesh, by `with_mesh`."""
+    return jax.sharding.get_abstract_mesh().axis_names == AXES
+
+
 def device_in_use():
     """Returns the device that is compiled for, with its `platform` and `device_kind`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    described = mesh.abstract_device if mesh.axis_names == AXES else None
-    return described or jax.devices()[0]
+    default = jax.config.jax_default_device or jax.devices()[0]
+    default = jax.devices(default)[0] if isinstance(default, str) else default
+    described = jax.sharding.get_abstract_mesh().abstract_device if has_mesh() else None
+    # This machine's own device tells more.
+    is_default = described is None or described.device_kind == default.device_kind
+    return default if is_default else described
 
 
 def shard_examples(x):

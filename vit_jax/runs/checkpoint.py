@@ -3,14 +3,16 @@
 <workdir>/checkpoints/<step>/       one checkpoint, a folder for each item: `params`,
                                     `opt_state`, `ema_params` (if the run keeps an average),
                                     and `metrics`, of an evaluation of this step; its metadata
-                                    has the number of skipped updates
+                                    has the state's counters
 <workdir>/corrupt_checkpoints/      checkpoints that couldn't be read
 
 A run needs nothing else to resume: randomness and the order of the examples follow from the seed
-and the step.
+and the step. Every field of `TrainState` is stored. In an older checkpoint, which lacks it, a new
+field has its initial value, or 0 if it is a counter.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -33,10 +35,6 @@ from vit_jax.training.train_state import TrainState
 
 logger = logging.getLogger("vit_jax")
 
-# Fields of TrainState that are stored as items, unless they are None: trees of arrays. To store
-# another such field, add its name: resumed from an older checkpoint, it has its initial value. A
-# single number is stored like `skipped` instead, in the metadata: in `save` and `as_state`.
-ITEMS = ("params", "opt_state", "ema_params")
 REQUIRED_ITEMS = ("params", "opt_state")  # every checkpoint has them
 
 
@@ -131,7 +129,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=values,
-                custom_metadata={"step": step, "skipped": int(state.skipped)},
+                custom_metadata=counters(state),
             )
 
     def add_evaluation(self, step: int, values: dict) -> None:
@@ -248,20 +246,19 @@ class Checkpoints:
                 "its initial value"
             )
         items |= {name: getattr(initial, name) for name in new}
-        metadata = self.manager.metadata(step).custom_metadata or {}
-        if metadata.get("step", step) != step:
+        stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
+        if stored["step"] != step:
             raise UserError(
-                f"Checkpoint {self.folder / str(step)} was saved as step {metadata['step']}: "
+                f"Checkpoint {self.folder / str(step)} was saved as step {stored['step']}: "
                 "rename it back"
             )
-        sharding = shapes.step.sharding
-
-        def counter(value):
-            return jax.make_array_from_callback((), sharding, lambda _: np.int32(value))
-
-        return shapes.replace(
-            step=counter(step), skipped=counter(metadata.get("skipped", 0)), **items
-        )
+        for name, shape in fields(shapes).items():
+            if is_counter(shape):
+                value = np.int32(stored.get(name, 0))
+                items[name] = jax.make_array_from_callback(
+                    (), shape.sharding, lambda _, value=value: value
+                )
+        return shapes.replace(**items)
 
     def move_unreadable_metadata(self) -> None:
         """Moves checkpoints whose JSON files are corrupt: Orbax can't start with them."""
@@ -318,9 +315,26 @@ class Checkpoints:
 
 
 def stored_items(state: TrainState) -> dict:
-    """Returns the items of a state, or of its shapes, that are stored, {name: tree}."""
-    items = {name: getattr(state, name) for name in ITEMS}
-    return {name: tree for name, tree in items.items() if tree is not None}
+    """Returns the fields of a state, or of its shapes, that are trees of arrays: {name: tree}."""
+    return {
+        name: value
+        for name, value in fields(state).items()
+        if value is not None and not is_counter(value)
+    }
+
+
+def counters(state: TrainState) -> dict[str, int]:
+    """Returns the fields of a state that are single numbers, which the metadata has."""
+    return {name: int(value) for name, value in fields(state).items() if is_counter(value)}
+
+
+def is_counter(value) -> bool:
+    """Whether a field is an int32 scalar rather than a tree of arrays."""
+    return getattr(value, "shape", None) == ()
+
+
+def fields(state: TrainState) -> dict:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def restore_params(workdir, step: int | None = None, item: str | None = None):

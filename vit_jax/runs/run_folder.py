@@ -72,13 +72,7 @@ def make(workdir) -> None:
         UserError: the folder, or what is in it, can't be written; or checkpoints can't be kept at
             such a path.
     """
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
-            "checkpoints renamed. With several processes, all of them must see it"
-        )
-    check_characters(os.path.realpath(workdir))
-    check_nesting(workdir)
+    check_path(workdir)
     path = folder = pathlib.Path(workdir)
     try:
         check_links(folder)
@@ -93,6 +87,17 @@ def make(workdir) -> None:
             f"The run's folder {workdir} can't be written ({place}{error.strerror}): use another "
             "--workdir"
         ) from None
+
+
+def check_path(workdir) -> None:
+    """Raises UserError if checkpoints can't be kept at such a path."""
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
+            "checkpoints renamed. With several processes, all of them must see it"
+        )
+    check_characters(os.path.realpath(workdir))
+    check_nesting(workdir)
 
 
 def check_characters(path: str) -> None:
@@ -231,7 +236,7 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
     config = config.copy_and_resolve_references()
     if config.dataset.exif is None and checkpoint_steps(workdir):
         with contextlib.suppress(LostConfigError):  # `check_config` reports it
-            config.dataset.exif = read_config(workdir).dataset.exif
+            config.dataset.exif = read_config(workdir).get("dataset", {}).get("exif")
     return config
 
 
@@ -259,12 +264,6 @@ def check_config(
     steps = checkpoint_steps(workdir)
     if not steps:
         return
-    if steps[-1] > config.total_steps:
-        raise UserError(
-            f"{workdir} has a checkpoint of step {steps[-1]:,}, but the run ends after "
-            f"{config.total_steps:,} steps (config.total_steps): give the run's own "
-            "configuration, or remove the checkpoint if it isn't the run's"
-        )
     try:
         recorded = read_config(workdir)
     except LostConfigError:
@@ -274,6 +273,7 @@ def check_config(
             f"{workdir}/config.json is lost: the given configuration is taken for the run's, and "
             "isn't checked"
         )
+        check_steps(workdir, steps, config.total_steps)
         return
     old, new = as_flat_dict(recorded), as_flat_dict(config)
     changed = [
@@ -297,12 +297,23 @@ def check_config(
                 "another --workdir"
             )
         raise UserError(message)
+    check_steps(workdir, steps, config.total_steps)
     old_parts, new_parts = old.get("dataset.parts"), new.get("dataset.parts")
     if old_parts not in (None, new_parts):
         logger.warning(
             f"{workdir}: the dataset was shuffled in {old_parts} parts, one for each process, and "
             f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
             "order of ArrayRecord files doesn't depend on the processes"
+        )
+
+
+def check_steps(workdir, steps: Sequence[int], total_steps: int) -> None:
+    """Raises UserError if the newest checkpoint is of a step that the run doesn't have."""
+    if steps[-1] > total_steps:
+        raise UserError(
+            f"{workdir} has a checkpoint of step {steps[-1]:,}, but the run ends after "
+            f"{total_steps:,} steps (config.total_steps): give the run's own configuration, or "
+            "move the checkpoint away if it isn't the run's"
         )
 
 

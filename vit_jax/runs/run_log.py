@@ -252,7 +252,10 @@ def start_logging(workdir=None) -> None:
     console = ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(console)
-    if workdir is None or jax.process_index() != 0:
+    if workdir is None:
+        return
+    run_folder.check_path(workdir)  # on every process, so that none waits for the others
+    if jax.process_index() != 0:
         return
     run_folder.make(workdir)
     file = LogFile(pathlib.Path(workdir) / "train.log")

@@ -38,8 +38,9 @@ class Program:
             UserError: invalid fields of the model or the optimizer.
         """
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
-        self.model = models.from_config(config)
-        self.attention_impl = attention.resolve(self.model, mesh.devices.flat[0])
+        model = models.from_config(config)
+        self.attention_impl = attention.resolve(model, mesh.devices.flat[0])
+        self.model = model.clone(attention_impl=self.attention_impl)
         params = jax.eval_shape(
             lambda: train_state.init_params(self.model, image_shape, config.seed)
         )

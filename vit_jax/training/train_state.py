@@ -12,9 +12,9 @@ from vit_jax.parallel import sharding
 class TrainState:
     """Everything that a run carries from step to step.
 
-    A new field starts in `initializer` (and in `with_params`, for `init_from`, if it is made from
-    the parameters), is updated in `train_step` (steps.py), and is stored once ITEMS in
-    vit_jax/runs/checkpoint.py names it.
+    A new field is a tree of arrays or an int32 scalar. It starts in `initializer` (if it is made
+    from the parameters, also in `with_params`, for `init_from`) and is updated in `train_step`
+    (steps.py). Checkpoints have every field.
 
     Attributes:
         step: int32 (), the number of steps taken.
@@ -39,6 +39,7 @@ class TrainState:
 def init_params(model, image_shape: tuple[int, int, int], seed: int) -> dict:
     """Returns the parameters that a run starts from; they depend on the seed alone."""
     images = jnp.zeros((1, *image_shape))
+    model = model.clone(attention_impl="xla")  # the parameters don't depend on it
     return model.init(jax.random.key(seed), images, train=False)["params"]
 
 

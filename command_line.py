@@ -234,7 +234,9 @@ def preset_error(error: Exception) -> str | None:
     paths = [os.path.abspath(path) for *_, path in preset_paths(with_preset_located(sys.argv))]
     inside = [frame for frame in frames if os.path.abspath(frame.filename) in paths]
     if inside:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        if re.search(r'mean "\w+" instead of', str(error)):  # ml_collections lists all fields first
+            reason = unknown_field(str(error))
         return f"{inside[-1].filename}, line {inside[-1].lineno}: {reason}"
     if paths and "'get_config'" in str(error):
         return f"{paths[0]} is no preset: it has no function get_config"

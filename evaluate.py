@@ -22,7 +22,8 @@ from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import create_mesh, replicated
 from vit_jax.parallel.sharding import with_mesh
 from vit_jax.runs import checkpoint, run_folder, run_log
-from vit_jax.training import steps
+from vit_jax.runs.checkpoint_items import check_shapes
+from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
@@ -50,7 +51,10 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
     config.dataset.eval_split = split or config.dataset.eval_split
     _, eval_set = input_pipeline.open_splits(config.dataset)
     run_folder.check_class_names(workdir, eval_set.class_names, eval_set.name)
-    return evaluate_params(config, models.from_config(config), params, eval_set)
+    model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
+    expected = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
+    check_shapes(workdir, params, expected)
+    return evaluate_params(config, model, params, eval_set)
 
 
 def evaluate_weights(config, split: str | None = None) -> dict[str, float]:

@@ -159,7 +159,22 @@ def train_batches(
         return {"images": image, "labels": tf.cast(label, tf.int32)}
 
     batches = make_batches(examples_from, view, source, config, local_batch)
-    return replace_corrupt(batches, source) if skips_corrupt(config) else batches
+    if skips_corrupt(config):
+        batches = replace_corrupt(batches, source)
+    return check_labels(batches, source)
+
+
+def check_labels(batches: Iterator[dict], source: Source) -> Iterator[dict]:
+    """Passes batches on; raises UserError for a label that isn't among the classes."""
+    for batch in batches:
+        labels = batch["labels"]
+        outside = labels[(labels < 0) | (labels >= source.num_classes)]
+        if len(outside):
+            raise UserError(
+                f"{source.name} has an example with the label {outside[0]}, but its "
+                f"{source.num_classes} classes are numbered from 0: use a split with labels"
+            )
+        yield batch
 
 
 def train_examples(source, config, first_step, share_index, num_shares, rows):

@@ -365,7 +365,9 @@ def test_a_truncated_checkpoint_is_set_aside(finished, tmp_path):
         os.truncate(path, path.stat().st_size // 2)
     evaluated = forked.run_script("evaluate.py", f"--workdir={tmp_path / 'run'}")
     assert evaluated.returncode == 0
-    assert re.fullmatch(r"Checkpoint .*60/params can't be read: .*", evaluated.stderr.strip())
+    damaged, used = evaluated.stderr.strip().splitlines()
+    assert re.fullmatch(r"Checkpoint .*60/params can't be read: .*", damaged)
+    assert used == "Using the checkpoint of step 40 instead"
     result = run(*QUICK, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 0
     read, moved = result.stderr.strip().splitlines()

@@ -129,3 +129,9 @@ def test_an_evaluation_set_with_other_classes_is_refused(tfds_folders):
             open_source(tfds_folders["tfrecord"], None, "test", names)
     with pytest.raises(UserError, match="numbers its 10 classes differently"):
         open_source("digits", None, "test", ("a", "b", "c"))
+
+
+def test_a_reversed_slice_is_empty(tfds_folders):
+    for split in ("train[10:5]", "train[75%:25%]"):
+        with pytest.raises(UserError, match="is empty"):
+            open_source(tfds_folders["tfrecord"], None, split)

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -317,3 +318,13 @@ def test_photographs_of_folders_are_turned_upright(tmp_path, plain):
     for plain.dataset.exif, pixels in expected.items():
         assert np.abs(next(eval_batches(source, plain))["images"][0] - pixels).mean() < 3
     assert not open_source("digits", None, "test").exif
+
+
+def test_a_label_outside_the_classes_is_named():
+    """It would be trained on as no class at all."""
+    source = types.SimpleNamespace(name="photos, split train", num_classes=3)
+    good, bad = (dict(labels=np.array(labels)) for labels in ([0, 2], [1, -1]))
+    batches = input_pipeline.check_labels(iter([good, bad]), source)
+    assert next(batches) is good
+    with pytest.raises(UserError, match="photos, split train has an example with the label -1"):
+        next(batches)

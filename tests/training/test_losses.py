@@ -42,3 +42,5 @@ def test_mistakes_are_named():
         losses.create("mse")
     with pytest.raises(UserError, match="config.loss_args has 'gamma'; 'softmax' takes none"):
         losses.create("softmax", dict(gamma=2.0))
+    with pytest.raises(UserError, match="config.loss_args is -1; it must be a dictionary"):
+        losses.create("softmax", -1)

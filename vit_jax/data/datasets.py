@@ -204,6 +204,12 @@ def check_features(info: tfds.core.DatasetInfo) -> None:
         )
 
 
+def is_reversed(split: str, info: tfds.core.DatasetInfo) -> bool:
+    """Whether a part of a split ends before it begins, as in "train[10:5]"; TFDS reads some."""
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    return any(part.to is not None and part.to < (part.from_ or 0) for part in parts)
+
+
 def split_files(info: tfds.core.DatasetInfo, split: str) -> tuple[tuple[str, int, int], ...]:
     """Returns (path, records to skip, records to take) of the files of a split.
 
@@ -215,7 +221,7 @@ def split_files(info: tfds.core.DatasetInfo, split: str) -> tuple[tuple[str, int
     except (KeyError, ValueError) as error:
         raise UserError(split_error(split, info.full_name, error)) from None
     files = tuple((part.filename, part.skip, num_records(part)) for part in instructions)
-    if not sum(take for _, _, take in files):
+    if is_reversed(split, info) or not sum(take for _, _, take in files):
         raise UserError(f"Split {split!r} of {info.full_name} is empty")
     present = {path.name for path in epath.Path(files[0][0]).parent.iterdir()}
     if missing := [path for path, _, _ in files if epath.Path(path).name not in present]:

@@ -113,7 +113,7 @@ def forward(query, key, value, bias, num_heads, interpret):
     columns = columns_per_step(length, width, num_heads)
     log_sums_shape = (n, width // columns, num_heads * columns // width, length)
     out, log_sums = call(
-        forward_kernel,
+        attention_forward,
         (query, key, value),
         [] if bias is None else [bias[:, None, :]],  # (N, 1, Lk)
         [
@@ -129,7 +129,7 @@ def forward(query, key, value, bias, num_heads, interpret):
 def backward(num_heads, interpret, saved, d_out):
     query, key, value, bias, out, log_sums = saved
     gradients = call(
-        backward_kernel,
+        attention_backward,
         (query, key, value, out, d_out, log_sums),
         [] if bias is None else [bias[:, :, None]],  # (N, Lk, 1)
         [jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3,
@@ -171,9 +171,7 @@ def call(kernel, inputs, bias, outputs, num_heads: int, interpret: bool):
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=limit
         ),
         interpret=interpret,
-        name=kernel.__name__.replace("forward_kernel", "attention_forward").replace(
-            "backward_kernel", "attention_backward"
-        ),
+        name=kernel.__name__,
     )(*inputs, *bias)
 
 
@@ -196,10 +194,11 @@ def columns_per_step(length: int, width: int, num_heads: int) -> int:
 
 
 def padded(size: int, multiple: int) -> int:
+    """Rounds a size up to a multiple."""
     return -(-size // multiple) * multiple
 
 
-def forward_kernel(q_ref, k_ref, v_ref, *refs, head_dim: int):
+def attention_forward(q_ref, k_ref, v_ref, *refs, head_dim: int):
     """Computes the output (L, H * d) and the log-sum-exp of the scores (H, L)."""
     *bias_ref, out_ref, log_sums_ref = refs
     width = q_ref.shape[1]
@@ -218,7 +217,7 @@ def forward_kernel(q_ref, k_ref, v_ref, *refs, head_dim: int):
     log_sums_ref[...] = jnp.concatenate(log_sums, axis=1).T
 
 
-def backward_kernel(q_ref, k_ref, v_ref, out_ref, d_out_ref, log_sums_ref, *refs, head_dim: int):
+def attention_backward(q_ref, k_ref, v_ref, out_ref, d_out_ref, log_sums_ref, *refs, head_dim: int):
     """Computes the gradients of queries, keys and values, each (L, H * d)."""
     *bias_ref, dq_ref, dk_ref, dv_ref = refs
     width, dtype, scale = q_ref.shape[1], q_ref.dtype, head_dim**-0.5

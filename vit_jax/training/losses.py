@@ -57,6 +57,10 @@ def create(name: str, args: Mapping | None = None) -> Loss:
         UserError: an unknown loss, or a parameter that the loss doesn't have.
     """
     loss = checks.lookup("config.loss", name, LOSSES)
+    if args is not None and not isinstance(args, Mapping):
+        raise UserError(
+            f"config.loss_args is {args!r}; it must be a dictionary, such as {{'gamma': 2.0}}"
+        )
     parameters = inspect.signature(loss.function).parameters.values()
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for arg in args or {}:

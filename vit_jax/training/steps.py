@@ -16,7 +16,7 @@ from vit_jax.training.train_state import TrainState
 ON_NONFINITE = ("stop", "skip")
 RANGES = {
     "seed": checks.Range(0, 2**32 - 1, whole=True),
-    "num_epochs": checks.Range(0, above=True, optional=True),
+    "num_epochs": checks.Range(0, 10**6, above=True, optional=True),
     "total_steps": dataclasses.replace(checks.COUNT, optional=True),
     "batch_size": checks.Range(1, 2**24, whole=True),
     "accum_steps": checks.COUNT,

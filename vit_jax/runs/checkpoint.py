@@ -129,7 +129,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=values,
-                custom_metadata=counters(state),
+                custom_metadata={**counters(state), "step": step},
             )
 
     def add_evaluation(self, step: int, values: dict) -> None:

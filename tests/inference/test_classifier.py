@@ -43,6 +43,17 @@ def test_attention_sums_to_one(classifier):
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1.0, atol=1e-5)
 
 
+def test_features_of_images_are_those_that_the_head_sees(classifier):
+    images = np.uint8(np.random.default_rng(0).integers(0, 256, (3, 20, 20)))
+    patches, pooled = classifier.patch_features(images), classifier.pooled_features(images)
+    assert patches.shape == (3, *classifier.model.grid(classifier.image_size), 64)
+    assert (classifier.model.pool, classifier.model.pool_norm) == ("gap", "before")
+    np.testing.assert_allclose(patches.mean(axis=(1, 2)), pooled, atol=1e-5)
+    head = classifier.params["head"]
+    logits = pooled @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(jax.nn.softmax(logits), classifier.probabilities(images), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["google_token", "hf_vit", "timm_avg_fcnorm", "google_hybrid"])
 def test_published_files_bring_their_model(name):
     case = CASES[name]

@@ -1,12 +1,14 @@
 """Loss and accuracy over an evaluation set.
 
-Other kinds of evaluation go into files of their own here. They can't open datasets: `evaluate` in
-train.py and `evaluate_params` in evaluate.py pass them batches, and add their numbers to the
-results, such as results["val"]["knn_accuracy"]. What they need besides, such as the training set,
-becomes a field of `Run`. Like `evaluate` here, they take a compiled step (see `Program.eval_step`)
-and ask `stop_requested` before each batch. Outputs for each example, such as features, must be on
-all processes: `out_shardings=replicated(mesh)`. Only metrics of vit_jax/training/metrics.py can be
-`config.best_metric`.
+To add another kind of evaluation, write a file like this one beside it: a function that takes a
+compiled function, parameters and batches, asks `stop_requested` before each batch, and returns a
+dictionary of numbers. Call it in `evaluate` in train.py, where `accuracy.evaluate` is called, and
+update `results[name]` with what it returns; each number is logged under its key. For the same
+numbers from evaluate.py, call it in `evaluate_params` there too.
+
+Datasets are opened in train.py: keep the training set, if you need it, as a field of `Run`. Outputs
+per example, such as features, must reach all processes: `out_shardings=replicated(mesh)`. Only a
+metric of vit_jax/training/metrics.py can be `config.best_metric`.
 """
 
 from collections.abc import Callable, Iterable

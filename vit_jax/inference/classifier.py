@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax import models, pretrained
 from vit_jax.checks import check_count, size_pair
 from vit_jax.errors import UserError
+from vit_jax.inference import features
 from vit_jax.inference.images import evaluation_view, is_pillow
 from vit_jax.inference.rollout import attention_rollout
 from vit_jax.models import VisionTransformer
@@ -158,6 +159,20 @@ class Classifier:
         """
         return self.map_batches(self.rollout, images, ATTENTION_BATCH_SIZE)
 
+    def patch_features(self, images) -> np.ndarray:
+        """Returns one vector per patch, without the class token: float32 (N, rows, columns, D).
+
+        See `vit_jax/inference/features.py`, and `__call__` for `images`.
+        """
+        return self.map_batches(self.patch_outputs, images, BATCH_SIZE)
+
+    def pooled_features(self, images) -> np.ndarray:
+        """Returns one vector per image, the input of the head: float32 (N, D).
+
+        See `vit_jax/inference/features.py`, and `__call__` for `images`.
+        """
+        return self.map_batches(self.pooled_outputs, images, BATCH_SIZE)
+
     def views(self, images) -> np.ndarray:
         """Returns images as the model sees them, uint8 (N, *image_size, channels)."""
         view_shape = (*self.image_size, self.channels)
@@ -189,27 +204,37 @@ class Classifier:
             results.append(outputs[: len(batch)])
         return np.concatenate(results, dtype=np.float32)
 
+    def of_views(self, function: Callable) -> Callable:
+        """Compiles a function of (params, normalized images) to take uint8 views instead."""
+        return jax.jit(
+            lambda params, views: function(params, augment.normalize(views, self.mean, self.std))
+        )
+
     @functools.cached_property
     def forward(self) -> Callable:
         """The compiled function (params, uint8 (N, H, W, C)) -> probabilities (N, num_classes)."""
         to_probabilities = losses.create(self.loss).probabilities
-
-        @jax.jit
-        def forward(params, views):
-            images = augment.normalize(views, self.mean, self.std)
-            return to_probabilities(self.model.apply({"params": params}, images))
-
-        return forward
+        return self.of_views(
+            lambda params, images: to_probabilities(self.model.apply({"params": params}, images))
+        )
 
     @functools.cached_property
     def rollout(self) -> Callable:
         """The compiled function (params, uint8 (N, H, W, C)) -> attention (N, rows, columns)."""
 
-        @jax.jit
-        def rollout(params, views):
-            images = augment.normalize(views, self.mean, self.std)
+        def rollout(params, images):
             _, captured = self.model.apply({"params": params}, images, capture=("attention",))
             shares = attention_rollout(captured["attention"], self.model.pool == "cls")
             return shares.reshape(-1, *self.model.grid(self.image_size))
 
-        return rollout
+        return self.of_views(rollout)
+
+    @functools.cached_property
+    def patch_outputs(self) -> Callable:
+        """The compiled function (params, uint8 (N, H, W, C)) -> features (N, rows, columns, D)."""
+        return self.of_views(functools.partial(features.patch_features, self.model))
+
+    @functools.cached_property
+    def pooled_outputs(self) -> Callable:
+        """The compiled function (params, uint8 (N, H, W, C)) -> features (N, D)."""
+        return self.of_views(functools.partial(features.pooled_features, self.model))

@@ -12,8 +12,13 @@ def atomic_path(path) -> Iterator[epath.Path]:
     """Yields a temporary path to write to; it replaces `path` if the block succeeds."""
     path = epath.Path(path)
     unfinished = path.with_name(path.name + ".tmp")
-    yield unfinished
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)  # on a full disk it would take up the rest
+        raise
 
 
 def write_atomically(path, content: str | bytes) -> None:

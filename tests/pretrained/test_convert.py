@@ -46,6 +46,9 @@ def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
     run, timm, npz = tmp_path / "run", tmp_path / "timm", tmp_path / "w.npz"
     (run / "checkpoints" / "60").mkdir(parents=True)
     run_folder.write_config(run, tiny_config)
+    other = tmp_path / "settings of another program"
+    other.mkdir()
+    (other / "config.json").write_text('{"editor": "vi"}')
     timm.mkdir()
     (timm / "config.json").write_text('{"architecture": "vit_base_patch16_224"}')
     for source, target, format, message in (
@@ -58,8 +61,11 @@ def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
         (npz, npz, "google", "would overwrite the source"),
         ("gs://bucket/w.npz", "gs://bucket/w.npz", "google", "would overwrite the source"),
         (npz, "https://a.b/w.npz", "google", "must be a local path, or gs://"),
+        (npz, other, "hf", "isn't an exported model's: write to another folder"),
+        (npz, tmp_path / "out.npz", "timm", "needs a folder or a .safetensors file"),
+        (npz, run / "config.json", "hf", "the format 'hf' needs a folder"),
     ):
-        with pytest.raises(UserError, match=f"^{re.escape(str(target))} .*{message}"):
+        with pytest.raises(UserError, match=f"^{re.escape(str(target))}.*{message}"):
             export.check_target(target, format, source)
     export.check_target(run / "timm", "timm", run)  # beside its files
     export.check_target(timm, "timm", npz)  # written again

@@ -55,6 +55,8 @@ def test_settings_of_timm(tmp_path):
         (dict(hidden_act="relu"), dict(), "the activation 'relu'; only 'gelu' and"),
         (dict(image_size="224"), dict(), "image_size is '224'; it must be a number of pixels"),
         (dict(layer_norm_eps="1e-12"), dict(), "layer_norm_eps is '1e-12'; it must be a number"),
+        (dict(image_size=64), dict(), "17 positions, but .* 64x64 pixels, which are 8x8 patches"),
+        (dict(num_hidden_layers=12), dict(), "says num_hidden_layers 12, but the tensors have 2"),
         (dict(id2label=["a"]), dict(), "id2label is .*; it must be an object"),
         (dict(model_type="deit", architectures=["DeiTModel"]), dict(), "says DeiTModel"),
     ],

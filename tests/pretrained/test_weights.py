@@ -1,6 +1,7 @@
 """Files that are recognized, and files that can't be read."""
 
 import json
+import re
 import zipfile
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from vit_jax import pretrained
 from vit_jax.errors import UserError
+from vit_jax.paths import POSEMB
 from vit_jax.pretrained import weights
 
 
@@ -56,6 +58,13 @@ def test_safetensors_of_eight_bits(tmp_path):
         assert_same(pretrained.load(path, model), expected)
     write_safetensors(path, stored | {"scale": ("F8_E8M0", np.zeros(2, np.uint8))})
     with pytest.raises(UserError, match="scale is of type F8_E8M0, which isn't supported: save"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 32), (1, 1, 32), (17, 32), (2, 17, 32)])
+def test_positions_must_be_a_table(shape, weights_file):
+    path = weights_file(flat_params(tiny_model()) | {POSEMB: np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match=rf"the positions are of shape {re.escape(str(shape))}; it"):
         weights.read(path)
 
 

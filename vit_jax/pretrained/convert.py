@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.pretrained import architecture, export
@@ -108,6 +110,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_flags(arguments)
+    jax.config.update("jax_platforms", "cpu")  # it computes nothing that an accelerator would help
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
@@ -121,8 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_heads=args.num_heads,
             approximate=args.approximate,
         )
-    except UserError as error:
+        print(f"{args.source}, {description} -> {args.target}", flush=True)
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{args.source}, {description} -> {args.target}")
+    except MemoryError as error:
+        print(f"Not enough memory: {error or 'use a smaller --image_size'}", file=sys.stderr)
+        return 2
     return 0

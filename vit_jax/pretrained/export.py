@@ -11,13 +11,13 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from vit_jax.checks import check_choice, size_pair
+from vit_jax.checks import Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_path, write_atomically
 from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
-from vit_jax.pretrained import architecture, formats
+from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
 from vit_jax.runs import run_folder
 
@@ -131,6 +131,8 @@ def save(
     """
     check_choice("format", format, FORMATS)
     check_target(path, format)
+    if eval_crop is not None:
+        check_range("eval_crop", eval_crop, Range(0, 1, above=True))
     mean, std = tuple(mean or MEAN), tuple(std or STD)
     check_model(model, format, approximate)
     if format == "google" and not approximate:
@@ -155,12 +157,15 @@ def save(
 
 
 def check_target(path, format: str, source=None) -> None:
-    """Raises UserError if writing to `path` would overwrite the source, or files of a run."""
+    """Raises UserError if writing to `path` would overwrite the source, or unrelated files."""
     try:
         target = resolve(path)
     except KeyError:  # an unknown kind of storage
         raise UserError(f"{path} can't be written: it must be a local path, or gs://") from None
     is_file = format == "google" or target.suffix == ".safetensors"
+    if not is_file and (target.suffix == ".npz" or (target.exists() and not target.is_dir())):
+        allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"
+        raise UserError(f"{path} can't be written: the format {format!r} needs {allowed}")
     if source is not None:
         source = resolve(source)
         written = {target} if is_file else {target / name for name in FOLDER_FILES}
@@ -174,6 +179,23 @@ def check_target(path, format: str, source=None) -> None:
             f"{path} is a run's folder, whose config.json would be overwritten: write to another "
             f"folder, such as {path}/{format}"
         )
+    if not is_file and not is_replaceable(target / "config.json"):
+        raise UserError(
+            f"{path}/config.json would be overwritten, and isn't an exported model's: write to "
+            "another folder"
+        )
+
+
+def is_replaceable(path: epath.Path) -> bool:
+    """Whether a config.json is missing, or that of a model of timm or transformers."""
+    if not path.exists():
+        return True
+    try:
+        return bool(
+            {"architecture", "architectures", "model_type"} & set(hub.read_json_object(path))
+        )
+    except UserError:
+        return False
 
 
 def resolve(path) -> epath.Path:

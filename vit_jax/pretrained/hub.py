@@ -23,6 +23,10 @@ TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 # Types in .safetensors files that safetensors doesn't convert to NumPy's.
 FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 
+# Sizes in config.json -> fields of the model, which the tensors determine.
+HF_SIZES = {"hidden_size": "width", "num_hidden_layers": "depth", "intermediate_size": "mlp_dim"}
+TIMM_SIZES = {"embed_dim": "width", "depth": "depth"}
+
 JSON_TYPES = {
     str: "a string",
     int: "a whole number",
@@ -159,8 +163,10 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
         tensors = {name: value for name, value in tensors.items() if "pooler." not in name}
     multi_label = config.get("problem_type") == "multi_label_classification"
     normalizes = get_setting(processor, path, "do_normalize", bool, True)
+    params = formats.from_hf(tensors, resolve_num_heads(path, num_heads, width))
+    check_sizes(path, config, HF_SIZES, params)
     return dict(
-        params=formats.from_hf(tensors, resolve_num_heads(path, num_heads, width)),
+        params=params,
         fields=fields,
         mean=get_numbers(processor, path, "image_mean") if normalizes else (0.0,),
         std=get_numbers(processor, path, "image_std") if normalizes else (1.0,),
@@ -195,8 +201,10 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         input_size = get_setting(pretrained, path, "input_size", list, [])
         image_size = tuple(input_size[1:]) or None
     names = config.get("label_names") or pretrained.get("label_names")
+    params = formats.from_timm(tensors, num_heads)
+    check_sizes(path, arguments, TIMM_SIZES, params)
     return dict(
-        params=formats.from_timm(tensors, num_heads),
+        params=params,
         # timm's default is a row, but its FlexiViT models have none and don't say so.
         class_rows=(1, 0) if no_embed_class is None else (int(not no_embed_class),),
         fields=fields,
@@ -206,6 +214,18 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         eval_crop=get_setting(pretrained, path, "crop_pct", (int, float)),
         class_names=tuple(map(str, names)) if isinstance(names, list) else None,
     )
+
+
+def check_sizes(path: str, settings: dict, names: dict[str, str], params) -> None:
+    """Raises UserError if config.json belongs to a model of another size than the tensors do."""
+    stored = architecture.infer_fields({name: value.shape for name, value in params.items()})
+    for name, field in names.items():
+        declared = get_setting(settings, path, name, int)
+        if stored and declared not in (None, stored[field]):
+            raise UserError(
+                f"{path}: config.json says {name} {declared}, but the tensors have "
+                f"{stored[field]}: the two files belong to different models, or one is incomplete"
+            )
 
 
 def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:

@@ -26,7 +26,7 @@ from vit_jax.paths import (
     num_blocks,
 )
 from vit_jax.pretrained import architecture, resize
-from vit_jax.pretrained.weights import Weights, read
+from vit_jax.pretrained.weights import Weights, num_class_rows, read
 
 logger = logging.getLogger("vit_jax")
 
@@ -204,7 +204,7 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int,
     if POSEMB not in weights.params:
         return None, 0
     length = weights.params[POSEMB].shape[1]
-    class_rows = weights.class_rows if CLS in weights.params else (0,)
+    class_rows = num_class_rows(weights)
     if grid is not None:
         check_grid("grid (--config.init_from_grid)", grid)
         if length - math.prod(grid) not in class_rows:
@@ -216,8 +216,16 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int,
     if weights.image_size:
         stored_model = model.clone(patch_size=weights.params[KERNEL].shape[:2])
         grid = stored_model.grid(weights.image_size)
-        if length - math.prod(grid) in class_rows:
-            return grid, length - math.prod(grid)
+        if length - math.prod(grid) not in class_rows:
+            rows, columns = grid
+            height, width = weights.image_size
+            raise UserError(
+                f"{weights.path} has {length} positions, but says that its images are of "
+                f"{height}x{width} pixels, which are {rows}x{columns} patches: give "
+                'grid=(rows, columns) (--config.init_from_grid="(rows, columns)"; to convert, '
+                "--grid rows columns)"
+            )
+        return grid, length - math.prod(grid)
     num_positions = length - class_rows[0]
     square = (math.isqrt(num_positions),) * 2
     candidates = {square, model.grid(image_size) if image_size else square}

@@ -17,7 +17,7 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checks import size_pair
 from vit_jax.errors import UserError, first_line
-from vit_jax.paths import POSEMB
+from vit_jax.paths import CLS, POSEMB
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, run_folder
 
@@ -115,12 +115,29 @@ def read(path, num_heads: int | None = None) -> Weights:
     if not architecture.infer_fields(weights.shapes):
         contents = hub.describe_contents(weights.params, {})
         raise UserError(f"{name} holds no Vision Transformer: {contents}")
+    check_positions(weights)
     for parameter, value in weights.params.items():
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(
                 f"{name}: {parameter} is of type {value.dtype}; weights must be floating point"
             )
     return weights
+
+
+def check_positions(weights: Weights) -> None:
+    """Raises UserError if the positions aren't a table (1, L, D) with a row for each patch."""
+    if POSEMB not in weights.params:
+        return
+    shape = weights.params[POSEMB].shape
+    if len(shape) != 3 or shape[0] != 1 or shape[1] <= min(num_class_rows(weights)):
+        raise UserError(
+            f"{weights.path}: the positions are of shape {shape}; it must be (1, length, width)"
+        )
+
+
+def num_class_rows(weights: Weights) -> tuple[int, ...]:
+    """Returns how many rows the class token may have among the positions, the likeliest first."""
+    return weights.class_rows if CLS in weights.params else (0,)
 
 
 def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weights:

@@ -77,7 +77,8 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     eval_sets = {"val": eval_set}
-    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash):
+    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash).
+    # evaluate.py evaluates another dataset with --dataset and --split.
     # eval_sets["v2"] = input_pipeline.open_source(
     #     "imagenet_v2", config.dataset.data_dir, "test", train_set.class_names)
     changed_fields = run_folder.fields_that_differ(config, common.get_config())

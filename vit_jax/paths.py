@@ -5,8 +5,8 @@ explicitly, since Flax numbers unnamed layers. List it here: in a block, by a ro
 BLOCK_PARAMETERS; before the blocks, in `is_input_layer`; elsewhere, in `is_known`. Turn it on in a
 row of MODELS in tests/test_paths.py. FSDP needs nothing. Only leaves named `kernel` decay.
 
-In vit_jax/pretrained, export.py refuses a model with a field that another codebase doesn't have,
-and loading.py refuses weights that lack a parameter of the model, until it is taught to add it, as
+Other codebases' weights need no change: export.py refuses a new field unless it has its default,
+and loading.py refuses weights that lack a parameter of the model, until you teach it to add it, as
 `adapt_head` does for heads.
 
 A name is a parameter's path in the tree of `model.init`, such as

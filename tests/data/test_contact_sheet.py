@@ -55,7 +55,9 @@ def test_the_sheet_shows_what_training_steps_see(tiny_config, image_folder, monk
     model, tx = LinearModel(), optax.sgd(0.0)
     params = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=True)
     params = params["params"]
-    state = train_state.TrainState(np.int32(0), params, tx.init(params), None, np.int32(0))
+    state = train_state.TrainState(
+        step=np.int32(0), params=params, opt_state=tx.init(params), skipped=np.int32(0)
+    )
     step = jax.jit(steps.make_train_step(model, tx, lambda _: 0.0, config))
     batches = input_pipeline.train_batches(source, config)
     for _ in rows:

@@ -299,7 +299,7 @@ def stem(**fields):
             lambda: apply(tiny_model().clone(pool="mean"), {}, jnp.zeros((1, 32, 32, 3))),
             "model.pool is 'mean'",
         ),
-        (lambda: tiny_model(gelu="relu"), "model.gelu is 'relu'; it must be 'tanh'"),
+        (lambda: tiny_model(gelu="gleu"), "model.gelu is 'gleu'; it must be 'tanh'"),
         (stem(num_layers=(2,), width_factor=0.3), "width_factor is 0.3; it must be a multiple"),
         (stem(layers=3), "model.resnet is .*; it must have num_layers"),
     ],

@@ -44,7 +44,9 @@ def request_stop():
 
 distributed.start(f"localhost:{local.free_port()}", 1, 0)
 weights = dict(w=jnp.ones(2))
-state = train_state.TrainState(jnp.int32(step), weights, weights, None, jnp.int32(0))
+state = train_state.TrainState(
+    step=jnp.int32(step), params=weights, opt_state=weights, skipped=jnp.int32(0)
+)
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 if not sync_points:
     request_stop()

@@ -107,7 +107,7 @@ def test_any_mesh_restores_what_another_saved(tmp_path, shapes):
 
 def test_the_latest_two_the_best_and_every_nth_are_kept(tmp_path):
     weights, zero = dict(w=np.ones(2)), np.int32(0)
-    state = train_state.TrainState(zero, weights, weights, None, zero)
+    state = train_state.TrainState(step=zero, params=weights, opt_state=weights, skipped=zero)
     values = {1: 0.6, 2: 0.9, 3: 0.3, 4: 0.5, 5: 0.8}
     for options, kept in (
         (dict(best_metric="accuracy"), [2, 4, 5]),
@@ -121,18 +121,30 @@ def test_the_latest_two_the_best_and_every_nth_are_kept(tmp_path):
         assert steps_in(workdir) == kept
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class ExtendedState(train_state.TrainState):
     """A state with fields that somebody added."""
 
     anchor: dict
     restarts: jax.Array
+    mean_loss: jax.Array
+    class_counts: jax.Array
 
 
 def test_every_field_of_a_state_is_stored(tmp_path, shapes):
     fields = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes)}
-    extended = ExtendedState(**fields, anchor=shapes.params, restarts=shapes.step)
-    state = at(20, extended).replace(restarts=jax.device_put(np.int32(7)))
+    sharding = shapes.step.sharding
+    extended = ExtendedState(
+        **fields,
+        anchor=shapes.params,
+        restarts=shapes.step,
+        mean_loss=jax.ShapeDtypeStruct((), np.float32, sharding=sharding),
+        class_counts=jax.ShapeDtypeStruct((10,), np.int32, sharding=sharding),
+    )
+    state = at(20, extended).replace(
+        restarts=jax.device_put(np.int32(7), sharding),
+        mean_loss=jax.device_put(np.float32(0.75), sharding),
+    )
     with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(20, state)
     assert_same(restore(tmp_path, extended), state)
@@ -141,7 +153,7 @@ def test_every_field_of_a_state_is_stored(tmp_path, shapes):
 def test_checkpoints_without_the_best_metric_are_never_the_best(tmp_path):
     """The metric may have been added to the code, or chosen, since they were saved."""
     weights, zero = dict(w=np.ones(2)), np.int32(0)
-    state = train_state.TrainState(zero, weights, weights, None, zero)
+    state = train_state.TrainState(step=zero, params=weights, opt_state=weights, skipped=zero)
     values = {1: dict(loss=0.1), 2: dict(loss=0.5, accuracy=0.2), 3: dict(loss=0.4, accuracy=0.1)}
     for best_metric, steps in (("loss", [1]), ("accuracy", [2, 3, 4, 5])):
         with contextlib.closing(checkpoint.Checkpoints(tmp_path, best_metric)) as checkpoints:

@@ -201,7 +201,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_checkpoints_can_be_read_again_from_any_folder_that_is_accepted(tmp_path, monkeypatch):
     """Orbax and TensorStore take some characters for a pattern or a slash."""
     tree = dict(w=np.arange(3.0))
-    state = train_state.TrainState(np.int32(0), tree, tree, None, np.int32(0))
+    state = train_state.TrainState(
+        step=np.int32(0), params=tree, opt_state=tree, skipped=np.int32(0)
+    )
     folder = tmp_path / "{a b}\u00fc\u65e5%20#$~]"
     run_folder.make(folder)
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:

@@ -2,11 +2,12 @@
 
 To add a host augmentation, edit two files: apply it in `train_image` and extend `describe` here,
 and RANGES (numbers) or `check` (tuples); and give its settings a default in `config.augment` in
-configs/common.py. A new way to crop is a row in CROPS; operations on decoded pixels are in
-randaugment.py. All randomness comes from the seed of the image and epoch: for a new augmentation,
-split off one more seed in `train_image`; the others still draw the same. Conditions on tensors are
-`tf.cond` or `tf.where`; a Python `if` can only test settings. To look at the result:
-python input_pipeline.py --config=FILE --show=sheet.png
+configs/common.py. A new way to crop is a row in CROPS. randaugment.py has functions of decoded
+pixels to use, such as `grayscale` and `blend`; a row in its OPERATIONS would change RandAugment.
+All randomness comes from the seed of the image and epoch: for a new augmentation, split off one
+more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond` or
+`tf.where`; a Python `if` can only test settings. To look at the result: python input_pipeline.py
+--config=FILE --show=sheet.png
 """
 
 import functools

@@ -1,14 +1,17 @@
 """Loss and accuracy over an evaluation set.
 
-To add another kind of evaluation, write a file like this one beside it: a function that takes a
-compiled function, parameters and batches, asks `stop_requested` before each batch, and returns a
-dictionary of numbers. Call it in `evaluate` in train.py, where `accuracy.evaluate` is called, and
-update `results[name]` with what it returns; each number is logged under its key. For the same
-numbers from evaluate.py, call it in `evaluate_params` there too.
+To add another kind of evaluation, write a file like this one beside it, with a function like
+`evaluate`: (compiled function, params, batches, stop_requested) -> a dictionary of numbers, or None
+as soon as `stop_requested()` returns True. Call it in `evaluate` in train.py after
+`accuracy.evaluate`, return None there too if it does, and else add its numbers to `results[name]`:
+each is logged under its key. `evaluate_params` in evaluate.py needs the same call.
 
-Datasets are opened in train.py: keep the training set, if you need it, as a field of `Run`. Outputs
-per example, such as features, must reach all processes: `out_shardings=replicated(mesh)`. Only a
-metric of vit_jax/training/metrics.py can be `config.best_metric`.
+The compiled function is a property of `Program` (vit_jax/training/program.py), like `eval_step`. It
+normalizes images by `augment.normalize`. To return something for each example, such as features,
+return the batch's labels and mask with it, and compile with `out_shardings=replicated(mesh)`, so
+that every process gets all of them. Datasets are opened in train.py: keep the training set, if you
+need it, as a field of `Run`. Only a metric of vit_jax/training/metrics.py can be
+`config.best_metric`.
 """
 
 from collections.abc import Callable, Iterable

@@ -22,7 +22,8 @@ from vit_jax.parallel.sharding import shard_examples
 xavier_uniform = nn.initializers.xavier_uniform()
 
 # The MLP's activations: the values of the field `gelu`, named so in every recorded configuration.
-# To add one, give it a row.
+# To add one, give it a row here, and its formula a row of ACTIVATIONS in
+# tests/models/test_models.py.
 GELUS = {
     "tanh": functools.partial(nn.gelu, approximate=True),  # Google's and big_vision's
     "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch's default

@@ -245,6 +245,7 @@ class Checkpoints:
                 f"Checkpoint {self.folder / str(step)} was saved without {name}, which starts at "
                 "its initial value"
             )
+        items = {name: as_field(tree) for name, tree in items.items()}
         items |= {name: getattr(initial, name) for name in new}
         stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
         if stored["step"] != step:
@@ -314,23 +315,32 @@ class Checkpoints:
             )
 
 
+SINGLE_ARRAY = "array"  # Orbax stores only trees: a field that is one array is wrapped
+
+
 def stored_items(state: TrainState) -> dict:
-    """Returns the fields of a state, or of its shapes, that are trees of arrays: {name: tree}."""
+    """Returns the items that store a state, or those of its shapes: {name: tree of arrays}."""
     return {
-        name: value
+        name: {SINGLE_ARRAY: value} if jax.tree_util.all_leaves([value]) else value
         for name, value in fields(state).items()
         if value is not None and not is_counter(value)
     }
 
 
+def as_field(tree):
+    """Returns the field of a state that an item stores."""
+    is_wrapped = isinstance(tree, dict) and tree.keys() == {SINGLE_ARRAY}
+    return tree[SINGLE_ARRAY] if is_wrapped else tree
+
+
 def counters(state: TrainState) -> dict[str, int]:
-    """Returns the fields of a state that are single numbers, which the metadata has."""
+    """Returns the fields of a state that are single whole numbers, which the metadata has."""
     return {name: int(value) for name, value in fields(state).items() if is_counter(value)}
 
 
 def is_counter(value) -> bool:
     """Whether a field is an int32 scalar rather than a tree of arrays."""
-    return getattr(value, "shape", None) == ()
+    return getattr(value, "shape", None) == () and value.dtype == np.int32
 
 
 def fields(state: TrainState) -> dict:

@@ -5,8 +5,9 @@ sharded. What happens before, on the host (crops, flips, RandAugment), is in
 `vit_jax/data/preprocess.py`.
 
 To add one, apply it in `train_inputs`, and extend RANGES and `describe`; its settings go into
-`config.augment` in configs/common.py. For its randomness, split off one more key at the start of
-`train_inputs`: the other augmentations still draw the same values.
+`config.augment` in configs/common.py; `check` checks those that aren't numbers. For its randomness,
+use `jax.random.split(key, 3)` in `train_inputs`: its first two keys are those of `split(key)`, so
+the other augmentations draw the same values as before.
 """
 
 import jax

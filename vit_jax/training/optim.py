@@ -1,9 +1,10 @@
 """The optimizer: clipping, update rule, weight decay, and learning rates per parameter.
 
 To add an update rule, write a function of `config.optimizer` that returns an optax transformation
-of gradients into directions, and give it a row in OPTIMIZERS; the learning rate and the minus sign
-are applied afterward. A new field gets its default in configs/common.py and its valid values in
-RANGES. The optimizer's state is sharded like the parameters.
+of gradients into directions, and give it a row in OPTIMIZERS. The function chains `weight_decay`
+where the rule wants it; the learning rate and the minus sign are applied afterward. A new field
+gets its default in configs/common.py and its valid values in RANGES; if it isn't a number, add it
+to FIELDS and to `check`. The optimizer's state is sharded like the parameters.
 """
 
 import re

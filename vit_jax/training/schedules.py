@@ -2,8 +2,8 @@
 
 To add one, write a function of (step, config, total_steps) and give it a row in SCHEDULES. `step`,
 the number of updates already taken, is a float32 scalar from 0 to total_steps - 1; `config` is
-`config.schedule`. During the warmup the function is called too, and its result is multiplied by
-step / warmup_steps: it should be `base_lr` there. The formula goes into EXPECTED in
+`config.schedule`. The function is also called during the warmup, where it must return `base_lr`,
+which the caller multiplies by step / warmup_steps. The formula goes into EXPECTED in
 tests/training/test_schedules.py.
 
 A new field gets its default in configs/common.py and its valid values in RANGES. If it counts

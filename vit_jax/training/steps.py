@@ -86,7 +86,9 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
         }
-        new_state = TrainState(state.step + 1, params, opt_state, ema_params, state.skipped)
+        new_state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+        )
         if config.on_nonfinite == "skip":
             finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
             new_state = keep_if(finite, new_state, state)

@@ -8,13 +8,13 @@ import optax
 from vit_jax.parallel import sharding
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class TrainState:
     """Everything that a run carries from step to step.
 
-    A new field is a tree of arrays or an int32 scalar. It starts in `initializer` (if it is made
-    from the parameters, also in `with_params`, for `init_from`) and is updated in `train_step`
-    (steps.py). Checkpoints have every field.
+    To add a field, an array or a tree of arrays, declare it below, start it in `initializer` (and
+    in `with_params`, if it is made from the parameters) and update it in `train_step` (steps.py).
+    Checkpoints store every field; one that is None is not stored.
 
     Attributes:
         step: int32 (), the number of steps taken.
@@ -27,7 +27,7 @@ class TrainState:
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    ema_params: dict | None
+    ema_params: dict | None = None
     skipped: jax.Array
 
     @property
@@ -61,7 +61,13 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
         ema_params = copy(params) if config.ema_decay else None
         zero = jnp.zeros((), jnp.int32)
         # Copied, because the training step donates every array of the state.
-        return TrainState(zero, params, tx.init(params), ema_params, jnp.copy(zero))
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=tx.init(params),
+            ema_params=ema_params,
+            skipped=jnp.copy(zero),
+        )
 
     shapes = jax.eval_shape(init)
     shardings = sharding.state_sharding(shapes, mesh)

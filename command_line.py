@@ -31,6 +31,7 @@ EXIT_DOES_NOT_FIT = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL in sysexits.h: the same command resumes the run
 EXIT_LOST = 76
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 # Errors of a collective that mean that another process is gone. Others are this process's own.
 LOST_PROCESS = re.compile(
@@ -105,6 +106,10 @@ def run(
         trains: whether the script handles --compile_for and requests to stop.
     """
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as in `python train.py ... >&-`
+            setattr(sys, name, open(os.devnull, "w"))
+
     def parse_checked(argv):
         arguments = parse(argv)
         if len(arguments) > 1 and not takes_paths:
@@ -169,6 +174,7 @@ def parse(argv: list[str]) -> list[str]:
     # Presets import the `configs` next to this file, whatever the current folder is.
     sys.path.insert(0, str(ROOT))
     try:
+        check_single_preset(argv)
         arguments = flags.FLAGS(with_preset_located(argv))
     except (AttributeError, KeyError) as error:  # an override of an unknown field
         stop(preset_error(error) or unknown_field(str(error.args[0])))
@@ -176,15 +182,25 @@ def parse(argv: list[str]) -> list[str]:
         stop(flag_error(str(error)))
     except OSError:  # an override of a field, in a preset that can't be read
         stop(missing_preset())
+    except SystemExit as error:
+        if isinstance(error.code, int) or error.code is None:
+            raise  # --help, or `stop`
+        stop(f"The preset calls sys.exit({error.code!r})")
     except SyntaxError as error:
         is_python = str(error.filename).endswith(".py")
         place = f"{error.filename}, line {error.lineno}: {error.msg}"
-        stop(place if is_python else missing_preset())
+        stop(place if is_python else unreadable_preset())
     except Exception as error:  # in the preset's code, or --config.dataset.name.x=1
         fields = f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})"
         stop(preset_error(error) or fields)
     check_not_empty()
     return arguments
+
+
+def check_single_preset(argv: list[str]) -> None:
+    """Stops the script if --config is given more than once."""
+    if len(names := [path for *_, path in preset_paths(argv)]) > 1:
+        stop(f"--config is given {len(names)} times ({', '.join(names)}): give one preset")
 
 
 def with_preset_located(argv: list[str]) -> list[str]:
@@ -223,7 +239,7 @@ def check_preset() -> None:
     """Stops the script if --config doesn't name a Python file."""
     path = (config_name() or "").partition(":")[0]
     if not path.endswith(".py") or not pathlib.Path(path).is_file():
-        stop(missing_preset())
+        stop(unreadable_preset())
     if not isinstance(CONFIG.value, ConfigDict):
         stop(f"{path}: get_config returns no ConfigDict; start from that of configs/common.py")
 
@@ -239,6 +255,8 @@ def preset_error(error: Exception) -> str | None:
             reason = unknown_field(str(error))
         return f"{inside[-1].filename}, line {inside[-1].lineno}: {reason}"
     if paths and "'get_config'" in str(error):
+        if paths[0].endswith(".json"):
+            return unreadable_preset()
         return f"{paths[0]} is no preset: it has no function get_config"
     return None
 
@@ -291,6 +309,19 @@ def group_error(group: str, value: str) -> str:
     )
 
 
+def unreadable_preset() -> str:
+    """Returns the message for a --config that isn't a Python file, or can't be decoded as one."""
+    path = next((path for *_, path in preset_paths(sys.argv)), "")
+    if path.endswith(".json") and pathlib.Path(path).is_file():
+        return (
+            f"{path} is no preset: to resume a run, give its own --config and --workdir; "
+            "evaluate.py and predict.py take --workdir alone"
+        )
+    if path.endswith(".py") and pathlib.Path(path).is_file():
+        return f"{path} can't be read as Python: save it as UTF-8 text"
+    return missing_preset()
+
+
 def missing_preset() -> str:
     """Returns the message for a --config that is missing or names no file."""
     presets = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -305,6 +336,9 @@ def guarded(main: Callable, preemptible: bool) -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs every operation
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+    less_memory = "use a smaller model, or smaller images"
+    if preemptible:
+        less_memory = "raise config.accum_steps, or lower config.batch_size or config.image_size"
     try:
         if COMPILE_FOR.value:
             topology.use_cpu()
@@ -317,6 +351,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 preemptible,
             )
         main()
+        sys.stdout.flush()
     except UserError as error:
         stop(str(error))
     except DoesNotFit as error:
@@ -326,16 +361,19 @@ def guarded(main: Callable, preemptible: bool) -> None:
     except KeyboardInterrupt:
         stop(INTERRUPTED, EXIT_INTERRUPTED)
     except Exception as error:
+        if isinstance(error, BrokenPipeError):  # `python predict.py ... | head`
+            # Python would complain when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_BROKEN_PIPE)
+        if isinstance(error, MemoryError):
+            stop(f"This machine is out of memory ({first_line(error)}): {less_memory}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             file = f" ({error.filename})" if error.filename else ""
             stop(f"The disk is full{file}: free some space, and run the same command again")
         jax_errors = [e for e in causes(error) if isinstance(e, jax.errors.JaxRuntimeError)]
         for cause in jax_errors:
             if str(cause).startswith("RESOURCE_EXHAUSTED"):
-                stop(
-                    f"The device is out of memory ({first_line(cause)}): raise config.accum_steps, "
-                    "or lower config.batch_size or config.image_size"
-                )
+                stop(f"The device is out of memory ({first_line(cause)}): {less_memory}")
         if jax.process_count() == 1:
             raise
         for cause in jax_errors:

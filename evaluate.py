@@ -2,6 +2,7 @@
 
 python evaluate.py --workdir=runs/digits
 python evaluate.py --workdir=runs/vit_b16 --split=validation --step=90000 --json
+python evaluate.py --workdir=runs/vit_b16 --dataset=imagenet_v2 --split=test
 python evaluate.py --config=configs/vit_b16.py --config.init_from=B_16.npz --config.image_size=384
 
 Every example of the split counts exactly once. The last command evaluates published weights on
@@ -15,7 +16,8 @@ from absl import flags
 
 import command_line
 import input_pipeline
-from vit_jax import models, pretrained
+from configs import common
+from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.evaluation import accuracy
 from vit_jax.parallel import feeding
@@ -27,19 +29,25 @@ from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
+DATASET = flags.DEFINE_string(
+    "dataset", None, "A TFDS name or a folder. Default: the configuration's dataset.name."
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its datasets. Default: the configuration's."
+)
 STEP = flags.DEFINE_integer("step", None, "The checkpoint's step. Default: the latest.")
 SPLIT = flags.DEFINE_string(
     "split", None, "The dataset's split. Default: the configuration's dataset.eval_split."
 )
 
 
-def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict[str, float]:
+def evaluate(workdir, step: int | None = None, **dataset: str | None) -> dict[str, float]:
     """Evaluates a run's checkpoint, with the average of its parameters if the run keeps one.
 
     Args:
         workdir: the run's folder.
         step: the checkpoint's step; None: the latest.
-        split: the dataset's split; None: the run's `dataset.eval_split`.
+        **dataset: another dataset with the same classes; see `select_dataset`.
 
     Returns:
         loss, accuracy and accuracy_top5.
@@ -48,23 +56,42 @@ def evaluate(workdir, step: int | None = None, split: str | None = None) -> dict
         UserError: an unknown run, checkpoint, dataset or split.
     """
     config, params = checkpoint.restore_params(workdir, step)
-    config.dataset.eval_split = split or config.dataset.eval_split
-    _, eval_set = input_pipeline.open_splits(config.dataset)
-    run_folder.check_class_names(workdir, eval_set.class_names, eval_set.name)
+    select_dataset(config, **dataset)
+    checks.check_values(config, common.get_config())
+    input_pipeline.check(config)
+    steps.check(config)
+    eval_set = open_eval_set(config.dataset, run_folder.read_class_names(workdir))
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
     expected = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
     check_shapes(workdir, params, expected)
     return evaluate_params(config, model, params, eval_set)
 
 
-def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
+def open_eval_set(dataset, class_names: tuple[str, ...] | None):
+    """Opens the evaluation split of `config.dataset`, whose labels number the run's classes.
+
+    Args:
+        dataset: `config.dataset`.
+        class_names: those of the run; None: those of the training split.
+    """
+    if class_names is None:  # an early version didn't record them
+        return input_pipeline.open_splits(dataset)[1]
+    location = (dataset.name, dataset.data_dir, dataset.eval_split)
+    return input_pipeline.open_source(*location, class_names)
+
+
+def evaluate_weights(config, **dataset: str | None) -> dict[str, float]:
     """Evaluates the weights in `config.init_from` on the configuration's dataset.
+
+    Args:
+        config: a preset's configuration.
+        **dataset: another dataset with the same classes; see `select_dataset`.
 
     Raises:
         UserError: unknown weights, dataset or split, or weights of a different model.
     """
     config = config.copy_and_resolve_references()
-    config.dataset.eval_split = split or config.dataset.eval_split
+    select_dataset(config, **dataset)
     input_pipeline.check(config)
     pretrained.check(config)
     _, eval_set = input_pipeline.open_splits(config.dataset)
@@ -72,6 +99,24 @@ def evaluate_weights(config, split: str | None = None) -> dict[str, float]:
     model, shape = models.from_config(config), input_pipeline.image_shape(config)
     params = pretrained.from_config(config, model, shape, new_head=False)
     return evaluate_params(config, model, params, eval_set)
+
+
+def select_dataset(
+    config, name: str | None = None, data_dir: str | None = None, split: str | None = None
+) -> None:
+    """Sets the dataset to evaluate on; what is None stays as configured.
+
+    Args:
+        config: the configuration, changed in place.
+        name: a TFDS name or a folder: `dataset.name`.
+        data_dir: `dataset.data_dir`.
+        split: `dataset.eval_split`.
+    """
+    fields = dict(name=name, data_dir=data_dir, eval_split=split)
+    with config.ignore_type():
+        config.dataset.update({field: value for field, value in fields.items() if value})
+    if name and split:  # the dataset may lack the split that the run was trained on
+        config.dataset.train_split = split
 
 
 def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
@@ -94,14 +139,15 @@ def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
 def main():
     run_log.start_logging()
     workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
+    dataset = dict(name=DATASET.value, data_dir=DATA_DIR.value, split=SPLIT.value)
     if config is not None and (workdir is not None or STEP.value is not None):
         raise UserError(
             "--config can't be combined with --workdir or --step, which select a checkpoint"
         )
     if workdir is not None:
-        values = evaluate(workdir, STEP.value, SPLIT.value)
+        values = evaluate(workdir, STEP.value, **dataset)
     elif config is not None and config.init_from:
-        values = evaluate_weights(config, SPLIT.value)
+        values = evaluate_weights(config, **dataset)
     else:
         raise UserError(
             "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "

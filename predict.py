@@ -38,10 +38,17 @@ CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "A text file with the name of a class per line."
 )
 
+NUM_HEADS = flags.DEFINE_integer(
+    "num_heads", None, "The number of attention heads, if --weights doesn't tell it."
+)
+GRID = flags.DEFINE_list(
+    "grid", None, "ROWS,COLUMNS of the positions, if --weights doesn't tell them."
+)
+
 MAX_DRAWN = 64  # images in a picture
 
 
-def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Classifier:
+def load(workdir, config, path, class_names: Sequence[str] | None = None, **settings) -> Classifier:
     """Loads a run, weights for a preset's model, or weights with the model they belong to.
 
     Args:
@@ -49,6 +56,7 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Cla
         config: a preset with `init_from`, or None.
         path: weights of any model, or None.
         class_names: in the order of the labels; None: those of the weights or the dataset.
+        **settings: `num_heads` and `grid` of weights, see `Classifier.load`.
 
     Raises:
         UserError: none or several of the three are given, or the weights can't be loaded.
@@ -56,7 +64,7 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None) -> Cla
     if sum(map(bool, (workdir, path, config))) > 1:
         raise UserError("--workdir, --weights and --config exclude each other: give one of them")
     if workdir or path:
-        return Classifier.load(workdir or path, class_names=class_names)
+        return Classifier.load(workdir or path, class_names=class_names, **settings)
     if config is None or not config.init_from:
         raise UserError(
             "Nothing to predict with: give --workdir=FOLDER (a run), --weights=PATH, or "
@@ -156,6 +164,15 @@ def text_rows(name: str, best: list[tuple[str, float]]) -> str:
     )
 
 
+def parse_grid(values: list[str] | None) -> tuple[int, int] | None:
+    """Returns (rows, columns) of --grid=ROWS,COLUMNS."""
+    if values is None:
+        return None
+    if len(values) != 2 or not all(value.strip().isdecimal() for value in values):
+        raise UserError(f"--grid is {','.join(values)!r}; it must be ROWS,COLUMNS, such as 14,14")
+    return int(values[0]), int(values[1])
+
+
 def check_not_an_input(path: str, source) -> None:
     """Raises UserError if the attention maps would overwrite one of the images."""
     if os.path.exists(path):
@@ -175,7 +192,8 @@ def main(paths: list[str]):
         check_not_an_input(ATTENTION.value, source)
     names = weights.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
-    classifier = load(workdir, config, WEIGHTS.value, names)
+    settings = dict(num_heads=NUM_HEADS.value, grid=parse_grid(GRID.value))
+    classifier = load(workdir, config, WEIGHTS.value, names, **settings)
     num_failed = predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value)
     if num_failed == source.num_examples:
         raise UserError("None of the given files is an image that can be read")

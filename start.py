@@ -42,6 +42,9 @@ def main() -> int:
     requirements, command, defaults = COMMANDS[sys.argv[1]]
     arguments = sys.argv[2:] or defaults
     if sys.argv[1] == "test":
+        for path in arguments:
+            if path.endswith((".py", "/")) and not (ROOT / path).exists():
+                return print_error(f"There is no {path}: name a file or folder of the code")
         arguments = test_arguments(arguments)
     if not install(requirements):
         return print_error(f"Installing {requirements} failed; pip's message is above")

@@ -241,7 +241,11 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
     order = input_pipeline.shuffle_order(train_set, config.dataset)
     parts = num_shares if order == "buffer" else 1
     check_filled_in("dataset.order", config.dataset.order, order, train_set.name)
-    config.dataset.update(order=order, parts=parts)
+    num_examples = train_set.num_examples
+    check_filled_in(
+        "dataset.num_examples", config.dataset.num_examples, num_examples, train_set.name
+    )
+    config.dataset.update(order=order, parts=parts, num_examples=num_examples)
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps not in checks.COUNT:

@@ -49,9 +49,10 @@ def get_config() -> ConfigDict:
     config.dataset.exif = placeholder(bool)
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
-    # Not settings: how the dataset is shuffled, recorded so that a resumed run keeps it.
+    # Not settings: what determines the order of the examples, recorded for resuming.
     config.dataset.order = placeholder(str)  # "global" or "buffer"
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
+    config.dataset.num_examples = placeholder(int)  # of the training split
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_processes", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices per process")
+    parser.add_argument("--num_processes", type=count, default=2)
+    parser.add_argument("--devices", type=count, default=1, help="virtual CPU devices per process")
     parser.add_argument(
         "--grace",
         type=float,
@@ -39,6 +39,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, forward_signal)
     signal.signal(signal.SIGTERM, forward_signal)
     return wait(processes, options.grace)
+
+
+def count(text: str) -> int:
+    """Returns the whole number, at least 1, that a flag is set to."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(text)
 
 
 def start(num_processes: int, devices: int, command: list[str]) -> list[subprocess.Popen]:

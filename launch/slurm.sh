@@ -14,6 +14,11 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "This isn't a Slurm job: start it with sbatch launch/slurm.sh ..." >&2
+    exit 2
+fi
+
 # Each process runs this. A process that fails by a user's mistake (2) or an error (1) writes its
 # exit code to a file: the others then fail with higher codes, because they lost one, and srun
 # returns the highest.

@@ -197,6 +197,12 @@ def check_features(info: tfds.core.DatasetInfo) -> None:
             f"Dataset {info.full_name} has the features {', '.join(info.features)}; it must have "
             "`image` and `label`"
         )
+    image = info.features["image"]
+    if not isinstance(image, tfds.features.Image) or np.dtype(image.np_dtype).itemsize > 2:
+        raise UserError(
+            f"The image of dataset {info.full_name} is {image!r}; it must be a tfds.features.Image "
+            "of uint8 or uint16"
+        )
     if not isinstance(info.features["label"], tfds.features.ClassLabel):
         kind = type(info.features["label"]).__name__
         raise UserError(

@@ -1,6 +1,9 @@
 """Joins several processes into one program, and synchronizes them."""
 
+import contextlib
 import socket
+import sys
+import threading
 import time
 
 import jax
@@ -10,6 +13,7 @@ from jax.experimental import multihost_utils
 from vit_jax.errors import UserError, first_line
 
 JOIN_SECONDS = 300  # how long processes wait for each other at the start
+SILENT_SECONDS = 10  # until a process that waits says so
 NO_CLUSTER = "coordinator_address should be defined"  # in JAX's error if it finds no cluster
 
 
@@ -47,11 +51,29 @@ def start(
             "--coordinator_address, --num_processes and --process_id go together: "
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         )
-    if not missing:
-        check_coordinator(coordinator_address, num_processes, process_id)
     jax.config.update("jax_enable_preemption_service", preemptible)
-    join(given, heartbeat_seconds, has_address=not missing)
+    with say_if_waiting(coordinator_address, num_processes, process_id):
+        if not missing:
+            check_coordinator(coordinator_address, num_processes, process_id)
+        join(given, heartbeat_seconds, has_address=not missing)
     check_devices()
+
+
+@contextlib.contextmanager
+def say_if_waiting(address: str | None, num_processes: int | None, process_id: int | None):
+    """Prints a line to stderr if the block, which waits for other processes, takes long."""
+    whom = "the other processes"
+    if address is not None:
+        whom = f"process 0 at {address}" if process_id else f"the other {num_processes - 1}"
+    name = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
+    line = f"{name} is waiting for {whom}, for up to {JOIN_SECONDS} s"
+    timer = threading.Timer(SILENT_SECONDS, print, [line], dict(file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def join(given: dict, heartbeat_seconds: int, has_address: bool) -> None:
@@ -92,8 +114,11 @@ def check_devices() -> None:
 def check_coordinator(address: str, num_processes: int, process_id: int) -> None:
     """Raises UserError if process 0 doesn't answer, where JAX would abort without an exception."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--coordinator_address is {address!r}; it must be host:port")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"--coordinator_address is {address!r}; it must be host:port, with a port from 1 to "
+            "65535"
+        )
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id is {process_id}; with --num_processes={num_processes} it must be "

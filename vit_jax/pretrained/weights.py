@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checks import size_pair
+from vit_jax.checks import check_numbers, size_pair
 from vit_jax.errors import UserError, first_line
 from vit_jax.paths import CLS, POSEMB
 from vit_jax.pretrained import architecture, formats, hub
@@ -175,6 +175,8 @@ def read_run(name: str, workdir: epath.Path, step: int | None, item: str | None)
     config, params = checkpoint.restore_params(workdir, step, item)
     params = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     model = models.from_config(config)
+    for field in ("mean", "std"):
+        check_numbers(f"{name}: config.augment.{field}", config.augment[field])
     return Weights(
         path=name,
         params=formats.from_flax(params),

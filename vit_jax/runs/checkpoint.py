@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
+from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import write_atomically
 from vit_jax.parallel import distributed
@@ -364,6 +364,8 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
     Raises:
         UserError: the folder has no run, or no readable checkpoint of that step.
     """
+    if step is not None:
+        check_range("step", step, COUNT_OR_ZERO)
     config = run_folder.read_config(workdir)
     if config is None:
         raise UserError(f"{workdir} is not a run's folder: it has no config.json")

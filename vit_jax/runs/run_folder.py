@@ -51,6 +51,11 @@ MAY_CHANGE = (
     # The text of an error message.
     "init_from_hint",
 )
+# Fields that every run has recorded, and their types.
+RECORDED = {
+    **dict.fromkeys(("model", "dataset", "augment"), ml_collections.ConfigDict),
+    **{"batch_size": int, "dtype": str, "loss": str},
+}
 # The learning rate of every step depends on these.
 LENGTH = ("total_steps", "num_epochs", "schedule")
 # Fields whose values are dictionaries, as opposed to groups of fields.
@@ -190,8 +195,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     path = epath.Path(workdir) / "config.json"
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        if "model" not in config:
-            raise ValueError("it doesn't describe a run")
+        check_structure(config)
     except FileNotFoundError:
         problem = "is missing"
     except (IsADirectoryError, ValueError, TypeError, AttributeError) as error:
@@ -212,6 +216,14 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     if problem == "is missing":
         return None
     raise UserError(f"{path} {problem}: use another folder, or remove the file")
+
+
+def check_structure(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if a configuration lacks a field that every run records."""
+    for field, kind in RECORDED.items():
+        if not isinstance(config.get(field), kind):
+            found = f"is {config[field]!r}" if field in config else "is missing"
+            raise ValueError(f"{field} {found}")
 
 
 def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
@@ -281,6 +293,9 @@ def check_config(
         for field in fields_that_differ(recorded, config)
         if not is_in(field, MAY_CHANGE) and (field in old or field in changed_fields)
     ]
+    if "dataset.name" in changed and has_moved(old, new):
+        changed.remove("dataset.name")
+        logger.info(f"{workdir}: the dataset is now read from {new['dataset.name']}")
     if changed:
         changes = "; ".join(
             f"{field}: {repr(old[field]) if field in old else 'not recorded'} -> {new.get(field)!r}"
@@ -290,7 +305,12 @@ def check_config(
             f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
             "another --workdir, or the recorded values"
         )
-        if any(is_in(field, LENGTH) for field in changed):
+        if "dataset.num_examples" in changed:
+            message += (
+                ". The training set has gained or lost examples since the run began: restore it, "
+                f"or start a new run with --config.init_from={workdir} in another --workdir"
+            )
+        elif any(is_in(field, LENGTH) for field in changed):
             message += (
                 ". A run can't be extended in place, whether it is finished or not: to continue "
                 f"from its parameters, start a new run with --config.init_from={workdir} in "
@@ -305,6 +325,17 @@ def check_config(
             f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
             "order of ArrayRecord files doesn't depend on the processes"
         )
+
+
+def has_moved(old: dict, new: dict) -> bool:
+    """Whether the dataset of a run is a folder that has another path now.
+
+    Args:
+        old, new: the recorded and the given configuration, with dotted names.
+    """
+    is_folder = os.path.isdir(os.path.expanduser(str(new["dataset.name"])))
+    count = "dataset.num_examples"
+    return is_folder and old["dataset.name"] != "digits" and old.get(count) == new.get(count)
 
 
 def check_steps(workdir, steps: Sequence[int], total_steps: int) -> None:

@@ -74,10 +74,10 @@ def open_eval_set(dataset, class_names: tuple[str, ...] | None):
         dataset: `config.dataset`.
         class_names: those of the run; None: those of the training split.
     """
-    if class_names is None:  # an early version didn't record them
-        return input_pipeline.open_splits(dataset)[1]
-    location = (dataset.name, dataset.data_dir, dataset.eval_split)
-    return input_pipeline.open_source(*location, class_names)
+    location = (dataset.name, dataset.data_dir)
+    if class_names is None:
+        class_names = input_pipeline.open_source(*location, dataset.train_split).class_names
+    return input_pipeline.open_source(*location, dataset.eval_split, class_names)
 
 
 def evaluate_weights(config, **dataset: str | None) -> dict[str, float]:
@@ -94,7 +94,7 @@ def evaluate_weights(config, **dataset: str | None) -> dict[str, float]:
     select_dataset(config, **dataset)
     input_pipeline.check(config)
     pretrained.check(config)
-    _, eval_set = input_pipeline.open_splits(config.dataset)
+    eval_set = open_eval_set(config.dataset, None)
     config.num_classes = eval_set.num_classes
     model, shape = models.from_config(config), input_pipeline.image_shape(config)
     params = pretrained.from_config(config, model, shape, new_head=False)

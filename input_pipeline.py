@@ -36,7 +36,7 @@ from vit_jax.data.corrupt import (
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
 from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, share_range
-from vit_jax.data.sources import RandomAccess, RecordFiles, Source
+from vit_jax.data.sources import RandomAccess, RecordFiles, Source, num_shared
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -106,7 +106,13 @@ def open_splits(dataset) -> tuple[Source, Source]:
     """Opens the training and the evaluation split of `config.dataset`, with the same classes."""
     location = (dataset.name, dataset.data_dir)
     train_set = open_source(*location, dataset.train_split)
-    return train_set, open_source(*location, dataset.eval_split, train_set.class_names)
+    eval_set = open_source(*location, dataset.eval_split, train_set.class_names)
+    if shared := num_shared(train_set, eval_set):
+        logger.warning(
+            f"{shared:,} of the {eval_set.num_examples:,} evaluation examples "
+            f"({dataset.eval_split}) are also in the training split ({dataset.train_split})"
+        )
+    return train_set, eval_set
 
 
 def num_classes(dataset) -> int:

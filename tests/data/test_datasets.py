@@ -1,15 +1,21 @@
 """Datasets by their names: the digits, TFDS datasets, and names that can't be opened."""
 
 import json
+import logging
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 import input_pipeline
+from configs import common
 from input_pipeline import open_source
+from vit_jax.data import datasets
+from vit_jax.data.sources import num_shared
 from vit_jax.errors import UserError
 
 
@@ -112,6 +118,13 @@ def test_missing_splits(image_folder, tfds_folders):
             assert "can't be read" in text or "no split" in text
 
 
+def test_a_prepared_dataset_without_its_description(tfds_folders, tmp_path):
+    folder = shutil.copytree(tfds_folders["tfrecord"], tmp_path / "copy")
+    (folder / "dataset_info.json").unlink()
+    with pytest.raises(UserError, match="without its dataset_info.json"):
+        open_source(str(folder), None, "train")
+
+
 def test_several_datasets_in_one_folder(tmp_path):
     for version in ("1.0.0", "2.0.0"):
         (tmp_path / version).mkdir()
@@ -129,6 +142,37 @@ def test_an_evaluation_set_with_other_classes_is_refused(tfds_folders):
             open_source(tfds_folders["tfrecord"], None, "test", names)
     with pytest.raises(UserError, match="numbers its 10 classes differently"):
         open_source("digits", None, "test", ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("train_split", "eval_split", "shared"),
+    [
+        ("train", "test", 0),
+        ("train[:50%]", "train[50%:]", 0),
+        ("train", "train", 53),
+        ("train[:30]", "test+train[-25:]", 2),
+    ],
+)
+def test_splits_that_overlap_are_told(tfds_folders, caplog, train_split, eval_split, shared):
+    logging.getLogger("vit_jax").propagate = True
+    dataset = common.get_config().dataset
+    dataset.update(name=tfds_folders["tfrecord"], train_split=train_split, eval_split=eval_split)
+    train_set, eval_set = input_pipeline.open_splits(dataset)
+    assert num_shared(train_set, eval_set) == shared
+    assert (f"{shared} of the" in caplog.text) == bool(shared)
+
+
+def test_images_of_another_kind_are_refused():
+    label = tfds.features.ClassLabel(num_classes=2)
+    for image, kind in (
+        (tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8), "Tensor"),
+        (tfds.features.Sequence(tfds.features.Image()), "Sequence"),
+        (tfds.features.Image(shape=(8, 8, 1), dtype=np.float32), "Image"),
+    ):
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        info = types.SimpleNamespace(features=features, full_name="pictures/1.0.0")
+        with pytest.raises(UserError, match=f"The image of dataset pictures/1.0.0 is {kind}"):
+            datasets.check_features(info)
 
 
 def test_a_reversed_slice_is_empty(tfds_folders):

@@ -9,7 +9,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from vit_jax.data.folders import open_folder
-from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select_split, split_error
+from vit_jax.data.sources import (
+    RandomAccess,
+    RecordFiles,
+    Source,
+    select_split,
+    split_error,
+    split_ranges,
+)
 from vit_jax.errors import UserError, first_line
 
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -59,6 +66,11 @@ def open_any_source(name, data_dir, split, class_names) -> Source:
             )
         if prepared:
             return open_tfds(read_prepared(prepared[0]), split)
+        if (folder / "features.json").exists():
+            raise UserError(
+                f"{folder} is a prepared TFDS dataset without its dataset_info.json: copy the "
+                "whole folder, or prepare it again"
+            )
         return open_folder(folder, split, class_names)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"config.dataset.name is {name!r}, but there is no such folder")
@@ -93,7 +105,7 @@ def open_digits(split: str) -> RandomAccess:
     for digit in range(10):
         is_test[np.flatnonzero(digits.target == digit)[4::5]] = True
     whole_splits = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
-    rows = select_split(split, whole_splits, "the embedded digits")
+    rows, ranges = select_split(split, whole_splits, "the embedded digits")
     images = tf.constant([tf.io.encode_png(image).numpy() for image in pixels[rows]])
     labels = tf.constant(digits.target[rows], tf.int64)
     return RandomAccess(
@@ -102,6 +114,7 @@ def open_digits(split: str) -> RandomAccess:
         class_names=tuple(str(name) for name in digits.target_names),
         describe=lambda index: f"digit {rows[index]} of scikit-learn's",
         fetch=lambda index: (images[index], labels[index]),
+        ranges=ranges,
     )
 
 
@@ -181,6 +194,9 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         num_examples=num_examples,
         class_names=tuple(info.features["label"].names),
         describe=describe,
+        ranges=split_ranges(
+            split, {name: part.num_examples for name, part in info.splits.items()}, info.full_name
+        ),
     )
     if info.file_format == ARRAY_RECORD:
         return RandomAccess(**common, fetch=array_record_reader(builder, split))

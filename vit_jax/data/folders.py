@@ -56,7 +56,7 @@ def open_folder(
     order = hash_order(folder_paths[i] + file for i, file in zip(folder_of, files, strict=True))
     split_of = np.array([name for name, _ in folders])[folder_of[order]]
     indices = {name: order[split_of == name] for name in whole_splits}
-    selected = select_split(split, indices, str(root))
+    selected, ranges = select_split(split, indices, str(root))
 
     files, folder_of = tf.constant(files[selected]), tf.constant(folder_of[selected])
     folder_paths = tf.constant(folder_paths)
@@ -71,6 +71,7 @@ def open_folder(
         class_names=classes,
         describe=lambda index: os.fsdecode(path(index).numpy()),
         fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
+        ranges=ranges,
         exif=True,
     )
 

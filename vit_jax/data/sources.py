@@ -7,7 +7,7 @@
 import dataclasses
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +27,7 @@ class Source:
         describe: the index of an example -> text that helps a person find it, such as its path.
         fetch: the handle of an example -> (encoded image, label), as TensorFlow operations. The
             type of a handle depends on the kind of source.
+        ranges: (whole split, first, last + 1) of each part of the dataset that the split selects.
         exif: whether images are turned upright as their EXIF data says, unless the configuration
             says otherwise.
         corrupt: the indices of examples that were skipped so far.
@@ -37,6 +38,7 @@ class Source:
     class_names: tuple[str, ...]
     describe: Callable[[int], str]
     fetch: Callable
+    ranges: tuple[tuple[str, int, int], ...] = ()
     exif: bool = False
     corrupt: set[int] = dataclasses.field(default_factory=set)
 
@@ -138,28 +140,58 @@ def read_records(path, first_index, skip, take, *, ignore_errors: bool) -> tf.da
     return records.skip(skip).concatenate(empty).take(take).enumerate(first_index)
 
 
-def select_split(split: str, whole_splits: dict[str, np.ndarray], dataset: str) -> np.ndarray:
-    """Returns the items that a split in TFDS's notation selects: "train[:99%]", "train+test".
+def select_split(
+    split: str, whole_splits: dict[str, np.ndarray], dataset: str
+) -> tuple[np.ndarray, tuple[tuple[str, int, int], ...]]:
+    """Returns the items that a split in TFDS's notation selects, and its `split_ranges`.
 
     Args:
-        split: the split.
+        split: such as "train[:99%]" or "train+test".
         whole_splits: the items of each whole split.
         dataset: what messages call the dataset.
 
     Raises:
         UserError: a split that can't be parsed, isn't among `whole_splits`, or is empty.
     """
-    infos = {
-        name: types.SimpleNamespace(num_examples=len(items)) for name, items in whole_splits.items()
-    }
-    try:
-        ranges = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except ValueError as error:
-        raise UserError(split_error(split, dataset, error)) from None
-    selected = np.concatenate([whole_splits[r.splitname][r.from_ : r.to] for r in ranges])
+    ranges = split_ranges(split, {n: len(items) for n, items in whole_splits.items()}, dataset)
+    selected = np.concatenate([whole_splits[name][first:end] for name, first, end in ranges])
     if not len(selected):
         raise UserError(f"Split {split!r} of {dataset} is empty")
-    return selected
+    return selected, ranges
+
+
+def split_ranges(
+    split: str, sizes: Mapping[str, int], dataset: str
+) -> tuple[tuple[str, int, int], ...]:
+    """Returns (whole split, first, last + 1) of each part that a split selects.
+
+    Args:
+        split: in TFDS's notation.
+        sizes: the number of examples of each whole split.
+        dataset: what messages call the dataset.
+
+    Raises:
+        UserError: a split that can't be parsed or isn't among `sizes`.
+    """
+    infos = {name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except ValueError as error:
+        raise UserError(split_error(split, dataset, error)) from None
+    return tuple(
+        (part.splitname, *slice(part.from_, part.to).indices(sizes[part.splitname])[:2])
+        for part in parts
+    )
+
+
+def num_shared(first: Source, second: Source) -> int:
+    """Returns how many examples two splits of one dataset share."""
+    return sum(
+        max(0, min(end, other_end) - max(start, other_start))
+        for name, start, end in first.ranges
+        for other_name, other_start, other_end in second.ranges
+        if name == other_name
+    )
 
 
 def split_error(split: str, dataset: str, error: Exception) -> str:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import types
 
+import forked
 import jax
 import pytest
 
@@ -92,6 +93,29 @@ def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
         command_line.preset_error(missing) == f"{path} is no preset: it has no function get_config"
     )
     assert command_line.preset_error(AttributeError("'nofield'")) is None  # not the preset's
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("mine.py", "seed = 1".encode("utf-16"), "can't be read as Python: save it as UTF-8"),
+        ("mine.py", b"raise SystemExit('bye')", r"The preset calls sys.exit\('bye'\)"),
+        ("config.json", b"{}", "is no preset: to resume a run"),
+        ("mine.txt", b"", "is no preset: it has no function get_config"),
+    ],
+)
+def test_files_that_are_no_presets(name, contents, message, tmp_path):
+    (tmp_path / name).write_bytes(contents)
+    result = forked.run_script("train.py", f"--config={tmp_path / name}")
+    assert result.returncode == 2
+    assert re.search(message, result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_two_presets_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        command_line.check_single_preset(["train.py", "--config=a.py", "--config", "b.py:quick"])
+    assert "--config is given 2 times (a.py, b.py)" in capsys.readouterr().err
 
 
 def test_an_unknown_field_is_named(monkeypatch):

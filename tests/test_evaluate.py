@@ -13,5 +13,8 @@ def test_evaluation_repeats_the_result_of_training(on_one_device, tmp_path):
     assert evaluate.evaluate(tmp_path) == pytest.approx(result, rel=1e-6)
     training = evaluate.evaluate(tmp_path, step=20, split="train[:50]")
     assert training["loss"] != result["loss"]
+    assert evaluate.evaluate(tmp_path, name="digits") == pytest.approx(result, rel=1e-6)
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate.evaluate(tmp_path, name=str(tmp_path / "photos"))
     with pytest.raises(UserError, match="No checkpoint of step 7"):
         evaluate.evaluate(tmp_path, step=7)

@@ -275,6 +275,9 @@ def test_mistakes_about_processes(monkeypatch):
         distributed.start("localhost:1", 2, 5)
     with pytest.raises(UserError, match="--coordinator_address is 'localhost'; .*be host:port"):
         distributed.start("localhost", 2, 1)
+    for address in ("localhost:99999", "http://localhost:1234"):
+        with pytest.raises(UserError, match=f"is '{address}'; .* a port from 1 to 65535"):
+            distributed.start(address, 2, 1)
     monkeypatch.setattr(distributed, "JOIN_SECONDS", 1)
     with pytest.raises(UserError, match=r"Process 1 can't join localhost:1 .*is process 0 running"):
         distributed.start("localhost:1", 2, 1)

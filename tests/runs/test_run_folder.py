@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 
 import numpy as np
@@ -126,6 +127,33 @@ def test_a_buffered_order_on_another_number_of_processes_warns(tmp_path, tiny_co
     tiny_config.dataset.parts = 4
     run_folder.check_config(tmp_path, tiny_config)
     assert "in 2 parts, one for each process, and from now on in 4" in caplog.text
+
+
+def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):
+    """The order of the examples depends on how many there are, not on where they are."""
+    old, moved = tmp_path / "photos", tmp_path / "moved"
+    tiny_config.dataset.update(name=str(old), num_examples=80)
+    run_folder.write_config(run, tiny_config)
+    tiny_config.dataset.name = str(moved)
+    with pytest.raises(UserError, match="dataset.name: "):  # there is no such folder
+        run_folder.check_config(run, tiny_config)
+    moved.mkdir()
+    logging.getLogger("vit_jax").propagate = True
+    with caplog.at_level(logging.INFO, logger="vit_jax"):
+        run_folder.check_config(run, tiny_config)
+    assert f"now read from {moved}" in caplog.text
+    tiny_config.dataset.num_examples = 79
+    with pytest.raises(UserError, match=r"num_examples: 80 -> 79.*has gained or lost examples"):
+        run_folder.check_config(run, tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("batch_size", "64"), ("model", []), ("augment", 3), ("dtype", None)]
+)
+def test_a_damaged_configuration_names_the_field(run, field, value):
+    edit_config(run, lambda fields: fields.update({field: value}))
+    with pytest.raises(run_folder.LostConfigError, match=f"can't be read .{field} is "):
+        run_folder.read_config(run)
 
 
 def test_what_is_recorded_is_read_back(tmp_path, tiny_config):

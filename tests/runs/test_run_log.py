@@ -80,6 +80,17 @@ def test_lines_that_are_not_rows_are_set_aside(tmp_path, tiny_config, caplog):
     assert "metrics.jsonl: 5 lines aren't rows of a run, the first in line 1; moved" in caplog.text
 
 
+def test_rows_of_an_earlier_start_are_kept(tmp_path, tiny_config, caplog):
+    """A run that starts anew, perhaps with another configuration, destroys no numbers."""
+    tiny_config.update(log_every_steps=1, total_steps=5)
+    log_steps(tmp_path, tiny_config, 0, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    log_steps(tmp_path, tiny_config, 0, 1)
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+    assert (tmp_path / "earlier_metrics.jsonl").read_bytes() == before
+    assert "3 rows are of an earlier start" in caplog.text
+
+
 def test_a_restart_knows_whether_its_step_was_evaluated(tmp_path, tiny_config):
     def evaluated(step):
         with contextlib.closing(run_log.RunLog(tmp_path, step, tiny_config)) as log:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -78,29 +79,42 @@ class RunLog:
     def truncate_rows(self, step: int) -> None:
         """Removes the rows after `step`, which a resumed run writes again.
 
-        Lines that aren't rows are moved to corrupt_metrics.jsonl.
+        Lines that aren't rows are moved to corrupt_metrics.jsonl. If the run starts anew, rows of an
+        earlier start, perhaps with another configuration, are moved to earlier_metrics.jsonl.
         """
         path = self.workdir / "metrics.jsonl"
         if not path.exists():
             return
-        kept, corrupt = [], {}
+        kept, removed, corrupt = [], [], {}
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
             row = parse_row(line)
             if row is not None and row["step"] <= step:
                 kept.append(line.rstrip() + b"\n")
                 is_evaluation = any(name.startswith("val/") for name in row)
                 self.evaluated |= row["step"] == step and is_evaluation
-            elif row is None and (line.endswith(b"\n") or not line.startswith(b"{")):
+            elif row is not None:
+                removed.append(line.rstrip() + b"\n")
+            elif line.endswith(b"\n") or not line.startswith(b"{"):
                 corrupt[number] = line.rstrip() + b"\n"
             # Or the run was killed while writing the last line.
+        if removed and step == 0:
+            self.append("earlier_metrics.jsonl", removed)
+            logger.warning(
+                f"{path}: {len(removed)} rows are of an earlier start that left no checkpoint; moved "
+                "to earlier_metrics.jsonl"
+            )
         if corrupt:
-            with open(self.workdir / "corrupt_metrics.jsonl", "ab") as file:
-                file.write(b"".join(corrupt.values()))
+            self.append("corrupt_metrics.jsonl", corrupt.values())
             logger.warning(
                 f"{path}: {len(corrupt)} lines aren't rows of a run, the first in line "
-                f"{min(corrupt)}; moved to {file.name}"
+                f"{min(corrupt)}; moved to corrupt_metrics.jsonl"
             )
         write_atomically(path, b"".join(kept))
+
+    def append(self, name: str, lines: Iterable[bytes]) -> None:
+        """Appends lines to a file in the run's folder."""
+        with open(self.workdir / name, "ab") as file:
+            file.write(b"".join(lines))
 
     def record(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a step, still on the device; flushes if the step is to be logged."""

@@ -204,7 +204,10 @@ def test_crops_of_turned_jpegs_are_those_of_upright_images(ramp, tiny_config):
 
 
 def test_broken_exif_data_changes_nothing(ramp):
-    """Wherever a byte is wrong or the file ends, the orientation is a number from 1 to 8."""
+    """Wherever a byte is wrong or the file ends, the orientation is a number from 1 to 8.
+
+    Unreadable data means upright, as it does to Pillow.
+    """
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG"):
         content = encoded(ramp, kind, exif=exif_data(6)).numpy()
@@ -213,6 +216,10 @@ def test_broken_exif_data_changes_nothing(ramp):
             broken[rng.integers(2, 100, 2)] = rng.integers(0, 256, 2)
             broken = broken[:i].tobytes() if i % 2 else broken.tobytes()
             assert 1 <= preprocess.exif_orientation(broken) <= 8
+        assert preprocess.exif_orientation(content) == 6
+        start = content.index(b"Exif" if kind == "JPEG" else b"eXIf")
+        assert preprocess.exif_orientation(content[:start]) == 1
+        assert preprocess.exif_orientation(content.replace(b"II*\x00", b"XX*\x00")) == 1
 
 
 @pytest.mark.parametrize("crop", preprocess.CROPS)

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.parallel import memory
+from vit_jax.parallel import distributed, memory
 from vit_jax.training.program import Program
 
 
@@ -29,3 +29,7 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused(
         else:
             with pytest.raises(UserError, match=message):
                 program.check_memory()
+    monkeypatch.setattr(memory, "bytes_per_device", lambda: 4 * 2**30)
+    monkeypatch.setattr(distributed, "any_process", lambda exceeds: True)
+    with pytest.raises(UserError, match="Another process has less memory than the run needs"):
+        program.check_memory()

@@ -79,8 +79,8 @@ class RunLog:
     def truncate_rows(self, step: int) -> None:
         """Removes the rows after `step`, which a resumed run writes again.
 
-        Lines that aren't rows are moved to corrupt_metrics.jsonl. If the run starts anew, rows of an
-        earlier start, perhaps with another configuration, are moved to earlier_metrics.jsonl.
+        Lines that aren't rows are moved to corrupt_metrics.jsonl. If the run starts anew, rows of
+        an earlier start, maybe of another configuration, are moved to earlier_metrics.jsonl.
         """
         path = self.workdir / "metrics.jsonl"
         if not path.exists():
@@ -100,8 +100,8 @@ class RunLog:
         if removed and step == 0:
             self.append("earlier_metrics.jsonl", removed)
             logger.warning(
-                f"{path}: {len(removed)} rows are of an earlier start that left no checkpoint; moved "
-                "to earlier_metrics.jsonl"
+                f"{path}: {len(removed)} rows are of an earlier start that left no checkpoint; "
+                "moved to earlier_metrics.jsonl"
             )
         if corrupt:
             self.append("corrupt_metrics.jsonl", corrupt.values())

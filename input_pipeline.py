@@ -9,6 +9,8 @@ To draw the images and labels that the model gets:
     python input_pipeline.py --config=configs/vit_b16.py:recipe=augreg --show=out.png
 """
 
+from __future__ import annotations
+
 import atexit
 import itertools
 import logging
@@ -16,15 +18,10 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 
-# Before TensorFlow is imported: no startup messages, and the same arithmetic on every CPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import numpy as np
-import tensorflow as tf
 
 from vit_jax import checks
-from vit_jax.data import preprocess
+from vit_jax.data import preprocess, tf
 from vit_jax.data.corrupt import (
     describe_unreadable,
     iterate_batches,
@@ -42,8 +39,6 @@ from vit_jax.errors import UserError
 logger = logging.getLogger("vit_jax")
 
 RANGES = {"in_memory_mb": checks.NON_NEGATIVE, "shuffle_buffer": checks.COUNT}
-
-tf.config.set_visible_devices([], "GPU")  # leaves the GPUs to JAX
 
 __all__ = [
     "RandomAccess",

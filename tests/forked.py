@@ -13,6 +13,10 @@ import tempfile
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+# What the scripts import when they need it.
+LAZY = ("tensorflow", "tensorflow_datasets", "orbax.checkpoint", "sklearn.datasets")
+
+
 class Script:
     """A running script, with the interface of subprocess.Popen as far as tests need it."""
 
@@ -56,7 +60,7 @@ def fork_server():
     """The standard library's server of forks, having imported what the scripts import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["train", "vit_jax.inference.classifier", "vit_jax.figures.attention"]
+        ["train", "vit_jax.inference.classifier", "vit_jax.figures.attention", *LAZY]
     )
     return context
 

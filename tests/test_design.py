@@ -149,6 +149,14 @@ def test_the_library_needs_only_its_own_requirements():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_without_slow_imports(script):
+    """A mistake in a flag is reported before TensorFlow and Orbax are imported."""
+    slow = ("tensorflow", "tensorflow_datasets", "orbax.checkpoint", "sklearn", "matplotlib")
+    code = f"import sys, {script}\nassert not {{*sys.modules}} & {{*{slow}}}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_the_package_includes_every_room():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert packages["packages"]["find"]["include"] == ["vit_jax*"]

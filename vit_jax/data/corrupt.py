@@ -1,14 +1,15 @@
 """Corrupt examples, which can't be read or decoded: named in an error, or skipped and counted."""
 
+from __future__ import annotations
+
 import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow as tf
 
-from vit_jax.data import preprocess
+from vit_jax.data import preprocess, tf
 from vit_jax.data.folders import dangling_link
 from vit_jax.data.sources import RecordFiles, Source
 from vit_jax.errors import UserError

@@ -1,13 +1,14 @@
 """Opens a dataset by its name: the embedded digits, a folder of images, or a TFDS dataset."""
 
+from __future__ import annotations
+
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 from etils import epath
 
+from vit_jax.data import tf, tfds
 from vit_jax.data.folders import open_folder
 from vit_jax.data.sources import (
     RandomAccess,
@@ -18,8 +19,6 @@ from vit_jax.data.sources import (
     split_ranges,
 )
 from vit_jax.errors import UserError, first_line
-
-ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
 def open_source(
@@ -179,8 +178,9 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     """
     info = builder.info
     check_features(info)
-    if ARRAY_RECORD in info.available_file_formats():  # maybe beside TFRecord files
-        info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
+    if array_record in info.available_file_formats():  # maybe beside TFRecord files
+        info.set_file_format(array_record, override=True, override_if_initialized=True)
     files = split_files(info, split)
     ends = np.cumsum([take for _, _, take in files])
     num_examples = int(ends[-1])
@@ -198,7 +198,7 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
             split, {name: part.num_examples for name, part in info.splits.items()}, info.full_name
         ),
     )
-    if info.file_format == ARRAY_RECORD:
+    if info.file_format == array_record:
         return RandomAccess(**common, fetch=array_record_reader(builder, split))
     mean_bytes = info.dataset_size / sum(part.num_examples for part in info.splits.values())
     num_bytes = round(mean_bytes * num_examples)

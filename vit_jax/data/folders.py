@@ -1,5 +1,7 @@
 """Folders and lists of image files as sources."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import os
@@ -7,8 +9,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import tensorflow as tf
 
+from vit_jax.data import tf
 from vit_jax.data.sources import RandomAccess, select_split
 from vit_jax.errors import UserError
 from vit_jax.files import dangling_target

@@ -10,13 +10,14 @@ more seed in `train_image`; the others still draw the same. Conditions on tensor
 --config=FILE --show=sheet.png
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import tensorflow as tf
-
 from vit_jax import checks
+from vit_jax.data import tf
 from vit_jax.data.randaugment import color_jitter, randaugment
 from vit_jax.errors import UserError
 
@@ -261,10 +262,20 @@ def stored_window(window: Callable, orientation, shape) -> list[tf.Tensor]:
     return tf.unstack(tf.where(swapped, tf.gather(corners, (1, 0, 3, 2)), corners))
 
 
-# Traced once, not for each pipeline.
-@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def exif_orientation(encoded) -> tf.Tensor:
     """Returns the orientation in an image's EXIF data, int32 () from 1 to 8; 1 if it has none."""
+    return traced_search()(encoded)
+
+
+@functools.cache
+def traced_search() -> Callable:
+    """Returns `search_orientation`, traced once instead of for each pipeline."""
+    signature = [tf.TensorSpec((), tf.string)]
+    return tf.function(search_orientation, input_signature=signature, autograph=False)
+
+
+def search_orientation(encoded) -> tf.Tensor:
+    """Returns the orientation in an image's EXIF data; see `exif_orientation`."""
 
     def parse(start, little_endian):
         read = functools.partial(read_numbers, encoded, little_endian=little_endian)

@@ -10,7 +10,9 @@ To add an operation, write the function and give it a row in OPERATIONS; every r
 often.
 """
 
-import tensorflow as tf
+from __future__ import annotations
+
+from vit_jax.data import tf
 
 FILL = 128  # the value of pixels that geometry and cutout leave empty
 

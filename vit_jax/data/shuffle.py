@@ -1,8 +1,10 @@
 """The order in which training examples are read: a new one each epoch, from the seed alone."""
 
-import numpy as np
-import tensorflow as tf
+from __future__ import annotations
 
+import numpy as np
+
+from vit_jax.data import tf
 from vit_jax.data.sources import RandomAccess, RecordFiles
 
 FOREVER = np.iinfo(np.int64).max

@@ -4,15 +4,16 @@
 `RecordFiles` reads TFRecord files from front to back.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
+from vit_jax.data import tf, tfds
 from vit_jax.errors import UserError
 
 

@@ -20,9 +20,7 @@ import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint import checkpoint_managers
+from etils import epath, epy
 
 from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
 from vit_jax.errors import UserError, first_line
@@ -32,6 +30,10 @@ from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
 from vit_jax.training import metrics
 from vit_jax.training.train_state import TrainState
+
+with epy.lazy_imports():  # takes a second
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
 
 logger = logging.getLogger("vit_jax")
 
@@ -44,17 +46,6 @@ def check(config) -> None:
     check_ranges("config", config, dict.fromkeys(intervals, COUNT_OR_ZERO))
     if config.best_metric:
         check_choice("config.best_metric", config.best_metric, metrics.NAMES)
-
-
-class CheckpointManager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves preemption notices to `Preemption`.
-
-    JAX expects one increasing series of sync points from a program. Orbax would pass the step to
-    the same series, and the point at which the processes agreed to stop could then be missed.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 class Checkpoints:
@@ -97,7 +88,7 @@ class Checkpoints:
                     get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        self.manager = CheckpointManager(
+        self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -105,6 +96,10 @@ class Checkpoints:
                 **options,
             ),
         )
+        # Preemption notices are left to `Preemption`. JAX expects one increasing series of sync
+        # points from a program. Orbax would pass the step to the same series, and the point at
+        # which the processes agreed to stop could then be missed.
+        self.manager.reached_preemption = lambda step: False
 
     def save(self, step: int, state: TrainState, values: dict | None = None) -> None:
         """Starts saving, and returns once the state is copied off the devices.

@@ -9,11 +9,13 @@ import sys
 import time
 
 import jax
-import orbax.checkpoint as ocp
-from etils import epath
+from etils import epath, epy
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.paths import differing_shapes, path_name
+
+with epy.lazy_imports():  # takes a second
+    import orbax.checkpoint as ocp
 
 
 class CorruptCheckpoint(Exception):
@@ -64,7 +66,7 @@ def lists_item(checkpoint: epath.Path, item: str) -> bool:
     return item in items if isinstance(items, dict) else True
 
 
-def local_checkpointer() -> ocp.StandardCheckpointer:
+def local_checkpointer() -> "ocp.StandardCheckpointer":
     """Returns a checkpointer that doesn't wait for other processes, where reading may fail."""
     process = jax.process_index()
     if jax.process_count() == 1:

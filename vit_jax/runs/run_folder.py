@@ -19,13 +19,15 @@ from collections.abc import Collection, Sequence
 
 import jax
 import ml_collections
-import orbax.checkpoint as ocp
-from etils import epath
+from etils import epath, epy
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import dangling_target, write_atomically
 from vit_jax.models import variants
 from vit_jax.parallel import distributed
+
+with epy.lazy_imports():  # takes a second
+    import orbax.checkpoint as ocp
 
 logger = logging.getLogger("vit_jax")
 

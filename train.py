@@ -288,7 +288,8 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
         f"FLOPs        {flops.forward_flops(model, program.image_shape) / 1e9:,.3g} G per image "
         f"of {height}x{width}x{channels}, forward",
         f"Memory       {sharding.num_bytes_on_device(state) / mebibyte:,.1f} MiB of state and "
-        f"{memory.temp_size_in_bytes / mebibyte:,.1f} MiB of temporaries per device",
+        f"{memory.temp_size_in_bytes / mebibyte:,.1f} MiB of temporaries per device, "
+        f"remat {program.remat}",
         f"Run          {config.total_steps:,} steps of {config.batch_size} ({epochs:,.1f} epochs)"
         f", {config.optimizer.name}, {config.schedule.name} from {config.schedule.base_lr:g}",
     ):

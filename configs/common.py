@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.model.attention_dropout_rate = 0.0
     config.model.stochastic_depth_rate = 0.0
     config.model.scan = False
-    config.model.remat = "none"  # or "full", or one of jax.checkpoint_policies
+    config.model.remat = "auto"  # recomputes what doesn't fit; "none", "full", or between: vit.py
     config.model.attention_impl = "auto"  # or "pallas" (on TPU), "cudnn" (on GPU), "xla"
 
     config.optimizer = ConfigDict()  # vit_jax/training/optim.py

@@ -15,5 +15,4 @@ def get_config(arg=None):
     options = common.imagenet_options(arg)
     config = common.imagenet("L/32", options)
     config.model.scan = True  # compiles one block, not one per layer
-    config.model.remat = "full"  # recomputes a block's activations in the backward pass
     return common.quick(config) if options.quick else config

@@ -26,9 +26,10 @@ def config():
 def test_remedies_split_the_state_then_accumulate_then_rematerialize(config):
     """For a run that needs twice the memory, first with a small state, then with a large one."""
     config.total_steps = compile_for.ANY_STEPS
+    config.model.remat = "none"
     program = Program(config, (32, 32, 3), create_mesh(data=8))  # 8 examples per device
     for available in (10**12, 10**6):
-        remedies = list(compile_report.remedies(program, 2 * available, available))
+        remedies = remedies_of(program, 2 * available, available)
         fsdp = {} if available == 10**12 else {"mesh.data": -1, "mesh.fsdp": 8}
         expected = [fsdp] if fsdp else []
         expected += [fsdp | {"accum_steps": factor} for factor in (2, 4, 8)]
@@ -37,6 +38,12 @@ def test_remedies_split_the_state_then_accumulate_then_rematerialize(config):
         if not fsdp:
             expected += [{"mesh.data": -1, "mesh.fsdp": 8, "model.remat": "full", "accum_steps": 8}]
         assert remedies == expected
+    config.model.remat = "auto"  # has tried "full"
+    assert not any("model.remat" in overrides for overrides in remedies_of(program, 2, 1))
+
+
+def remedies_of(program, required, available):
+    return list(compile_report.remedies(program, required, available))
 
 
 @pytest.mark.compiler

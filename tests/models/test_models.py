@@ -89,7 +89,7 @@ def plain(images):
     [
         (True, "full"),
         pytest.param(False, "full", marks=pytest.mark.slow),
-        pytest.param(True, "dots_with_no_batch_dims_saveable", marks=pytest.mark.slow),
+        pytest.param(True, "dots_and_attention", marks=pytest.mark.slow),
     ],
 )
 def test_scan_and_remat_do_not_change_results(images, plain, scan, remat):
@@ -264,7 +264,7 @@ def stem(**fields):
         (lambda: models.create("B/16", dropot_rate=0.1), "did you mean dropout_rate"),
         (lambda: tiny_model(width=30), "width 30 is not divisible by model.num_heads 4"),
         (lambda: tiny_model(pool="mean"), "model.pool is 'mean'.* 'cls', 'gap', 'map' or 'none'"),
-        (lambda: tiny_model(remat="everything"), "model.remat is 'everything'"),
+        (lambda: tiny_model(remat="everything"), "model.remat is 'everything'; it must be 'auto'"),
         (lambda: tiny_model(depth=0), "model.depth is 0; it must be a whole number >= 1"),
         (lambda: tiny_model(num_heads=0), "model.num_heads is 0"),
         (lambda: tiny_model(representation_size=1.5), "model.representation_size is 1.5"),

@@ -6,7 +6,27 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.parallel import distributed, memory
-from vit_jax.training.program import Program
+from vit_jax.training.program import AUTO_REMAT, USABLE_SHARE, Program, program_bytes
+
+
+def test_as_little_is_recomputed_as_fits(one_device, tiny_config):
+    """remat="auto" keeps all activations, the important ones, or those between blocks."""
+    tiny_config.batch_size = 64
+    tiny_config.model.update(depth=4, scan=True)
+    sizes = {}
+    for remat in AUTO_REMAT:
+        tiny_config.model.remat = remat
+        sizes[remat] = program_bytes(Program(tiny_config, (32, 32, 3), one_device).train_step)
+    assert sizes["none"] > sizes["dots_and_attention"] > sizes["full"]
+    tiny_config.model.remat = "auto"
+    for remat, size in sizes.items():
+        available = int(size / USABLE_SHARE) + 1
+        program = Program(tiny_config, (32, 32, 3), one_device, available)
+        assert program.train_step is not None
+        assert program.remat == remat
+    program = Program(tiny_config, (32, 32, 3), one_device, 1000)
+    assert program.train_step is not None  # `check_memory` refuses it
+    assert program.remat == "full"
 
 
 def test_a_run_that_needs_more_memory_than_there_is_is_refused(

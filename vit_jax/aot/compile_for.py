@@ -65,7 +65,7 @@ def compile_program(config, image_shape: tuple[int, int, int], tpu: Slice) -> tu
     """
     mesh = create_mesh(**config.mesh, devices=tpu.devices)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
-    program = Program(config, image_shape, mesh)
+    program = Program(config, image_shape, mesh, tpu.chip.memory_bytes)
     return program, compile_report.create_report(program, tpu)
 
 

@@ -52,7 +52,7 @@ def create_report(program: Program, tpu: Slice) -> dict:
         "batch_size_per_device": config.batch_size / num_shards(program.mesh),
         "accum_steps": config.accum_steps,
         "attention": program.attention_impl,
-        "remat": config.model.remat,
+        "remat": program.remat,
         "scan": config.model.scan,
         "available_bytes": tpu.chip.memory_bytes,
         "fits": all(part["fits"] for part in parts.values()),
@@ -185,7 +185,7 @@ def report_lines(report: dict) -> Iterator[str]:
     yield f"Slice        {report['slice']}: {report['devices']:,} devices, mesh {mesh}"
     yield (
         f"Model        {report['model']}: {report['parameters']:,} parameters, attention by "
-        f"{report['attention']}"
+        f"{report['attention']}, remat {report['remat']}"
     )
     yield (
         f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} per device"
@@ -246,7 +246,8 @@ def remedies(program: Program, required: float, available: int) -> Iterator[dict
         enough = [n for n in divisors(num_data) if state / n < 0.2 * available]
         fsdp = split_state(mesh, min(enough, default=num_data))
         yield fsdp
-    remat = {} if config.model.remat == "full" else {"model.remat": "full"}
+    has_tried = config.model.remat in ("auto", "full")
+    remat = {} if has_tried else {"model.remat": "full"}
     microbatch = config.batch_size // (num_shards(mesh) * config.accum_steps)  # per device
     enough = [n for n in divisors(microbatch) if n > 1 and n >= required / available]
     for factor in dict.fromkeys(enough[:3] + enough[-1:]):

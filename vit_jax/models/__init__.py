@@ -8,7 +8,7 @@ from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
 from vit_jax.models import variants
 from vit_jax.models.checks import check_fields, check_image, check_resnet
-from vit_jax.models.vit import GELUS, VisionTransformer
+from vit_jax.models.vit import GELUS, REMAT, VisionTransformer
 
 __all__ = ["FIELDS", "VisionTransformer", "check_image", "create", "from_config"]
 
@@ -52,6 +52,7 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
     model = VisionTransformer(num_classes=num_classes or None, **fields)
     check_fields(model)
     check_choice("model.gelu", model.gelu, GELUS)
+    check_choice("model.remat", model.remat, REMAT)
     return model
 
 

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
 from vit_jax.models import tpu_attention
+from vit_jax.models.tpu_attention import ATTENTION_OUTPUT
 from vit_jax.parallel import sharding
 
 logger = logging.getLogger("vit_jax")
@@ -56,6 +58,7 @@ class MultiHeadDotProductAttention(nn.Module):
         value = project((width,), heads, name="value")(context)
         if weights is None and (key is None or not self.dropout_rate):
             y = attend(query, keys, value, mask, self.num_heads, self.impl)
+            y = checkpoint_name(y, ATTENTION_OUTPUT)
         else:
             dropout = nn.Dropout(self.dropout_rate, deterministic=key is None)
             drop = functools.partial(dropout, rng=key)

@@ -15,7 +15,6 @@ CHOICES = {
     "norm": ("pre", "post"),
     "attention_impl": IMPLS,
     "scan": (False, True),
-    "remat": ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"),
 }
 
 WIDTH = Range(1, 2**20, whole=True)

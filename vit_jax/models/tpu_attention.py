@@ -18,12 +18,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.parallel.mesh import AXES, BATCH
 
+ATTENTION_OUTPUT = "attention_output"  # what `remat` policies call it
 LANES = 128
 MASKED = -1e30  # added to the scores of masked tokens; not infinite, whose differences are NaN
 LARGEST_VMEM = 48 * 2**20  # of the 64 or 128 MiB that the served chips have
@@ -123,6 +125,7 @@ def forward(query, key, value, bias, num_heads, interpret):
         num_heads,
         interpret,
     )
+    out, log_sums = (checkpoint_name(array, ATTENTION_OUTPUT) for array in (out, log_sums))
     return out, (query, key, value, bias, out, log_sums)
 
 

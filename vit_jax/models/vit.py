@@ -15,11 +15,24 @@ import jax.numpy as jnp
 from vit_jax.checks import check_choice, lookup, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb, resnet
-from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.attention import ATTENTION_OUTPUT, MultiHeadDotProductAttention
 from vit_jax.models.checks import check_fields, check_image
 from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
+
+# What the backward pass keeps of a block, for each value of the field `remat` that recomputes the
+# rest. An attention kernel isn't a matrix product to JAX: its output is kept by name.
+WITH_WEIGHTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+REMAT_POLICIES = {
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_and_attention": jax.checkpoint_policies.save_from_both_policies(
+        WITH_WEIGHTS, jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT)
+    ),
+    "dots_with_no_batch_dims_saveable": WITH_WEIGHTS,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+REMAT = ("auto", "none", *REMAT_POLICIES)
 
 # The MLP's activations: the values of the field `gelu`, named so in every recorded configuration.
 # To add one, give it a row here, and its formula a row of ACTIVATIONS in
@@ -171,8 +184,7 @@ class Encoder(nn.Module):
 
     def blocks(self, x, mask, rates, keys, capture):
         block_cls = EncoderBlock
-        if self.remat != "none":
-            policy = None if self.remat == "full" else getattr(jax.checkpoint_policies, self.remat)
+        if policy := REMAT_POLICIES.get(self.remat):
             block_cls = nn.remat(EncoderBlock, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             block_cls = nn.scan(
@@ -250,10 +262,12 @@ class VisionTransformer(nn.Module):
         attention_dropout_rate: applied to the attention weights.
         stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
-        remat: what the backward pass recomputes. "none"; "full": each block; or the name of a
-            policy in `jax.checkpoint_policies`, "dots_saveable" (keeps all matrix products, except
-            for those inside an attention kernel) or "dots_with_no_batch_dims_saveable" (keeps those
-            with the weights).
+        remat: what the backward pass recomputes, to save memory. "none"; "full": all of each
+            block; "dots_and_attention": all but the matrix products with the weights and the
+            attention output; "dots_with_no_batch_dims_saveable": the attention output too;
+            "dots_saveable": all but matrix products, which without an attention kernel include the
+            scores. "auto": in training, the first of "none", "dots_and_attention" and "full" that
+            fits the device's memory; elsewhere "none".
         attention_impl: how attention is computed: "pallas" (a TPU kernel), "cudnn" (on an NVIDIA
             GPU, in bfloat16) or "xla"; "auto" is the fastest that the device has. It doesn't
             change what a model computes, except for rounding. Attention dropout and captured
@@ -282,7 +296,7 @@ class VisionTransformer(nn.Module):
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     scan: bool = False
-    remat: str = "none"
+    remat: str = "auto"
     attention_impl: str = "auto"
     dtype: jnp.dtype = jnp.float32
 

@@ -1,6 +1,7 @@
 """What a run computes: model, optimizer and compiled steps, for any mesh."""
 
 import functools
+import math
 
 import jax
 
@@ -11,6 +12,10 @@ from vit_jax.parallel import distributed, memory, sharding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.training import optim, steps, train_state
 
+# Values of the model's field `remat`, the fastest first, that "auto" tries.
+AUTO_REMAT = ("none", "dots_and_attention", "full")
+USABLE_SHARE = 0.95  # of a device's memory; the rest is for batches in flight
+
 
 class Program:
     """A run's model, optimizer and steps, compiled when first used.
@@ -20,27 +25,33 @@ class Program:
     Attributes:
         model: the VisionTransformer.
         attention_impl: how its attention is computed on the mesh; not "auto".
+        remat: what the training step recomputes; not "auto" once the step is compiled.
         tx: the optax transformation.
         learning_rate: step -> learning rate.
         init: () -> the initial TrainState, on the mesh.
         shapes: the state's shapes with shardings, which a checkpoint is restored to.
     """
 
-    def __init__(self, config, image_shape: tuple[int, int, int], mesh):
+    def __init__(
+        self, config, image_shape: tuple[int, int, int], mesh, memory_bytes: int | None = None
+    ):
         """Creates the model and the optimizer; compiles nothing.
 
         Args:
             config: a run's configuration, resolved.
             image_shape: (H, W, C).
             mesh: the mesh to compile for.
+            memory_bytes: the memory of one of its devices; None: that of this machine's.
 
         Raises:
             UserError: invalid fields of the model or the optimizer.
         """
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
+        self.memory_bytes = memory_bytes
         model = models.from_config(config)
         self.attention_impl = attention.resolve(model, mesh.devices.flat[0])
         self.model = model.clone(attention_impl=self.attention_impl)
+        self.remat = model.remat
         params = jax.eval_shape(
             lambda: train_state.init_params(self.model, image_shape, config.seed)
         )
@@ -52,8 +63,32 @@ class Program:
     @functools.cached_property
     def train_step(self):
         """The compiled training step, see `steps.make_train_step`."""
-        step = steps.make_train_step(self.model, self.tx, self.learning_rate, self.config)
+        if self.model.remat == "auto":
+            for self.remat in AUTO_REMAT[:-1]:
+                if (compiled := self.compile_if_it_fits(self.remat)) is not None:
+                    return compiled
+            self.remat = AUTO_REMAT[-1]
+        return self.compile_train_step(self.remat)
+
+    def compile_train_step(self, remat: str):
+        """Compiles the training step with a value of the model's field `remat`."""
+        model = self.model.clone(remat=remat)
+        step = steps.make_train_step(model, self.tx, self.learning_rate, self.config)
         return sharding.compile_train_step(step, self.shapes, self.batch_shapes)
+
+    def compile_if_it_fits(self, remat: str):
+        """Returns the compiled training step; None if it needs more memory than a device has."""
+        try:
+            compiled = self.compile_train_step(remat)
+            needed = program_bytes(compiled)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled, needed = None, math.inf
+        available = self.memory_bytes or memory.bytes_per_device()
+        exceeds = available is not None and needed > USABLE_SHARE * available
+        # All processes must run the same program.
+        return None if distributed.any_process(exceeds) else compiled
 
     @functools.cached_property
     def eval_step(self):
@@ -104,6 +139,15 @@ class Program:
     def eval_batch_size(self) -> int:
         """The global batch size of evaluation."""
         return eval_batch_size(self.config, self.mesh)
+
+
+def program_bytes(compiled) -> int:
+    """Returns the bytes per device that a compiled function needs, with its arguments."""
+    sizes = compiled.memory_analysis()
+    # Outputs that reuse the memory of a donated argument don't count.
+    outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    inputs = sizes.argument_size_in_bytes + sizes.generated_code_size_in_bytes
+    return inputs + sizes.temp_size_in_bytes + outputs
 
 
 def eval_batch_size(config, mesh) -> int:

@@ -86,9 +86,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     config = resolve(config, train_set, share["num_shares"])
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
-    run_folder.check_config(workdir, config, changed_fields, recover_config)
-    if run_folder.checkpoint_steps(workdir):
-        run_folder.check_class_names(workdir, train_set.class_names, train_set.name)
+    run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
 
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
@@ -105,9 +103,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
     batches = feeding.to_devices(batches, mesh)
     log_summary(program, train_set, eval_sets, state)
-    if jax.process_index() == 0:
-        run_folder.write_config(workdir, config)
-        run_folder.write_class_names(workdir, train_set.class_names)
+    run_folder.record(workdir, config, train_set.class_names)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())

@@ -33,8 +33,6 @@ from vit_jax.files import atomic_path, write_atomically
         (checks.check_range, ("f", None, checks.FINITE), "f is None; it must be a finite number"),
         (checks.check_range, ("f", "1", checks.FINITE), "f is '1'; it must be a finite number"),
         (checks.check_interval, ("f", (0.5, 0.1)), r"f is \(0.5, 0.1\); it must be \(low, high\)"),
-        (checks.check_count, ("f", 0), "f is 0; it must be a whole number, at least 1"),
-        (checks.check_count, ("f", 2.0), "f is 2.0; it must be a whole number"),
         (checks.size_pair, ("f", 0), "f is 0; it must be a number of pixels above 0, or"),
         (checks.size_pair, ("f", (1, 2, 3)), r"f is \(1, 2, 3\); it must be a number of pixels"),
         (checks.size_pair, ("f", 2.0), "f is 2.0; it must be"),

@@ -104,12 +104,6 @@ def check_numbers(field: str, values) -> None:
         raise UserError(f"{field} is {values!r}; it must be numbers, such as (0.5, 1.0)")
 
 
-def check_count(field: str, value) -> None:
-    """Raises UserError if `value` is not a whole number of at least 1."""
-    if not isinstance(value, numbers.Integral) or value < 1:
-        raise UserError(f"{field} is {value!r}; it must be a whole number, at least 1")
-
-
 def check_interval(field: str, value) -> None:
     """Raises UserError if `value` is not (low, high) with 0 < low <= high <= 1."""
     check_numbers(field, value)

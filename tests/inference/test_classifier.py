@@ -129,7 +129,7 @@ def test_the_number_of_classes_to_return(classifier):
     image = np.zeros((16, 16), np.uint8)
     assert len(classifier(image, top=20)[0]) == 10
     for top in (0, -1, 2.0):
-        with pytest.raises(UserError, match=f"top is {top}; it must be a whole number, at least 1"):
+        with pytest.raises(UserError, match=f"top is {top}; it must be a whole number >= 1"):
             classifier(image, top=top)
 
 

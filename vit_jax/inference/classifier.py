@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax import models, pretrained
-from vit_jax.checks import check_count, size_pair
+from vit_jax.checks import Range, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.inference import features
 from vit_jax.inference.images import evaluation_view, is_pillow
@@ -137,7 +137,7 @@ class Classifier:
         Raises:
             UserError: `top` isn't such a number, or an image is none of these, empty or corrupt.
         """
-        check_count("top", top)
+        check_range("top", top, Range(1, whole=True))
         return [self.top_classes(row, top) for row in self.probabilities(images)]
 
     def top_classes(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:

@@ -178,6 +178,13 @@ def has_config(folder) -> bool:
     return isinstance(fields, dict) and fields.keys() >= {"model", "optimizer", "schedule"}
 
 
+def record(workdir, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
+    """Records a run's configuration and classes; only process 0 writes."""
+    if jax.process_index() == 0:
+        write_config(workdir, config)
+        write_class_names(workdir, class_names)
+
+
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     """Records a run's configuration."""
     text = config.to_json_best_effort(indent=2)
@@ -252,6 +259,27 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
         with contextlib.suppress(LostConfigError):  # `check_config` reports it
             config.dataset.exif = read_config(workdir).get("dataset", {}).get("exif")
     return config
+
+
+def check_resumable(
+    workdir,
+    config: ml_collections.ConfigDict,
+    train_set,
+    changed_fields: Collection[str] = (),
+    recover: bool = False,
+) -> None:
+    """Checks that the run in a folder, if it has checkpoints, can be resumed.
+
+    Args:
+        train_set: the training split, a Source.
+        workdir, config, changed_fields, recover: see `check_config`.
+
+    Raises:
+        UserError: as `check_config`; or the dataset has other classes now.
+    """
+    if checkpoint_steps(workdir):
+        check_config(workdir, config, changed_fields, recover)
+        check_class_names(workdir, train_set.class_names, train_set.name)
 
 
 def check_config(

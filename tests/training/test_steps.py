@@ -179,6 +179,34 @@ def test_accumulation_computes_what_the_whole_batch_does(config, batches, one_de
     assert_close(parts, whole)
 
 
+@pytest.mark.parametrize(
+    ("axes", "fields"),
+    [(dict(), {}), slow(dict(data=2, fsdp=2, tensor=2), EVERYTHING)],
+)
+def test_frozen_parameters_get_no_gradient(config, batches, axes, fields, one_device, monkeypatch):
+    """The state is that of all gradients, at the cost of a forward pass; the norm is the head's."""
+    config.optimizer.update(name="sgd", momentum=0.0, weight_decay=0.0, frozen=("(?!head)",))
+    config.schedule.update(name="constant", base_lr=0.1)
+    config.update(grad_clip_norm=0.0, accum_steps=2)
+    mesh = meshes.create_mesh(**{"data": 1, **axes}) if axes else one_device
+    new_state, step = compile_step(config, mesh, **fields)
+    _, states = take_steps(new_state, step, batches, mesh)
+
+    (batch,) = feeding.to_devices(batches[:1], mesh)
+    _, values = step(new_state(), batch)
+    moved = jax.tree.map(np.subtract, states[0].params, jax.device_get(new_state().params))
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.1 * float(values["grad_norm"]), 1e-3)
+
+    def split_nothing(params, _):
+        return params, jax.tree.map(lambda _: None, params)
+
+    monkeypatch.setattr(optim, "split_frozen", split_nothing)
+    new_state, full_step = compile_step(config, mesh, **fields)
+    _, expected = take_steps(new_state, full_step, batches, mesh)
+    assert_close(states[-1], expected[-1], atol=1e-6)
+    assert step.cost_analysis()["flops"] < 0.5 * full_step.cost_analysis()["flops"]
+
+
 @pytest.mark.slow
 def test_accumulation_saves_memory(config, one_device):
     """Images become float32 one microbatch at a time."""

@@ -10,6 +10,7 @@ to FIELDS and to `check`. The optimizer's state is sharded like the parameters.
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -186,20 +187,55 @@ def freeze(tx, params, patterns) -> optax.GradientTransformation:
     """Keeps parameters at their values if a pattern matches the start of their name.
 
     "(?!head)" freezes everything but the head. Frozen parameters get no update, no decay and no
-    optimizer state, and don't count toward the norm that clipping uses.
+    optimizer state, and don't count toward the norm that clipping uses. Their gradients are
+    ignored: see `split_frozen`.
     """
     if not patterns:
         return tx
     check_patterns(params, patterns, "frozen")
-
-    def label(path, _):
-        frozen = any(re.match(pattern, path_name(path)) for pattern in patterns)
-        return "frozen" if frozen else "trained"
-
-    labels = jax.tree.map_with_path(label, params)
-    if "trained" not in jax.tree.leaves(labels):
+    frozen = frozen_mask(params, patterns)
+    if all(jax.tree.leaves(frozen)):
         raise UserError(f"config.optimizer.frozen {tuple(patterns)} freezes every parameter")
+    labels = jax.tree.map(lambda frozen: "frozen" if frozen else "trained", frozen)
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_mask(params, patterns):
+    """Returns the mask of the parameters whose name a pattern of `frozen` matches."""
+
+    def is_frozen(path, _):
+        return any(re.match(pattern, path_name(path)) for pattern in patterns or ())
+
+    return jax.tree.map_with_path(is_frozen, params)
+
+
+def split_frozen(params, patterns) -> tuple:
+    """Returns (trained, frozen) parameters, two trees with None in each other's places.
+
+    A gradient with respect to the first is all that the optimizer needs; none is computed for the
+    second, nor for any layer below the lowest trained one.
+    """
+    mask = frozen_mask(params, patterns)
+    trained = jax.tree.map(lambda leaf, frozen: None if frozen else leaf, params, mask)
+    frozen = jax.tree.map(lambda leaf, frozen: leaf if frozen else None, params, mask)
+    return trained, frozen
+
+
+def merge_frozen(trained, frozen):
+    """Returns the parameters that `split_frozen` has split."""
+    return jax.tree.map(
+        lambda ours, other: other if ours is None else ours,
+        trained,
+        frozen,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def fill_frozen(grads, params):
+    """Returns gradients of all parameters: zeros where those of the trained ones have None."""
+    return jax.tree.map(
+        lambda leaf, grad: jnp.zeros_like(leaf) if grad is None else grad, params, grads
+    )
 
 
 def check_patterns(params, patterns, field: str) -> None:

@@ -10,7 +10,7 @@ import optax
 from vit_jax import checks
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
-from vit_jax.training import augment, losses, metrics
+from vit_jax.training import augment, losses, metrics, optim
 from vit_jax.training.train_state import TrainState
 
 ON_NONFINITE = ("stop", "skip")
@@ -46,7 +46,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
             loss: before the update.
             accuracy: before the update, of the images' own labels, also with MixUp and CutMix.
             learning_rate: of this update.
-            grad_norm: before clipping.
+            grad_norm: of the parameters that aren't frozen, before clipping.
             param_norm: after the update.
             skipped: with `config.on_nonfinite="skip"`, how many updates have been dropped so far:
                 those for which a metric above wasn't finite.
@@ -66,7 +66,13 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
 
     def gradients(params, images, labels, key):
-        values, grads = jax.value_and_grad(forward, has_aux=True)(params, images, labels, key)
+        """Returns (loss, metrics), and the gradients of the parameters that aren't frozen."""
+        trained, frozen = optim.split_frozen(params, config.optimizer.frozen)
+
+        def loss_of(trained):
+            return forward(optim.merge_frozen(trained, frozen), images, labels, key)
+
+        values, grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
         return values, sharding.shard_like_params(grads)
 
     def train_step(state: TrainState, batch: dict):
@@ -74,7 +80,9 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         (loss, others), grads = accumulate(
             gradients, state.params, (batch["images"], batch["labels"]), key, config.accum_steps
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(
+            optim.fill_frozen(grads, state.params), state.opt_state, state.params
+        )
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:

@@ -1,8 +1,8 @@
 """Moves batches to the devices: which examples a process loads, and global arrays of them."""
 
 import collections
-import itertools
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -48,22 +48,26 @@ def process_rows(mesh: Mesh, batch_size: int) -> dict:
 def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Iterator[dict]:
     """Turns this process's NumPy batches into global arrays, sharded over their first axis.
 
-    Transfers are asynchronous: `ahead` batches are in flight while one is in use.
+    A thread produces and transfers `ahead` batches while one is in use, so that the next one is
+    handed over when it is ready, even if those after it are not.
     """
     sharding = batch_sharding(mesh)
     num_shares = process_rows(mesh, num_shards(mesh))["num_shares"]
-    queue = collections.deque()
     batches = iter(batches)
 
     def put(array):
         shape = (num_shares * len(array), *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    def enqueue(count):
-        for batch in itertools.islice(batches, count):
-            queue.append(jax.tree.map(put, batch))
+    def put_next():
+        batch = next(batches, None)
+        return None if batch is None else jax.tree.map(put, batch)
 
-    enqueue(ahead)
-    while queue:
-        enqueue(1)
-        yield queue.popleft()
+    thread = futures.ThreadPoolExecutor(1, "to_devices")
+    try:
+        queue = collections.deque(thread.submit(put_next) for _ in range(1 + ahead))
+        while (batch := queue.popleft().result()) is not None:
+            yield batch
+            queue.append(thread.submit(put_next))
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

@@ -198,12 +198,11 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
             split, {name: part.num_examples for name, part in info.splits.items()}, info.full_name
         ),
     )
+    common["fetch"] = record_parser(info.features)
     if info.file_format == array_record:
-        return RandomAccess(**common, fetch=array_record_reader(builder, split))
+        return RandomAccess(**common, read=array_record_reader(builder, split))
     mean_bytes = info.dataset_size / sum(part.num_examples for part in info.splits.values())
-    num_bytes = round(mean_bytes * num_examples)
-    parse = record_parser(info.features)
-    return RecordFiles(**common, fetch=parse, files=files, num_bytes=num_bytes)
+    return RecordFiles(**common, files=files, num_bytes=round(mean_bytes * num_examples))
 
 
 def check_features(info: tfds.core.DatasetInfo) -> None:
@@ -272,10 +271,13 @@ def record_parser(features: tfds.features.FeaturesDict) -> Callable:
 
 
 def array_record_reader(builder: tfds.core.DatasetBuilder, split: str) -> Callable:
-    """Returns the function from an index into ArrayRecord files to (encoded image, label)."""
+    """Returns the function from indices (k,) into ArrayRecord files to serialized records (k,).
+
+    A record that can't be read is empty. Each call takes Python's lock, so reading many records
+    a call is several times as fast as one. `records.__getitems__` would start threads each time.
+    """
     raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split, deserialize_method=raw)
-    parse = record_parser(builder.info.features)
 
     def read(index):
         try:
@@ -283,8 +285,11 @@ def array_record_reader(builder: tfds.core.DatasetBuilder, split: str) -> Callab
         except (RuntimeError, ValueError, IndexError, OSError):  # what the reader raises
             return b""
 
-    def fetch(index):
-        record = tf.numpy_function(read, [index], tf.string, stateful=False)
-        return parse(tf.ensure_shape(record, ()))
+    def read_many(indices):
+        return np.array([read(index) for index in indices], object)
 
-    return fetch
+    def handles(indices):
+        found = tf.numpy_function(read_many, [indices], tf.string, stateful=False)
+        return tf.ensure_shape(found, indices.shape)
+
+    return handles

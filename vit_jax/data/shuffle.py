@@ -32,9 +32,11 @@ def global_shuffle(source: RandomAccess, seed, batch_size, first_step, rows) -> 
         epoch, position_in_epoch = position // n, position % n
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         index = permuted_index(position_in_epoch, epoch_seed, n)
-        return epoch, index, index
+        return epoch, index
 
-    return tf.data.Dataset.range(first_step * local_batch, FOREVER).map(example)
+    return source.with_handles(
+        tf.data.Dataset.range(first_step * local_batch, FOREVER).map(example)
+    )
 
 
 def permuted_index(position, seed, n: int) -> tf.Tensor:

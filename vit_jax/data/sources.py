@@ -16,6 +16,8 @@ import numpy as np
 from vit_jax.data import tf, tfds
 from vit_jax.errors import UserError
 
+READ_AT_ONCE = 16  # examples; a larger number makes ArrayRecord hardly faster, and takes memory
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -50,11 +52,28 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomAccess(Source):
-    """A source that reads any example at once. The handle of an example is its index."""
+    """A source that reads any example at once.
+
+    Attributes:
+        read: the indices (k,) of examples -> their handles (k,), for what is read faster in chunks.
+            An example that can't be read has a handle that `fetch` fails on. None: the handle of
+            an example is its index.
+    """
+
+    read: Callable | None = None
 
     def in_order(self, first: int, last: int, ignore_errors: bool = False) -> tf.data.Dataset:
         """Returns (index, handle) of examples first .. last - 1; `fetch` raises the errors."""
-        return tf.data.Dataset.range(first, last).map(lambda index: (index, index))
+        return self.with_handles(tf.data.Dataset.range(first, last).map(lambda index: (index,)))
+
+    def with_handles(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns (..., index, handle) for each (..., index), in the same order."""
+        if self.read is None:
+            return examples.map(lambda *example: (*example, example[-1]))
+        chunks = examples.batch(READ_AT_ONCE).map(
+            lambda *chunk: (*chunk, self.read(chunk[-1])), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return chunks.unbatch()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

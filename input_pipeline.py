@@ -12,6 +12,7 @@ To draw the images and labels that the model gets:
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import logging
 import os
@@ -41,6 +42,7 @@ logger = logging.getLogger("vit_jax")
 RANGES = {"in_memory_mb": checks.NON_NEGATIVE, "shuffle_buffer": checks.COUNT}
 
 __all__ = [
+    "EvalBatches",
     "RandomAccess",
     "RecordFiles",
     "Source",
@@ -240,6 +242,35 @@ def eval_batches(
     largest_share = -(-source.num_examples // num_shares)
     for _ in range(-(-largest_share // local_batch)):
         yield pad_batch(next(batches, empty), local_batch)
+
+
+class EvalBatches:
+    """The batches of an evaluation set, to iterate over once for each evaluation.
+
+    The first complete pass keeps them, decoded, if they take up to `config.dataset.in_memory_mb`;
+    later ones then read and decode nothing.
+    """
+
+    def __init__(self, source: Source, config, **arguments):
+        """Takes the arguments of `eval_batches`."""
+        self.make = functools.partial(eval_batches, source, config, **arguments)
+        self.limit = config.dataset.in_memory_mb * 1e6  # bytes
+        self.kept = None
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept, num_bytes = [], 0
+        for batch in self.make():
+            num_bytes += sum(array.nbytes for array in batch.values())
+            if num_bytes <= self.limit:
+                kept.append(batch)
+            else:
+                kept.clear()
+            yield batch
+        if num_bytes <= self.limit:
+            self.kept = kept
 
 
 def make_batches(

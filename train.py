@@ -42,8 +42,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     program: Program  # the model and the compiled steps
-    eval_sets: dict  # name -> Source; "val" is the run's result, and selects the best checkpoint
-    eval_share: dict  # the share_index and num_shares of this process in an evaluation set
+    eval_batches: dict  # name -> EvalBatches; "val" is the result, and selects the best checkpoint
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     preemption: Preemption
@@ -73,7 +72,6 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     mesh = create_mesh(**config.mesh)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
-    eval_share = {name: share[name] for name in ("share_index", "num_shares")}
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     eval_sets = {"val": eval_set}
@@ -102,6 +100,12 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
     batches = feeding.to_devices(batches, mesh)
+    eval_share = {name: share[name] for name in ("share_index", "num_shares")}
+    eval_share["batch_size"] = program.eval_batch_size
+    eval_batches = {
+        name: input_pipeline.EvalBatches(eval_set, config, **eval_share)
+        for name, eval_set in eval_sets.items()
+    }
     log_summary(program, train_set, eval_sets, state)
     run_folder.record(workdir, config, train_set.class_names)
     with contextlib.ExitStack() as stack:
@@ -109,7 +113,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        run = Run(config, program, eval_sets, eval_share, checkpoints, log, preemption)
+        run = Run(config, program, eval_batches, checkpoints, log, preemption)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -155,10 +159,7 @@ def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
         {name: metrics}; None if a stop request interrupted it: the resumed run repeats it.
     """
     results, program = {}, run.program
-    for name, eval_set in run.eval_sets.items():
-        batches = input_pipeline.eval_batches(
-            eval_set, run.config, batch_size=program.eval_batch_size, **run.eval_share
-        )
+    for name, batches in run.eval_batches.items():
         batches = feeding.to_devices(batches, program.mesh)
         results[name] = accuracy.evaluate(
             program.eval_step, state.eval_params, batches, run.preemption.sync

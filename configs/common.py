@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
     config.dataset.channels = 3  # or 1
     # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)
-    config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
+    # TFRecord splits up to this size are read into memory, and evaluation images kept in it.
+    config.dataset.in_memory_mb = 1_000
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
     # Not settings: what determines the order of the examples, recorded for resuming.
     config.dataset.order = placeholder(str)  # "global" or "buffer"

@@ -169,6 +169,34 @@ def test_evaluation_counts_every_example_once(source, plain):
         assert len(images) == source.num_examples
 
 
+def counting(source):
+    """Returns the source, and the list to which it adds an item for each example it fetches."""
+    fetched = []
+
+    def fetch(handle):
+        tf.py_function(lambda: fetched.append(1), [], [])
+        return source.fetch(handle)
+
+    return dataclasses.replace(source, fetch=fetch), fetched
+
+
+@pytest.mark.parametrize("megabytes", [2, 1])
+def test_small_evaluation_sets_are_decoded_once(image_folder, plain, megabytes):
+    """53 examples in seven batches of eight images of 28 kB: 1.5 MB."""
+    plain.image_size = 96
+    plain.dataset.update(in_memory_mb=megabytes, on_error="skip")
+    source, fetched = counting(open_source(str(image_folder), None, "train+val+train"))
+    assert source.num_examples == 53
+    batches = input_pipeline.EvalBatches(source, plain)
+    next(iter(batches))  # an evaluation that was interrupted
+    fetched.clear()
+    first = list(batches)
+    assert len(fetched) == 53
+    assert_same(list(batches), first)
+    assert_same(list(batches), list(eval_batches(source, plain)))
+    assert len(fetched) == (2 * 53 if megabytes == 2 else 4 * 53)
+
+
 def test_evaluation_on_more_processes_than_examples(tfds_folders, image_folder, plain):
     plain.batch_size = 4
     for name in (tfds_folders["tfrecord"], str(image_folder)):
@@ -206,16 +234,8 @@ def test_starting_at_a_late_step_is_immediate(source, plain):
     """The millionth step fetches its own examples and few others."""
     if not isinstance(source, input_pipeline.RandomAccess):
         pytest.skip("TFRecord files are read from the start of an epoch")
-    fetched = []
-
-    def fetch(index):
-        tf.py_function(lambda: fetched.append(1), [], [])
-        return source.fetch(index)
-
-    counting = dataclasses.replace(source, fetch=fetch)
-    late, expected = (
-        take(train_batches(s, plain, first_step=10**6), 2) for s in (counting, source)
-    )
+    counted, fetched = counting(source)
+    late, expected = (take(train_batches(s, plain, first_step=10**6), 2) for s in (counted, source))
     assert_same(late, expected)
     assert len(fetched) < 200
 

@@ -70,4 +70,5 @@ def to_devices(batches: Iterable[dict], mesh: Mesh, ahead: int = AHEAD) -> Itera
             yield batch
             queue.append(thread.submit(put_next))
     finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+        batches = iter(())  # what is still queued then ends at once; also while Python shuts down
+        thread.shutdown(wait=False)

@@ -63,8 +63,8 @@ HEARTBEAT = flags.DEFINE_integer(
 COMPILE_FOR = flags.DEFINE_string(
     "compile_for",
     None,
-    "Only compiles train.py's steps for a TPU slice, such as v5e:16x16, and reports memory and "
-    "estimated speed.",
+    "Only compiles train.py's steps for a TPU slice, such as v5e:16x16, or GPUs, such as h100:8, "
+    "and reports their memory and speed: for TPUs an estimate, for GPUs a bound.",
 )
 RECOVER_CONFIG = flags.DEFINE_bool(
     "recover_config",

@@ -320,23 +320,23 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None
     )
 
 
-def compile_only(config: ConfigDict, slice_name: str, workdir) -> None:
-    """Compiles the run's steps for a TPU slice and logs a report.
+def compile_only(config: ConfigDict, machine: str, workdir) -> None:
+    """Compiles the run's steps for a TPU slice or GPUs and logs a report.
 
     The dataset doesn't need to be prepared.
     """
     run_log.start_logging()
     check(config)
-    topology.parse_name(slice_name)
+    topology.parse_name(machine)
     config = config.copy_and_resolve_references()
     config.num_classes = config.num_classes or input_pipeline.num_classes(config.dataset)
-    compile_for.compile_and_report(config, input_pipeline.image_shape(config), slice_name, workdir)
+    compile_for.compile_and_report(config, input_pipeline.image_shape(config), machine, workdir)
 
 
 def main():
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
-    if slice_name := command_line.COMPILE_FOR.value:
-        compile_only(config, slice_name, workdir)
+    if machine := command_line.COMPILE_FOR.value:
+        compile_only(config, machine, workdir)
         return
     workdir = workdir or command_line.default_workdir()
     result = train(config, workdir, command_line.RECOVER_CONFIG.value)

@@ -1,11 +1,12 @@
-"""`train.py --compile_for=SLICE`: whether a run fits a TPU slice, and how fast it would be."""
+"""`train.py --compile_for=MACHINE`: whether a run fits a TPU slice or GPUs, and its speed."""
 
 import json
 import logging
 import pathlib
 import time
 
-from vit_jax.aot import compile_report
+from vit_jax.aot import compile_report, topology
+from vit_jax.aot.gpu import Gpus
 from vit_jax.aot.topology import Slice
 from vit_jax.errors import DoesNotFit
 from vit_jax.files import write_atomically
@@ -20,56 +21,59 @@ logger = logging.getLogger("vit_jax")
 ANY_STEPS = 1_000_000
 
 
-def compile_and_report(
-    config, image_shape: tuple[int, int, int], slice_name: str, workdir=None
-) -> dict:
-    """Compiles a run's steps for a TPU slice; logs and returns the report.
+def compile_and_report(config, image_shape: tuple[int, int, int], name: str, workdir=None) -> dict:
+    """Compiles a run's steps for a TPU slice or GPUs; logs and returns the report.
 
     Args:
         config: a run's configuration, with `num_classes` filled in.
         image_shape: (H, W, C).
-        slice_name: such as "v5e:16x16".
+        name: such as "v5e:16x16" or "h100:8".
         workdir: the folder to write compile_report.json to; None: no file.
 
     Returns:
         The report, see `compile_report.create_report`.
 
     Raises:
-        UserError: an unknown slice, or a configuration that can't work.
+        UserError: an unknown machine, or a configuration that can't work.
         DoesNotFit: the run needs more memory; the message names overrides that help.
     """
     if workdir:
         run_folder.make(workdir)
-    tpu = Slice(slice_name)
+    target = topology.create(name)
     config = config.copy_and_resolve_references()
     config.total_steps = config.total_steps or ANY_STEPS
-    program, report = compile_program(config, image_shape, tpu)
+    program, report = compile_program(config, image_shape, target)
     log_report(report)
     write_report(report, workdir)
     if report["fits"]:
         return report
-    remedy, fitting_report = find_remedy(program, tpu, report)
+    remedy, fitting_report = find_remedy(program, target, report)
     write_report(report | {"remedy": remedy, "with_remedy": fitting_report}, workdir)
     if remedy is None:
         raise DoesNotFit(
-            f"The run doesn't fit {slice_name}, with none of the remedies tried: use a larger slice"
+            f"The run doesn't fit {name}, with none of the remedies tried: use more devices, or "
+            "devices with more memory"
         )
-    raise DoesNotFit(f"The run doesn't fit {slice_name}; it does with {override_flags(remedy)}")
+    raise DoesNotFit(f"The run doesn't fit {name}; it does with {override_flags(remedy)}")
 
 
-def compile_program(config, image_shape: tuple[int, int, int], tpu: Slice) -> tuple[Program, dict]:
-    """Compiles a run's functions for a slice; returns the program and its report.
+def compile_program(
+    config, image_shape: tuple[int, int, int], target: Slice | Gpus
+) -> tuple[Program, dict]:
+    """Compiles a run's functions for a machine; returns the program and its report.
 
     Raises:
         UserError: the mesh or the batch size doesn't fit the number of devices.
     """
-    mesh = create_mesh(**config.mesh, devices=tpu.devices)
+    mesh = create_mesh(**config.mesh, devices=target.devices)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
-    program = Program(config, image_shape, mesh, tpu.chip.memory_bytes)
-    return program, compile_report.create_report(program, tpu)
+    program = Program(config, image_shape, mesh, target.memory_bytes)
+    return program, compile_report.create_report(program, target)
 
 
-def find_remedy(program: Program, tpu: Slice, report: dict) -> tuple[dict | None, dict | None]:
+def find_remedy(
+    program: Program, target: Slice | Gpus, report: dict
+) -> tuple[dict | None, dict | None]:
     """Compiles a run that doesn't fit with other settings, until one fits.
 
     Returns:
@@ -84,7 +88,7 @@ def find_remedy(program: Program, tpu: Slice, report: dict) -> tuple[dict | None
         changed = program.config.copy_and_resolve_references()
         changed.update_from_flattened_dict(overrides)
         start = time.perf_counter()
-        _, changed_report = compile_program(changed, program.image_shape, tpu)
+        _, changed_report = compile_program(changed, program.image_shape, target)
         seconds = time.perf_counter() - start
         result = "fits" if changed_report["fits"] else "doesn't fit"
         logger.info(f"With {override_flags(overrides)}: {result} (compiled in {seconds:.0f} s)")

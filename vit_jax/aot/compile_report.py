@@ -1,8 +1,9 @@
-"""The memory and the speed of a run on a TPU slice, according to the TPU's own compiler.
+"""The memory and the speed of a run on TPUs or GPUs, according to their own compiler.
 
-Memory, and whether the run fits, are what the compiler reports. The time of a step is an estimate:
-the compiler's cycles of each instruction, the schedule of the attention kernel (`kernel_cost`), and
-the time that collectives take on the chip's links (`hlo_cost.program_cost`). Nothing is run.
+Memory, and whether the run fits, are what the compiler reports. On a TPU the time of a step is an
+estimate: the compiler's cycles of each instruction, the schedule of the attention kernel
+(`kernel_cost`), and the time that collectives take on the chip's links (`hlo_cost.program_cost`).
+For a GPU there is only a lower bound (`gpu_cost`). Nothing is run.
 """
 
 import importlib.metadata
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from vit_jax.aot import hlo, hlo_cost, kernel_cost
+from vit_jax.aot import gpu_cost, hlo, hlo_cost, kernel_cost
+from vit_jax.aot.gpu import Gpus
 from vit_jax.aot.topology import Slice
 from vit_jax.errors import first_line
 from vit_jax.parallel import feeding
@@ -23,13 +25,14 @@ from vit_jax.training.program import Program
 
 GIB = 2**30
 MIB = 2**20
+FUNCTIONS = ("start", "train_step", "eval_step")
 
 
-def create_report(program: Program, tpu: Slice) -> dict:
-    """Compiles a program's functions for a slice and returns the report, a tree for JSON.
+def create_report(program: Program, target: Slice | Gpus) -> dict:
+    """Compiles a program's functions for a machine and returns the report, a tree for JSON.
 
     Bytes, operations and seconds are per device and step. For a function that doesn't fit, `fits`
-    is False and `reason` says why; if it is the training step, `predicted` is None.
+    is False and `reason` says why; if it is the training step, `predicted` and `bound` are None.
     """
     config = program.config
     resident = resident_bytes(program)
@@ -39,12 +42,15 @@ def create_report(program: Program, tpu: Slice) -> dict:
         "eval_step": lambda: program.eval_step,
     }
     parts = {
-        name: function_report(program, tpu, compile_function, resident[name])
+        name: function_report(program, target, compile_function, resident[name])
         for name, compile_function in functions.items()
     }
+    fits = all(part["fits"] for part in parts.values())
+    required = max(part.get("total_bytes", 0) for part in parts.values())
     return {
-        "slice": tpu.name,
-        "devices": len(tpu.devices),
+        "slice": target.name,
+        "devices": len(target.devices),
+        "device_kind": target.devices[0].device_kind,
         "mesh": dict(program.mesh.shape),
         "model": config.model.variant,
         "parameters": flops.num_params(program.shapes.params),
@@ -54,11 +60,13 @@ def create_report(program: Program, tpu: Slice) -> dict:
         "attention": program.attention_impl,
         "remat": program.remat,
         "scan": config.model.scan,
-        "available_bytes": tpu.chip.memory_bytes,
-        "fits": all(part["fits"] for part in parts.values()),
+        "available_bytes": target.memory_bytes,
+        "fits": fits,
+        "environment": target.environment(required) if fits else {},
         **parts,
-        "predicted": predict(program, tpu, parts["train_step"]),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "predicted": predict(program, target, parts["train_step"]),
+        "bound": bound(parts["train_step"]),
+        "versions": {name: importlib.metadata.version(name) for name in target.packages},
     }
 
 
@@ -78,17 +86,17 @@ def resident_bytes(program: Program) -> dict[str, int]:
 
 
 def function_report(
-    program: Program, tpu: Slice, compile_function: Callable, resident: int
+    program: Program, target: Slice | Gpus, compile_function: Callable, resident: int
 ) -> dict:
     """Compiles one function and returns its memory and cost.
 
     Args:
         program: the run that it is part of.
-        tpu: the slice to compile for.
+        target: the machine to compile for.
         compile_function: () -> the compiled function.
         resident: the bytes per device that the run holds besides.
     """
-    available = tpu.chip.memory_bytes
+    available = target.memory_bytes
     try:
         compiled = compile_function()
     except jax.errors.JaxRuntimeError as error:
@@ -112,16 +120,39 @@ def function_report(
         return does_not_fit(
             f"it requires {total / GIB:.2f} GiB, of which {resident / GIB:.2f} are resident", total
         )
-    return {"fits": True, **sizes, "total_bytes": total, **cost_report(program, tpu, compiled)}
+    return {"fits": True, **sizes, "total_bytes": total, **cost_report(program, target, compiled)}
 
 
 def does_not_fit(reason: str, required: float | None) -> dict:
     return {"fits": False, "reason": reason, "required_bytes": required}
 
 
-def cost_report(program: Program, tpu: Slice, compiled) -> dict:
-    """Returns the estimated cost of a compiled function: `hlo_cost.Cost` as a tree for JSON."""
-    mesh, chip = program.mesh, tpu.chip
+def cost_report(program: Program, target: Slice | Gpus, compiled) -> dict:
+    """Returns the cost of a compiled function: `hlo_cost.Cost` as a tree for JSON."""
+    module, mesh_shape = hlo.Module(compiled.as_text()), dict(program.mesh.shape)
+    if isinstance(target, Gpus):
+        cost = gpu_cost.program_bound(module, mesh_shape, target.card)
+        times = {"bound_seconds": cost.seconds}
+    else:
+        cost = estimated_cost(module, program.mesh, target)
+        times = {
+            "estimated_cycles": cost.cycles,
+            "estimated_seconds": cost.seconds,
+            "wire_seconds": cost.wire_seconds,
+        }
+    return {
+        "flops": cost.flops,
+        "memory_bytes": cost.memory_bytes,
+        **times,
+        "collectives": [
+            {"kind": opcode, "axes": list(axes), "count": count, "bytes_sent": bytes_sent}
+            for (opcode, axes), (count, bytes_sent) in sorted(cost.collectives.items())
+        ],
+    }
+
+
+def estimated_cost(module: hlo.Module, mesh, tpu: Slice) -> hlo_cost.Cost:
+    """Returns the cost of a program to one device of a TPU slice."""
 
     def wire_seconds(opcode, axes, bytes_sent):
         return tpu.wire_seconds(mesh, axes, bytes_sent, one_way=opcode == "collective-permute")
@@ -133,25 +164,20 @@ def cost_report(program: Program, tpu: Slice, compiled) -> dict:
         cycles = kernel_cost.kernel_cycles(kernel, memory_bytes, tpu)
         return cycles, kernel_cost.kernel_flops(kernel)
 
-    module, mesh_shape = hlo.Module(compiled.as_text()), dict(mesh.shape)
-    cost = hlo_cost.program_cost(
-        module, mesh_shape, chip.cycles_per_second, wire_seconds, cost_of_kernel
+    cycles_per_second = tpu.chip.cycles_per_second
+    return hlo_cost.program_cost(
+        module, dict(mesh.shape), cycles_per_second, wire_seconds, cost_of_kernel
     )
-    return {
-        "flops": cost.flops,
-        "memory_bytes": cost.memory_bytes,
-        "estimated_cycles": cost.cycles,
-        "estimated_seconds": cost.seconds,
-        "wire_seconds": cost.wire_seconds,
-        "collectives": [
-            {"kind": opcode, "axes": list(axes), "count": count, "bytes_sent": bytes_sent}
-            for (opcode, axes), (count, bytes_sent) in sorted(cost.collectives.items())
-        ],
-    }
 
 
-def predict(program: Program, tpu: Slice, train_step: dict) -> dict | None:
-    """Returns the predicted speed of training; None if the step doesn't fit.
+def bound(train_step: dict) -> dict | None:
+    """Returns the least time of a training step; None if it is estimated, or doesn't fit."""
+    seconds = train_step.get("bound_seconds")
+    return seconds and {"step_seconds": seconds}
+
+
+def predict(program: Program, tpu: Slice | Gpus, train_step: dict) -> dict | None:
+    """Returns the predicted speed of training; None if there is no estimate, or it doesn't fit.
 
     Args:
         train_step: the training step's `function_report`.
@@ -163,7 +189,7 @@ def predict(program: Program, tpu: Slice, train_step: dict) -> dict | None:
             of the chip's peak.
         communication_share: the share of the step that a device waits for others.
     """
-    if not train_step["fits"]:
+    if "estimated_seconds" not in train_step:
         return None
     seconds = train_step["estimated_seconds"]
     images = program.config.batch_size / len(tpu.devices)
@@ -182,7 +208,8 @@ def report_lines(report: dict) -> Iterator[str]:
     """Yields the lines of a report as text, which fit on one screen."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     accum_steps = report["accum_steps"]
-    yield f"Slice        {report['slice']}: {report['devices']:,} devices, mesh {mesh}"
+    title = "Slice" if report["device_kind"].startswith("TPU") else "GPUs"
+    yield f"{title:13}{report['slice']}: {report['devices']:,} devices, mesh {mesh}"
     yield (
         f"Model        {report['model']}: {report['parameters']:,} parameters, attention by "
         f"{report['attention']}, remat {report['remat']}"
@@ -191,7 +218,7 @@ def report_lines(report: dict) -> Iterator[str]:
         f"Batch        {report['batch_size']:,}, {report['batch_size_per_device']:,g} per device"
         f"{f', in {accum_steps} microbatches' if accum_steps > 1 else ''}"
     )
-    for name in ("start", "train_step", "eval_step"):
+    for name in FUNCTIONS:
         title = name.replace("_", " ").capitalize()
         yield from function_lines(title, report[name], report["available_bytes"])
     if values := report["predicted"]:
@@ -204,7 +231,16 @@ def report_lines(report: dict) -> Iterator[str]:
             f"             MFU {values['mfu']:.1%}, {values['communication_share']:.1%} of the "
             "step waiting for other devices (estimates: nothing was run)"
         )
+    if values := report["bound"]:
+        milliseconds = 1000 * values["step_seconds"]
+        yield (
+            f"Bound        at least {milliseconds:,.1f} ms per step: each operation at the card's "
+            "peak FLOPs or full memory"
+        )
+        yield "             bandwidth, whichever takes longer; without collectives (nothing was run)"
     yield f"Fits         {'yes' if report['fits'] else 'no'}"
+    for name, value in report["environment"].items():
+        yield f"             with {name}={value} in the environment: by default JAX takes less"
 
 
 def function_lines(title: str, part: dict, available: int) -> Iterator[str]:
@@ -216,9 +252,13 @@ def function_lines(title: str, part: dict, available: int) -> Iterator[str]:
     words |= {"code": "program", "resident": "resident"}
     memory = ", ".join(f"{word} {part[f'{kind}_bytes'] / GIB:,.2f}" for kind, word in words.items())
     yield f"{title:13}{part['total_bytes'] / GIB:,.2f} of {available / GIB:,.2f} GiB: {memory}"
+    if "bound_seconds" in part:
+        time = f"at least {1000 * part['bound_seconds']:,.1f} ms"
+    else:
+        time = f"{part['estimated_cycles'] / 1e6:,.2f} M cycles"
     yield (
         f"             {part['flops'] / 1e9:,.1f} GFLOPs, {part['memory_bytes'] / GIB:,.2f} GiB of "
-        f"memory traffic, {part['estimated_cycles'] / 1e6:,.2f} M cycles"
+        f"memory traffic, {time}"
     )
     for collective in part["collectives"]:
         axes = " x ".join(collective["axes"]) or "one device"

@@ -147,12 +147,7 @@ class CostModel:
                 timeline.now += times * inner.seconds
                 continue
             memory_bytes = memory_traffic(op, instructions, self.computations)
-            kernel_cycles, kernel_flops = self.kernel_cost(op, instructions, memory_bytes)
-            cycles = op.estimated_cycles + kernel_cycles
-            cost.cycles += cycles
-            cost.flops += kernel_flops
-            timeline.now += cycles / self.cycles_per_second
-            cost.memory_bytes += memory_bytes
+            timeline.now += self.add_operation(cost, op, instructions, memory_bytes)
             for event in self.collective_events(op, instructions, seen_channels):
                 seconds = 0.0
                 if event.opcode:
@@ -161,11 +156,20 @@ class CostModel:
                     cost.collectives[event.opcode, event.axes][0] += 1
                     cost.collectives[event.opcode, event.axes][1] += event.bytes_sent
                 timeline.collective(event.phase, seconds)
-            cost.flops += (
-                self.fusion_flops(op.called) if op.called else product_flops(op, instructions)
-            )
         cost.seconds = timeline.total()
         return cost
+
+    def add_operation(
+        self, cost: Cost, op: Instruction, instructions: dict, memory_bytes: int
+    ) -> float:
+        """Adds an instruction that isn't a loop to the cost; returns the seconds it takes."""
+        kernel_cycles, kernel_flops = self.kernel_cost(op, instructions, memory_bytes)
+        cycles = op.estimated_cycles + kernel_cycles
+        cost.cycles += cycles
+        cost.flops += kernel_flops
+        cost.flops += self.fusion_flops(op.called) if op.called else product_flops(op, instructions)
+        cost.memory_bytes += memory_bytes
+        return cycles / self.cycles_per_second
 
     def fusion_flops(self, name: str) -> int:
         """Returns the operations of the matrix products inside a fusion."""
@@ -236,13 +240,21 @@ def memory_traffic(op: Instruction, instructions: dict, computations: dict) -> i
     """
     if op.opcode in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
         return 0
-    if op.opcode.endswith("-done"):  # counted at its start
+    opcode, _, phase = op.opcode.rpartition("-")
+    if opcode in COLLECTIVES and phase == "done":  # the start's type repeats the operands
+        return main_memory_bytes(op.type)
+    if phase == "done":  # counted at its start
         return 0
+    if op.opcode == "async-start":
+        inner = computations[op.called]
+        return sum(memory_traffic(part, inner, computations) for part in inner.values())
     if op.opcode == "copy-start":  # the type has both source and destination
         return main_memory_bytes(op.type)
     if op.opcode == "slice-start":  # the type has the whole array, the slice and a flag
         return array_bytes(op.type.partition("), ")[2])
     read = {name: instructions[name].type for name in op.operands if name in instructions}
+    if opcode in COLLECTIVES and phase == "start":
+        return sum(map(main_memory_bytes, read.values()))
     if op.opcode in ("slice", "dynamic-slice"):
         return array_bytes(op.type) + main_memory_bytes(op.type)
     if op.opcode == "dynamic-update-slice":
@@ -332,8 +344,18 @@ def product_flops(op: Instruction, instructions: dict) -> int:
     if op.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)[1]
         return 2 * math.prod(result) * math.prod(left[int(i)] for i in contracted.split(",") if i)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
-    window = re.search(r"window=\{(.*?)\}", op.text)
+    return convolution_flops(left, right, result, op.text)
+
+
+def convolution_flops(left: list[int], right: list[int], result: list[int], text: str) -> int:
+    """Returns the operations of a convolution.
+
+    Args:
+        left, right, result: the shapes of input, window and output.
+        text: with HLO's attributes `dim_labels` and `window`.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text).groups()
+    window = re.search(r"window=\{(.*?)\}", text)
     window = dict(re.findall(r"(\w+)=([\d_x\-]+)", window[1] if window else ""))
     flops = 2 * right[labels[1].index("i")]
     flops *= result[labels[2].index("b")] * result[labels[2].index("f")]

@@ -1,4 +1,4 @@
-"""Descriptions of TPU slices: devices to compile for, and what their chips can do."""
+"""Descriptions of machines to compile for: TPU slices here, GPUs in `gpu`."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from vit_jax.aot.gpu import CARDS, GPUS_PER_HOST, Card, Gpus
 from vit_jax.errors import UserError, first_line
 
 
@@ -80,7 +81,10 @@ class Slice:
         chip: its kind of chip.
         shape: the slice's sides in chips, such as (16, 16).
         devices: for `create_mesh`; programs can be compiled for them, but not run.
+        packages: the packages whose versions determine the compiled program.
     """
+
+    packages = ("jax", "libtpu")
 
     def __init__(self, name: str):
         """Describes a slice; requires libtpu, but no TPU.
@@ -106,6 +110,14 @@ class Slice:
             ) from None
         self.devices = description.devices
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.chip.memory_bytes
+
+    def environment(self, required: int) -> dict[str, str]:
+        """Returns the environment variables that a run needs to have so many bytes per chip."""
+        return {}
+
     def wire_seconds(self, mesh, axes: tuple[str, ...], bytes_sent: int, one_way: bool) -> float:
         """Returns how long a collective keeps a device's links busy.
 
@@ -124,26 +136,45 @@ class Slice:
         return bytes_sent / group_bandwidth(self.chip, self.shape, coordinates)
 
 
-def parse_name(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the shape of a slice's name.
+def create(name: str) -> Slice | Gpus:
+    """Describes the TPU slice or the GPUs of this name.
 
     Raises:
-        UserError: the name isn't KIND:SIDES.
+        UserError: there is no such machine, or the compiler for it isn't installed.
+    """
+    model, shape = parse_name(name)
+    return Gpus(name, model, shape) if isinstance(model, Card) else Slice(name)
+
+
+def parse_name(name: str) -> tuple[Chip | Card, tuple[int, ...]]:
+    """Returns the chip and the sides of a TPU slice, or the card and the number of GPUs.
+
+    GPUs are (GPUs,) of one host, or (hosts, GPUs per host).
+
+    Raises:
+        UserError: the name is neither KIND:SIDES nor CARD:GPUS.
     """
     kind, _, sides = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
+    shape = ()
+    if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
+        shape = tuple(int(side) for side in sides.split("x"))
+    if kind in CHIPS and len(shape) == CHIPS[kind].num_dimensions:
+        return CHIPS[kind], shape
+    is_one_host = len(shape) == 1 and shape[0] <= GPUS_PER_HOST
+    if kind in CARDS and (is_one_host or (len(shape) == 2 and shape[1] == GPUS_PER_HOST)):
+        return CARDS[kind], shape
+    if kind in CHIPS and shape:
+        example = "x".join(["4"] * CHIPS[kind].num_dimensions)
         raise UserError(
-            f"--compile_for is {name!r}; it must be KIND:SIDES with a kind of {', '.join(CHIPS)}, "
-            "such as v5e:4x4 or v4:2x2x4"
+            f"--compile_for is {name!r}; a slice of {kind} must have {CHIPS[kind].num_dimensions} "
+            f"sides, such as {kind}:{example}"
         )
-    chip, shape = CHIPS[kind], tuple(int(side) for side in sides.split("x"))
-    if len(shape) != chip.num_dimensions:
-        example = "x".join(["4"] * chip.num_dimensions)
-        raise UserError(
-            f"--compile_for is {name!r}; a slice of {kind} must have {chip.num_dimensions} sides, "
-            f"such as {kind}:{example}"
-        )
-    return chip, shape
+    raise UserError(
+        f"--compile_for is {name!r}; it must be a TPU slice, KIND:SIDES with a kind of "
+        f"{', '.join(CHIPS)}, such as v5e:4x4 or v4:2x2x4; or GPUs, CARD:NUMBER with a card of "
+        f"{', '.join(CARDS)} and up to {GPUS_PER_HOST} on a host, such as h100:8, or h100:4x8 for "
+        "four hosts of eight"
+    )
 
 
 @contextlib.contextmanager
@@ -186,7 +217,12 @@ def group_bandwidth(chip: Chip, slice_shape: tuple[int, ...], coordinates) -> fl
 
 
 def use_cpu() -> None:
-    """Restricts JAX to this machine's CPU: with libtpu installed it would look for a TPU."""
+    """Restricts JAX to this machine's CPU, whatever accelerator it is installed for."""
     jax.config.update("jax_platforms", "cpu")
-    # Programs compiled for a TPU can't be read back from the cache without one.
+    # The plugin for GPUs would refuse to load without the driver.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    # There is no GPU to time kernels on. Without this XLA takes almost twice as long to compile for
+    # one, and chooses the same kernels.
+    os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    # Programs compiled for an accelerator can't be read back from the cache without one.
     jax.config.update("jax_enable_compilation_cache", False)

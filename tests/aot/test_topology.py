@@ -1,4 +1,4 @@
-"""Descriptions of TPU slices. Tests marked `compiler` need libtpu."""
+"""Descriptions of TPU slices and GPUs. Tests marked `compiler` need libtpu."""
 
 import importlib.util
 
@@ -12,14 +12,30 @@ from vit_jax.errors import UserError
     ("name", "message"),
     [
         ("v5e:3", "a slice of v5e must have 2 sides, such as v5e:4x4"),
-        ("v5e:0x4", "must be KIND:SIDES .* such as v5e:4x4"),
-        ("v9:2x2", "must be KIND:SIDES with a kind of v4, v5e, v5p, v6e"),
-        ("v5e", "must be KIND:SIDES .* such as v5e:4x4"),
+        ("v5e:0x4", "must be a TPU slice, KIND:SIDES .* such as v5e:4x4"),
+        ("v9:2x2", "must be a TPU slice, KIND:SIDES with a kind of v4, v5e, v5p, v6e"),
+        ("v5e", "must be a TPU slice, KIND:SIDES .* such as v5e:4x4"),
+        ("h900:8", "with a card of h100, h200, b200, a100-80, a100-40, l4, rtx4090"),
+        ("h100:9", "up to 8 on a host"),
+        ("h100:4x4", "h100:4x8 for four hosts of eight"),
+        ("h100", "or GPUs, CARD:NUMBER"),
     ],
 )
 def test_malformed_names_are_refused(name, message):
     with pytest.raises(UserError, match=f"--compile_for is '{name}'; .*{message}"):
-        topology.Slice(name)
+        topology.create(name)
+
+
+def test_names_of_gpus():
+    for card in topology.CARDS:
+        assert topology.parse_name(f"{card}:8") == (topology.CARDS[card], (8,))
+    assert topology.parse_name("h100:4x8") == (topology.CARDS["h100"], (4, 8))
+
+
+def test_a_missing_compiler_for_gpus_is_reported_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"requires XLA's .* GPUs: pip install 'jax\[cuda13\]=="):
+        topology.create("h100:8")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

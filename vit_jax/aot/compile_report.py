@@ -6,6 +6,7 @@ estimate: the compiler's cycles of each instruction, the schedule of the attenti
 For a GPU there is only a lower bound (`gpu_cost`). Nothing is run.
 """
 
+import concurrent.futures
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
@@ -41,10 +42,12 @@ def create_report(program: Program, target: Slice | Gpus) -> dict:
         "train_step": lambda: program.train_step,
         "eval_step": lambda: program.eval_step,
     }
-    parts = {
-        name: function_report(program, target, compile_function, resident[name])
-        for name, compile_function in functions.items()
-    }
+
+    def report_on(name):
+        return function_report(program, target, functions[name], resident[name])
+
+    with concurrent.futures.ThreadPoolExecutor(target.compiler_threads) as pool:
+        parts = dict(zip(functions, pool.map(report_on, functions), strict=True))
     fits = all(part["fits"] for part in parts.values())
     required = max(part.get("total_bytes", 0) for part in parts.values())
     return {
@@ -237,7 +240,7 @@ def report_lines(report: dict) -> Iterator[str]:
             f"Bound        at least {milliseconds:,.1f} ms per step: each operation at the card's "
             "peak FLOPs or full memory"
         )
-        yield "             bandwidth, whichever takes longer; without collectives (nothing was run)"
+        yield "             bandwidth, whichever is longer; without collectives (nothing was run)"
     yield f"Fits         {'yes' if report['fits'] else 'no'}"
     for name, value in report["environment"].items():
         yield f"             with {name}={value} in the environment: by default JAX takes less"

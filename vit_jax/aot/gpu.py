@@ -112,9 +112,11 @@ class Gpus:
         card: the model of GPU.
         devices: for `create_mesh`; programs can be compiled for them, but not run.
         packages: the packages whose versions determine the compiled program.
+        compiler_threads: how many programs to compile at once.
     """
 
     packages = ("jax", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
+    compiler_threads = 3
 
     def __init__(self, name: str, card: Card, shape: tuple[int, ...]):
         """Describes GPUs; requires XLA's GPU compiler, but no GPU and no driver.

@@ -50,6 +50,7 @@ class BoundModel(hlo_cost.CostModel):
         self, cost: hlo_cost.Cost, op: Instruction, instructions: dict, memory_bytes: int
     ) -> float:
         products = list(self.products(op, instructions))
+        memory_bytes -= workspace_bytes(op)
         cost.flops += sum(flops for flops, _ in products)
         cost.memory_bytes += memory_bytes
         if is_collective(op, self.computations):
@@ -68,6 +69,12 @@ class BoundModel(hlo_cost.CostModel):
                 yield from self.products(part, inner)
         elif flops := hlo_cost.product_flops(op, instructions):
             yield flops, precision(op, instructions)
+
+
+def workspace_bytes(op: Instruction) -> int:
+    """Returns the bytes of a library call's workspace, which is the last of its results."""
+    workspace = re.search(r", [su]8\[(\d+)\]\{0\}\)$", op.type)
+    return int(workspace[1]) if op.opcode == "custom-call" and workspace else 0
 
 
 def is_collective(op: Instruction, computations: dict) -> bool:

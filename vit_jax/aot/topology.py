@@ -82,9 +82,11 @@ class Slice:
         shape: the slice's sides in chips, such as (16, 16).
         devices: for `create_mesh`; programs can be compiled for them, but not run.
         packages: the packages whose versions determine the compiled program.
+        compiler_threads: how many programs to compile at once.
     """
 
     packages = ("jax", "libtpu")
+    compiler_threads = 1
 
     def __init__(self, name: str):
         """Describes a slice; requires libtpu, but no TPU.

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from vit_jax.aot import topology
 from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
 from vit_jax.parallel import distributed
+from vit_jax.runs import profile
 
 # docs/operations.md has the table for users.
 EXIT_CRASHED = 1
@@ -71,6 +72,23 @@ RECOVER_CONFIG = flags.DEFINE_bool(
     False,
     "For train.py: writes the run's config.json anew from --config, if it is missing or corrupt.",
 )
+
+
+class StepsParser(flags.ArgumentParser):
+    """Reads FIRST:LAST as a range of steps."""
+
+    syntactic_help = "FIRST:LAST"
+
+    def parse(self, argument):
+        return profile.parse_steps(argument)
+
+
+PROFILE = flags.DEFINE(
+    StepsParser(),
+    "profile",
+    None,
+    "For train.py: writes a trace of these steps, such as 10:15, to <workdir>/profile.",
+)
 JSON = flags.DEFINE_bool("json", False, "Prints JSON; for evaluate.py and predict.py.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -116,6 +134,10 @@ def run(
             stop(f"Unknown argument {arguments[1]!r}: flags start with --")
         if COMPILE_FOR.value and not trains:
             stop("--compile_for is a flag of train.py only")
+        if PROFILE.value and not trains:
+            stop("--profile is a flag of train.py only")
+        if PROFILE.value and COMPILE_FOR.value:
+            stop("--profile traces steps, and --compile_for takes none: leave one out")
         if needs_config or config_name():
             check_preset()
         return arguments

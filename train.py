@@ -25,7 +25,7 @@ from vit_jax.evaluation import accuracy
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
-from vit_jax.runs import checkpoint, run_folder, run_log
+from vit_jax.runs import checkpoint, profile, run_folder, run_log
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -46,15 +46,22 @@ class Run(NamedTuple):
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     preemption: Preemption
+    profile: profile.Profile
 
 
-def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str, float]:
+def train(
+    config: ConfigDict,
+    workdir,
+    recover_config: bool = False,
+    profile_steps: range | None = None,
+) -> dict[str, float]:
     """Trains, or resumes, the run in `workdir`.
 
     Args:
         config: the configuration.
         workdir: the run's folder.
         recover_config: whether to trust `config` if the run has lost its config.json.
+        profile_steps: the steps to write a trace of; None: none.
 
     Returns:
         The metrics of its last evaluation.
@@ -82,6 +89,7 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
     changed_fields = run_folder.fields_that_differ(config, common.get_config())
     config = run_folder.keep_recorded(workdir, config)
     config = resolve(config, train_set, share["num_shares"])
+    profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
     program = Program(config, image_shape, mesh)
     run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
@@ -113,7 +121,9 @@ def train(config: ConfigDict, workdir, recover_config: bool = False) -> dict[str
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        run = Run(config, program, eval_batches, checkpoints, log, preemption)
+        trace = profile.Profile(workdir, profile_steps, first_step)
+        stack.callback(trace.close)
+        run = Run(config, program, eval_batches, checkpoints, log, preemption, trace)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -130,7 +140,9 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
     config, log = run.config, run.log
     results = resume_evaluation(run, state)
     for step in range(int(state.step) + 1, config.total_steps + 1):
+        run.profile.before(step, state)
         state, values = run.program.train_step(state, next(batches))
+        run.profile.after(step, state)
         log.record(step, values)
         evaluates = is_due(step, config.eval_every_steps, config.total_steps)
         saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
@@ -339,7 +351,7 @@ def main():
         compile_only(config, machine, workdir)
         return
     workdir = workdir or command_line.default_workdir()
-    result = train(config, workdir, command_line.RECOVER_CONFIG.value)
+    result = train(config, workdir, command_line.RECOVER_CONFIG.value, command_line.PROFILE.value)
     if jax.process_index() == 0:
         print_summary(config, workdir, result)
 

@@ -4,6 +4,7 @@
 <workdir>/class_names.json        the names of the classes, in the order of the labels
 <workdir>/checkpoints/<step>/     written by `checkpoint.py`
 <workdir>/compiled/               compiled programs for the next start: `compilation_cache.py`
+<workdir>/profile/                traces of some steps: `profile.py`
 <workdir>/train.log, metrics.jsonl, events.out.tfevents.*    written by `run_log.py`
 """
 

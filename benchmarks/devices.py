@@ -1,0 +1,117 @@
+"""The machine that a benchmark runs on: its device, versions, and what it can do at best."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.aot import topology
+
+# The start of `device_kind` -> dense bfloat16 and float32 operations per second. From NVIDIA's data
+# sheets; RTX 4090: from the whitepaper of its architecture, with float32 accumulation. The first
+# match applies. float32 isn't TF32, which a float32 run doesn't use.
+GPU_FLOPS = {
+    "NVIDIA B200": (2250e12, 75e12),
+    "NVIDIA GH200": (989e12, 67e12),
+    "NVIDIA H200": (989e12, 67e12),
+    "NVIDIA H100 PCIe": (756e12, 51e12),
+    "NVIDIA H100 NVL": (835e12, 60e12),
+    "NVIDIA H100": (989e12, 67e12),
+    "NVIDIA A100": (312e12, 19.5e12),
+    "NVIDIA L40S": (362e12, 91.6e12),
+    "NVIDIA L4": (121e12, 30.3e12),
+    "NVIDIA A10": (125e12, 31.2e12),
+    "NVIDIA GeForce RTX 4090": (165e12, 82.6e12),
+    "Tesla V100": (None, 15.7e12),
+}
+TPU_CHIPS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+PRODUCT_SIDE, PRODUCT_ROUNDS = 4096, 100  # on a CPU a quarter of the side
+PACKAGES = ("jax", "flax", "torch", "timm", "transformers", "nvidia-cudnn-cu13")
+
+
+def describe(dtype: str | None) -> dict:
+    """Returns what this process's JAX runs on.
+
+    Args:
+        dtype: "bfloat16" or "float32"; None: float32 on a CPU, bfloat16 elsewhere.
+
+    Returns:
+        platform: "cpu", "gpu" or "tpu".
+        dtype: the given one, or the one chosen.
+        flops: the peak in `dtype`, operations per second.
+        peak: where that number is from.
+        machine: the device, driver, versions and date, in words.
+    """
+    device = jax.devices()[0]
+    dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    flops = published_flops(device, dtype)
+    peak = f"{device.device_kind}'s data sheet"
+    if flops is None:
+        flops = measured_flops(dtype)
+        peak = "measured: the best product of two large matrices by XLA"
+    versions = [f"{name} {version}" for name in PACKAGES if (version := version_of(name))]
+    words = [device_name(device), *driver(), f"Python {platform.python_version()}", *versions]
+    return dict(
+        platform=device.platform,
+        dtype=dtype,
+        flops=flops,
+        peak=f"{flops / 1e12:,.3g} TFLOP/s in {dtype}, {peak}",
+        machine=", ".join([*words, str(datetime.date.today())]),
+    )
+
+
+def published_flops(device, dtype: str) -> float | None:
+    """Returns the peak of a device, operations per second; None: it isn't known."""
+    kind = device.device_kind
+    if device.platform == "tpu" and dtype == "bfloat16":
+        chip = next((chip for name, chip in TPU_CHIPS.items() if kind.startswith(name)), None)
+        return topology.CHIPS[chip].flops if chip else None
+    flops = next((flops for name, flops in GPU_FLOPS.items() if kind.startswith(name)), (None,) * 2)
+    return flops[dtype == "float32"]
+
+
+def measured_flops(dtype: str) -> float:
+    """Returns the operations per second of the fastest of some large matrix products."""
+    side = PRODUCT_SIDE if jax.devices()[0].platform != "cpu" else PRODUCT_SIDE // 4
+    x = jnp.ones((side, side), dtype)
+    precision = "float32" if dtype == "float32" else None
+    product = jax.jit(lambda x: jnp.dot(x, x, precision=precision)).lower(x).compile()
+    seconds = []
+    for _ in range(PRODUCT_ROUNDS):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def device_name(device) -> str:
+    """Returns the device in words; for a CPU its model and the number of cores in use."""
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}, of which one is used"
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def driver() -> list[str]:
+    """Returns the version of NVIDIA's driver, in words, if there is one."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [f"driver {output.splitlines()[0].strip()}"] if output.strip() else []
+
+
+def version_of(package: str) -> str | None:
+    """Returns a package's version; None if it isn't installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -65,7 +65,7 @@ class JaxPeer:
         jax.block_until_ready((self.state, results))
 
     def peak_bytes(self) -> int:
-        """Returns the device's most memory in use so far; on a CPU what the step is compiled for."""
+        """Returns the most memory in use so far; on a CPU, what the compiled step needs."""
         if stats := jax.devices()[0].memory_stats():
             return stats["peak_bytes_in_use"]
         memory = self.compiled["step"].memory_analysis()

@@ -44,6 +44,7 @@ def describe(dtype: str | None) -> dict:
     Returns:
         platform: "cpu", "gpu" or "tpu".
         dtype: the given one, or the one chosen.
+        num_devices: how many devices there are.
         flops: the peak in `dtype`, operations per second.
         peak: where that number is from.
         machine: the device, driver, versions and date, in words.
@@ -60,6 +61,7 @@ def describe(dtype: str | None) -> dict:
     return dict(
         platform=device.platform,
         dtype=dtype,
+        num_devices=jax.device_count(),
         flops=flops,
         peak=f"{flops / 1e12:,.3g} TFLOP/s in {dtype}, {peak}",
         machine=", ".join([*words, str(datetime.date.today())]),

@@ -43,14 +43,14 @@ HEADER = (
 
 
 class Worker:
-    """A process that runs one implementation. Its errors are results: {"error": text}."""
+    """A process that runs one implementation. Its errors are results: {"error": text}.
+
+    Attributes:
+        created: `num_params`, and the seconds of `compiling` or None.
+    """
 
     def __init__(self, name: str, settings: Settings):
-        """Starts the process, and waits until it has compiled the step.
-
-        Attributes:
-            created: the number of parameters and the seconds of compilation.
-        """
+        """Starts the process, and waits until it has compiled the step."""
         self.pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=serve, args=(theirs, name, settings), daemon=True)
         self.process.start()

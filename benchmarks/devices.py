@@ -12,24 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.aot import topology
+from vit_jax.aot.gpu import CARDS
 
-# The start of `device_kind` -> dense bfloat16 and float32 operations per second. From NVIDIA's data
-# sheets; RTX 4090: from the whitepaper of its architecture, with float32 accumulation. The first
-# match applies. float32 isn't TF32, which a float32 run doesn't use.
-GPU_FLOPS = {
-    "NVIDIA B200": (2250e12, 75e12),
-    "NVIDIA GH200": (989e12, 67e12),
-    "NVIDIA H200": (989e12, 67e12),
-    "NVIDIA H100 PCIe": (756e12, 51e12),
-    "NVIDIA H100 NVL": (835e12, 60e12),
-    "NVIDIA H100": (989e12, 67e12),
-    "NVIDIA A100": (312e12, 19.5e12),
-    "NVIDIA L40S": (362e12, 91.6e12),
-    "NVIDIA L4": (121e12, 30.3e12),
-    "NVIDIA A10": (125e12, 31.2e12),
-    "NVIDIA GeForce RTX 4090": (165e12, 82.6e12),
-    "Tesla V100": (None, 15.7e12),
-}
 TPU_CHIPS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 PRODUCT_SIDE, PRODUCT_ROUNDS = 4096, 100  # on a CPU a quarter of the side
 PACKAGES = ("jax", "flax", "torch", "timm", "transformers", "nvidia-cudnn-cu13")
@@ -74,8 +58,8 @@ def published_flops(device, dtype: str) -> float | None:
     if device.platform == "tpu" and dtype == "bfloat16":
         chip = next((chip for name, chip in TPU_CHIPS.items() if kind.startswith(name)), None)
         return topology.CHIPS[chip].flops if chip else None
-    flops = next((flops for name, flops in GPU_FLOPS.items() if kind.startswith(name)), (None,) * 2)
-    return flops[dtype == "float32"]
+    card = next((card for card in CARDS.values() if card.kind == kind), None)
+    return card and card.flops["bf16" if dtype == "bfloat16" else "f32"]
 
 
 def measured_flops(dtype: str) -> float:

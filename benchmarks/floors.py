@@ -22,13 +22,14 @@ import jax
 import numpy as np
 
 from vit_jax import models
+from vit_jax.aot.gpu import CARDS
 from vit_jax.aot.topology import CHIPS
 from vit_jax.scaling import flops
 
 SIZES = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")
-# Name -> bfloat16 operations and bytes per second. The H100 is the SXM, by its data sheet.
+# Name -> bfloat16 operations and bytes per second.
 DEVICES = {name: (CHIPS[name].flops, CHIPS[name].memory_bandwidth) for name in ("v5e", "v6e")}
-DEVICES["H100"] = (989e12, 3.35e12)
+DEVICES["H100"] = (CARDS["h100"].flops["bf16"], CARDS["h100"].memory_bandwidth)
 PARAMETER_BYTES = 2 * (4 + 2 + 4 + 4)
 ACTIVATION_BYTES = 2 * 2
 

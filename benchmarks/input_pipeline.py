@@ -60,6 +60,7 @@ def pipelines(jpegs) -> dict:
     import tensorflow as tf
 
     import input_pipeline
+from vit_jax.aot.gpu import CARDS
     from configs import common
     from vit_jax.data.sources import RandomAccess
 

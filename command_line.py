@@ -216,6 +216,7 @@ def parse(argv: list[str]) -> list[str]:
         fields = f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})"
         stop(preset_error(error) or fields)
     check_not_empty()
+    expand_home()
     return arguments
 
 
@@ -241,6 +242,14 @@ def preset_paths(argv: list[str]) -> Iterator[tuple[int, int, str]]:
         if flag or argv[i - 1] in ("-config", "--config"):
             start = flag.end() if flag else 0
             yield i, start, argument[start:].partition(":")[0]
+
+
+def expand_home() -> None:
+    """Replaces ~ at the start of a flag's value, as in --workdir=~/runs: some shells don't."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if isinstance(flag.value, str) and flag.value.startswith("~"):
+            flag.value = os.path.expanduser(flag.value)
 
 
 # Fields for which an empty string means something.
@@ -270,7 +279,12 @@ def preset_error(error: Exception) -> str | None:
     """Returns where and why a preset's own code failed; None if it isn't the preset's error."""
     frames = traceback.extract_tb(error.__traceback__)
     paths = [os.path.abspath(path) for *_, path in preset_paths(with_preset_located(sys.argv))]
-    inside = [frame for frame in frames if os.path.abspath(frame.filename) in paths]
+    inside = [
+        frame
+        for frame in frames
+        if os.path.abspath(frame.filename) in paths
+        or pathlib.Path(frame.filename).parent == ROOT / "configs"
+    ]
     if inside:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         if re.search(r'mean "\w+" instead of', str(error)):  # ml_collections lists all fields first

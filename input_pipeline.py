@@ -68,13 +68,7 @@ def check(config) -> None:
     checks.check_choice("config.dataset.channels", dataset.channels, (1, 3))
     checks.check_choice("config.dataset.on_error", dataset.on_error, ("stop", "skip"))
     checks.check_ranges("config.dataset", dataset, RANGES)
-    for name in ("mean", "std"):
-        checks.check_numbers(f"config.augment.{name}", augment[name])
-        if len(augment[name]) not in (1, dataset.channels):
-            raise UserError(
-                f"config.augment.{name} is {tuple(augment[name])}; it must have one number, or one "
-                f"for each of the {dataset.channels} channels (config.dataset.channels)"
-            )
+    checks.check_normalization(augment.mean, augment.std, dataset.channels, "config.augment.")
     preprocess.check(augment)
     if augment.crop == "pad":
         smaller_side = checks.Range(0, min(image_shape(config)[:2]), whole=True)

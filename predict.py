@@ -151,7 +151,7 @@ def predict(classifier: Classifier, source, top: int, as_json: bool, attention: 
 def json_row(name: str, best: list[tuple[str, float]] | None) -> dict:
     """Returns the object that --json prints for an image; `best` is None if it isn't one."""
     if best is None:
-        return {"image": name, "error": "it can't be read or decoded"}
+        return {"image": name, "error": "it isn't a JPEG or PNG that can be read"}
     classes = [{"class": label, "probability": probability} for label, probability in best]
     return {"image": name, "classes": classes}
 

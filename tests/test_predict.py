@@ -85,7 +85,7 @@ def test_command_line(digits_run, digit_files, tmp_path, capfd):
     options = (f"--workdir={digits_run}", "--top=3")
     assert run_main(*options, f"--attention={picture}", folder) == 1
     output = capfd.readouterr()
-    assert "no_image.png: it can't be read or decoded" in output.out + output.err
+    assert "no_image.png: it isn't a JPEG or PNG that can be read" in output.out + output.err
     lines = [line for line in output.out.splitlines() if "%" in line]
     assert lines[0].startswith(str(folder / "b.png"))
     assert len(lines) == 6
@@ -95,7 +95,7 @@ def test_command_line(digits_run, digit_files, tmp_path, capfd):
     assert run_main(*options, "--json", folder) == 1
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     rows = {row["image"]: row for row in map(json.loads, lines)}
-    assert rows[str(no_image)]["error"] == "it can't be read or decoded"
+    assert rows[str(no_image)]["error"] == "it isn't a JPEG or PNG that can be read"
     best = rows[str(folder / "b.png")]["classes"]
     assert len(best) == 3
     assert best[0]["probability"] >= best[1]["probability"]

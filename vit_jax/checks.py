@@ -104,6 +104,44 @@ def check_numbers(field: str, values) -> None:
         raise UserError(f"{field} is {values!r}; it must be numbers, such as (0.5, 1.0)")
 
 
+def check_normalization(mean, std, channels: int, group: str = "") -> None:
+    """Raises UserError if pixels in [0, 1] can't be normalized by a mean and standard deviation.
+
+    Args:
+        mean, std: tuples of one number, or of one per channel.
+        channels: how many channels the images have.
+        group: what messages put before "mean" and "std", such as "config.augment.".
+    """
+    for name, values, valid in (
+        ("mean", mean, SHARE),
+        ("std", std, Range(0, 1, above=True)),
+    ):
+        check_numbers(f"{group}{name}", values)
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"{group}{name} is {tuple(values)}; it must have one number, or one for each of "
+                f"the {channels} channels"
+            )
+        for number in values:
+            check_range(f"{group}{name}, for pixels in [0, 1],", number, valid)
+
+
+def check_class_names(names, num_classes: int) -> None:
+    """Raises UserError unless `names` is None, or a list with a name for each class."""
+    if names is None:
+        return
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"class_names is a {type(names).__name__}; it must be a list of names, in the order of "
+            "the labels"
+        )
+    if len(names) != num_classes:
+        raise UserError(
+            f"class_names has {len(names)} names; it must have one for each of the model's "
+            f"{num_classes} classes"
+        )
+
+
 def check_interval(field: str, value) -> None:
     """Raises UserError if `value` is not (low, high) with 0 < low <= high <= 1."""
     check_numbers(field, value)
@@ -137,8 +175,23 @@ def check_png(flag: str, path: str) -> None:
     folder = os.path.dirname(path) or "."
     if not path.endswith(".png") or os.path.isdir(path) or not os.path.isdir(folder):
         raise UserError(f"{flag} is {path!r}; it must be a .png file in an existing folder")
+    if os.path.exists(path) and not is_own_picture(path):
+        raise UserError(
+            f"{flag} is {path!r}, a file that this program didn't write: give another file, which "
+            "it may overwrite"
+        )
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UserError(f"{flag} is {path!r}, which can't be written: give another file")
+
+
+PNG_METADATA = {"Software": "vit_jax"}  # of the pictures that are drawn here
+
+
+def is_own_picture(path: str) -> bool:
+    """Whether a file is empty, or a PNG with PNG_METADATA."""
+    with open(path, "rb") as file:
+        start = file.read(1000)
+    return not start or b"Software\0vit_jax" in start
 
 
 def size_pair(field: str, value) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def test_corrupt_examples_are_skipped_and_logged(corrupt_source, plain, caplog):
     assert source.corrupt == corrupt
     named = [r.message for r in caplog.records if r.message.startswith("Skipping")]
     assert sorted(named) == sorted(
-        f"Skipping {source.describe(i)}: it can't be read or decoded" for i in corrupt
+        f"Skipping {source.describe(i)}: it isn't a JPEG or PNG that can be read" for i in corrupt
     )
     assert_same(take(train_batches(source, plain, first_step=9), 11), batches[9:])
     input_pipeline.report_corrupt(source)

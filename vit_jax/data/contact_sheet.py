@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vit_jax.checks import PNG_METADATA
+
 
 def draw(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
@@ -38,7 +40,7 @@ def draw(
         axes[row, 0].set_ylabel(f"step {row + 1}", fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, metadata=PNG_METADATA)
 
 
 def caption(target: np.ndarray, class_names: Sequence[str], smoothing_share: float) -> str:

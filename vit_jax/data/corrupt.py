@@ -117,7 +117,7 @@ def log_corrupt(batches: Iterator[dict], source: Source) -> Iterator[dict]:
                 source.corrupt.add(index)
                 name = source.describe(index)
                 link = dangling_link(name)
-                problem = f"it is {link}" if link else "it can't be read or decoded"
+                problem = f"it is {link}" if link else "it isn't a JPEG or PNG that can be read"
                 logger.warning(f"Skipping {name}: {problem}")
         yield batch
 

@@ -170,8 +170,8 @@ def is_litter(name: str) -> bool:
 def warn_ignored(folder: pathlib.Path, ignored: Sequence[str]) -> None:
     if ignored:
         logger.warning(
-            f"{folder}: ignoring {len(ignored)} files or folders that are hidden or aren't images, "
-            f"such as {ignored[0]}"
+            f"{folder}: ignoring {len(ignored)} files or folders that are hidden or aren't *.jpg, "
+            f"*.jpeg or *.png, such as {ignored[0]}"
         )
 
 
@@ -210,6 +210,7 @@ def open_files(paths: Sequence[str]) -> RandomAccess:
 
 def check_path(path: str) -> str:
     """Returns a path; raises UserError if there is no such file or folder."""
+    path = os.path.expanduser(path)
     if path == "-":
         raise UserError("Images can't be read from standard input (-): give a file or a folder")
     if "://" in path:

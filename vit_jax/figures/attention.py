@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from vit_jax.checks import PNG_METADATA
+
 
 def draw_attention(images, maps, captions, path) -> None:
     """Writes a PNG with each image, and beside it the image overlaid with its attention map.
@@ -30,4 +32,4 @@ def draw_attention(images, maps, captions, path) -> None:
         axes[2 * i].set_title(caption, fontsize=9, loc="left")
         axes[2 * i + 1].imshow(image)
         axes[2 * i + 1].imshow(heat, cmap="plasma", alpha=0.6)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata=PNG_METADATA)

@@ -9,7 +9,13 @@ import jax
 import numpy as np
 
 from vit_jax import models, pretrained
-from vit_jax.checks import Range, check_range, size_pair
+from vit_jax.checks import (
+    Range,
+    check_class_names,
+    check_normalization,
+    check_range,
+    size_pair,
+)
 from vit_jax.errors import UserError
 from vit_jax.inference import features
 from vit_jax.inference.images import evaluation_view, is_pillow
@@ -57,13 +63,12 @@ class Classifier:
             raise UserError("The model has no head, so it returns features instead of classes")
         if self.model.pool == "none":
             raise UserError("model.pool is 'none', so the model classifies each patch, not images")
-        if names is not None and len(names) != num_classes:
-            raise UserError(
-                f"class_names has {len(names)} names; it must have one for each of the model's "
-                f"{num_classes} classes"
-            )
+        check_class_names(names, num_classes)
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
+        check_normalization(self.mean, self.std, self.channels)
+        check_range("eval_crop", self.eval_crop, Range(0, 1, above=True))
         losses.create(self.loss)
+        self.check_positions()
 
     @classmethod
     def load(
@@ -120,7 +125,7 @@ class Classifier:
             params=jax.device_put(params),
             image_size=tuple(image_size),
             channels=stored.channels,
-            class_names=tuple(class_names or stored.class_names or ()) or None,
+            class_names=class_names if class_names is not None else stored.class_names,
             **settings,
         )
 
@@ -139,6 +144,18 @@ class Classifier:
         """
         check_range("top", top, Range(1, whole=True))
         return [self.top_classes(row, top) for row in self.probabilities(images)]
+
+    def check_positions(self) -> None:
+        """Raises UserError if the parameters are for images of another size."""
+        table = self.params.get("Transformer", {}).get("posembed_input")
+        rows, columns = self.model.grid(self.image_size)
+        length = rows * columns + (self.model.pool == "cls")
+        if table is not None and table["pos_embedding"].shape[1] != length:
+            raise UserError(
+                f"image_size is {self.image_size}, but the parameters have positions for "
+                f"{table['pos_embedding'].shape[1]} tokens instead of {length}: load them for this "
+                "size (`image_size` of Classifier.load or pretrained.load)"
+            )
 
     def top_classes(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
         """Returns the `top` largest of probabilities (num_classes,) as (name, probability)."""

@@ -46,9 +46,11 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
         fields["mlp_dim"] = 4 * fields["width"]
     if fields.get("representation_size") is True:
         fields["representation_size"] = fields["width"]
-    if isinstance(fields.get("dtype"), str):
-        check_choice("config.dtype", fields["dtype"], DTYPES)
-        fields["dtype"] = jnp.dtype(fields["dtype"])
+    if "dtype" in fields:
+        dtype = fields["dtype"]
+        name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+        check_choice("config.dtype", name, DTYPES)
+        fields["dtype"] = jnp.dtype(name)
     model = VisionTransformer(num_classes=num_classes or None, **fields)
     check_fields(model)
     check_choice("model.gelu", model.gelu, GELUS)

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+
 from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
@@ -81,6 +83,19 @@ def check_resnet(resnet) -> None:
         raise UserError(
             f"model.resnet.width_factor is {width_factor}; it must be a multiple of 0.5: group "
             "norm has 32 groups"
+        )
+
+
+def check_images(images) -> None:
+    """Raises UserError if `images` aren't floating point (N, height, width, channels)."""
+    if images.ndim != 4 or (images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4)):
+        raise UserError(
+            f"images are {tuple(images.shape)}; they must be (N, height, width, channels)"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"images are {images.dtype}; they must be floating point, normalized as in training "
+            "(vit_jax.training.augment.normalize)"
         )
 
 

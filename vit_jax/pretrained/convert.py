@@ -44,9 +44,6 @@ def convert(
         UserError: as `pretrained.load` and `pretrained.save`; or the target is the source.
     """
     weights = read(source, num_heads)
-    width = weights.model_fields["width"]
-    if num_heads is not None and (num_heads < 1 or width % num_heads):
-        raise UserError(f"num_heads is {num_heads}; it must divide the width of {source}, {width}")
     export.check_target(target, format, source)
     model = models.create("B/16", **weights.model_fields)
     stored_size = image_size_of(weights, model, grid) if grid else weights.image_size

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax
 import jax
@@ -11,13 +11,21 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from vit_jax.checks import Range, check_choice, check_range, size_pair
+from vit_jax.checks import (
+    Range,
+    check_choice,
+    check_class_names,
+    check_normalization,
+    check_range,
+    size_pair,
+)
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_path, write_atomically
 from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
 from vit_jax.pretrained import architecture, formats, hub
+from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
 from vit_jax.runs import run_folder
 
@@ -133,18 +141,18 @@ def save(
     check_target(path, format)
     if eval_crop is not None:
         check_range("eval_crop", eval_crop, Range(0, 1, above=True))
+    if not isinstance(params, Mapping) or "params" in params:
+        raise UserError("params must be the tree of parameters: variables['params']")
     mean, std = tuple(mean or MEAN), tuple(std or STD)
     check_model(model, format, approximate)
     if format == "google" and not approximate:
-        check_normalization(mean, std)
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise UserError(
-            f"class_names has {len(class_names)} names; it must have one for each of the model's "
-            f"{model.num_classes} classes"
-        )
+        check_google_normalization(mean, std)
+    check_class_names(class_names, model.num_classes)
     flat = flatten(params, model)
+    check_finite("The parameters can't be saved", flat)
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
+    check_normalization(mean, std, num_channels(flat))
     if model.posemb != "learned":
         has_class_token = CLS in flat
         flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, has_class_token)
@@ -224,7 +232,7 @@ def check_model(model, format: str, approximate: bool) -> None:
         )
 
 
-def check_normalization(mean, std) -> None:
+def check_google_normalization(mean, std) -> None:
     """Raises UserError for another normalization than that of Google's code."""
     if set(mean + std) != {0.5}:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import numbers
 import re
 import tempfile
 
@@ -56,8 +57,11 @@ def read_folder(path: epath.Path) -> tuple[dict[str, np.ndarray], dict, dict]:
     """Reads the tensors, config.json and preprocessor_config.json ({} if missing) in a folder."""
     index_path, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if not whole.exists() and not index_path.exists():
-        pickle = (path / "pytorch_model.bin").exists()
-        found = "only pytorch_model.bin, a pickle, which is never read" if pickle else "none"
+        found = "none"
+        if (path / "pytorch_model.bin").exists():
+            found = "only pytorch_model.bin, a pickle, which is never read"
+        elif any(path.glob("model-*.safetensors")):
+            found = "parts of it without model.safetensors.index.json: download that too"
         raise UserError(
             f"{path} holds no weights: expected model.safetensors, found {found} (a run's folder "
             "has checkpoints/)"
@@ -73,6 +77,8 @@ def read_folder(path: epath.Path) -> tuple[dict[str, np.ndarray], dict, dict]:
     if whole.exists():
         return read_safetensors(whole), config, processor
     shards = get_setting(read_json_object(index_path), index_path, "weight_map", dict, {}).values()
+    if not shards:
+        raise UserError(f"{index_path} lists no files in weight_map: download it again")
     tensors = {}
     for name in sorted(set(shards)):
         if not (path / str(name)).exists():
@@ -162,6 +168,7 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
         # Only a tanh layer is a representation layer.
         tensors = {name: value for name, value in tensors.items() if "pooler." not in name}
     multi_label = config.get("problem_type") == "multi_label_classification"
+    check_rescaling(path, processor)
     normalizes = get_setting(processor, path, "do_normalize", bool, True)
     params = formats.from_hf(tensors, resolve_num_heads(path, num_heads, width))
     check_sizes(path, config, HF_SIZES, params)
@@ -219,6 +226,12 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
 def check_sizes(path: str, settings: dict, names: dict[str, str], params) -> None:
     """Raises UserError if config.json belongs to a model of another size than the tensors do."""
     stored = architecture.infer_fields({name: value.shape for name, value in params.items()})
+    patch_size = get_size(settings, path, "patch_size")
+    if stored and patch_size not in (None, size_pair("patch_size", stored["patch_size"])):
+        raise UserError(
+            f"{path}: config.json says patch_size {settings['patch_size']}, but the patches of the "
+            f"tensors are of {stored['patch_size']} pixels"
+        )
     for name, field in names.items():
         declared = get_setting(settings, path, name, int)
         if stored and declared not in (None, stored[field]):
@@ -226,6 +239,15 @@ def check_sizes(path: str, settings: dict, names: dict[str, str], params) -> Non
                 f"{path}: config.json says {name} {declared}, but the tensors have "
                 f"{stored[field]}: the two files belong to different models, or one is incomplete"
             )
+
+
+def check_rescaling(path: str, processor: dict) -> None:
+    """Raises UserError unless pixels are scaled to [0, 1] before they are normalized."""
+    factor = get_setting(processor, path, "rescale_factor", (int, float), 1 / 255)
+    if not get_setting(processor, path, "do_rescale", bool, True) or abs(factor * 255 - 1) > 1e-3:
+        raise UserError(
+            f"{path}: preprocessor_config.json doesn't scale pixels by 1/255, which isn't supported"
+        )
 
 
 def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:
@@ -286,8 +308,9 @@ def resolve_num_heads(path: str, num_heads: int | None, width: int) -> int:
                 f"{path} doesn't specify the number of attention heads, and no published size has "
                 f"width {width}: give num_heads (--num_heads)"
             )
-    # With an impossible number the shapes will differ, and loading reports them.
-    return num_heads if num_heads > 0 and width % num_heads == 0 else 1
+    if not isinstance(num_heads, numbers.Integral) or num_heads < 1 or width % num_heads:
+        raise UserError(f"num_heads is {num_heads}; it must divide the width of {path}, {width}")
+    return num_heads
 
 
 def get_setting(settings: dict, path, name: str, kind, default=None):
@@ -309,10 +332,10 @@ def get_numbers(settings: dict, path, name: str) -> tuple[float, ...] | None:
     values = settings.get(name)
     if values is None:
         return None
-    numbers = values if isinstance(values, list) else [values]
-    if not numbers or not all(isinstance(value, (int, float)) for value in numbers):
+    per_channel = values if isinstance(values, list) else [values]
+    if not per_channel or not all(isinstance(value, (int, float)) for value in per_channel):
         raise UserError(f"{path}: {name} is {values!r}; it must be a number, or one per channel")
-    return tuple(map(float, numbers))
+    return tuple(map(float, per_channel))
 
 
 def get_size(settings: dict, path, name: str) -> tuple[int, int] | None:

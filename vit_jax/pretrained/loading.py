@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
-from vit_jax.models import checks, posemb
+from vit_jax.models import VisionTransformer, checks, posemb
 from vit_jax.models.stacking import stack_blocks
 from vit_jax.paths import (
     CLS,
@@ -78,6 +78,10 @@ def load(
         UserError: a missing, damaged or unsupported file, the parameters of another model (lists
             all that differ), or NaN or infinity in a parameter.
     """
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"model is {model!r}; it must be a VisionTransformer, as `models.create` returns"
+        )
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_settings(weights, model, mean, std)
     params = dict(weights.params)

@@ -5,6 +5,7 @@ A file's format is recognized from its contents. `formats.py` converts names and
 """
 
 import dataclasses
+import os
 import zipfile
 import zlib
 
@@ -17,7 +18,7 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checks import check_numbers, size_pair
 from vit_jax.errors import UserError, first_line
-from vit_jax.paths import CLS, POSEMB
+from vit_jax.paths import CLS, EMBEDDING, ENCODER_NORM, HEAD, POSEMB, PRE_LOGITS, block_index
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, run_folder
 
@@ -95,7 +96,9 @@ def read(path, num_heads: int | None = None) -> Weights:
         UserError: a path that doesn't exist, a damaged file, no Vision Transformer, or weights that
             aren't floating point.
     """
-    name = str(path)
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise UserError(f"The path of the weights is {path!r}; it must be a file or a folder")
+    name = os.path.expanduser(path)
     try:
         local = epath.Path(hub.fetch(name))
     except KeyError:  # an unknown kind of storage
@@ -112,6 +115,7 @@ def read(path, num_heads: int | None = None) -> Weights:
             raise
         # Each kind of storage raises its own errors.
         raise UserError(f"{name} can't be read: {first_line(error)}") from None
+    check_complete(weights)
     if not architecture.infer_fields(weights.shapes):
         contents = hub.describe_contents(weights.params, {})
         raise UserError(f"{name} holds no Vision Transformer: {contents}")
@@ -122,6 +126,25 @@ def read(path, num_heads: int | None = None) -> Weights:
                 f"{name}: {parameter} is of type {value.dtype}; weights must be floating point"
             )
     return weights
+
+
+def check_complete(weights: Weights) -> None:
+    """Raises UserError if a layer of a Vision Transformer has only a part of its parameters."""
+    for name in weights.params:
+        module, _, kind = name.rpartition("/")
+        others = {"kernel": ("bias",), "scale": ("bias",), "bias": ("kernel", "scale")}
+        if kind not in others or not is_layer(module):
+            continue
+        missing = [f"{module}/{other}" for other in others[kind]]
+        if not any(other in weights.params for other in missing):
+            raise UserError(
+                f"{weights.path} has {name} but lacks {missing[0]}: the file is incomplete"
+            )
+
+
+def is_layer(module: str) -> bool:
+    """Whether a layer has a kernel or scale, and a bias; convolutions of stems have no bias."""
+    return module in (EMBEDDING, ENCODER_NORM, PRE_LOGITS, HEAD) or block_index(module) is not None
 
 
 def check_positions(weights: Weights) -> None:
@@ -155,7 +178,9 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
     if start[8:] == b"{":
         tensors = hub.read_safetensors(path)
         return Weights(path=name, **hub.convert(name, tensors, {}, {}, num_heads))
-    raise UserError(f"{name} is neither an .npz nor a .safetensors file")
+    pickle = path.suffix in (".bin", ".pt", ".pth")
+    hint = ": PyTorch pickles are never read; save the weights as .safetensors" if pickle else ""
+    raise UserError(f"{name} is neither an .npz nor a .safetensors file{hint}")
 
 
 def parse_run_path(path: epath.Path) -> tuple | None:

@@ -1,8 +1,8 @@
 """Losses: (logits, targets) -> one float32 number per example.
 
-To add one, write the function, give it a row in LOSSES, and add its formula to
-tests/training/test_losses.py. Its settings are keyword-only parameters with defaults, overridden by
-`config.loss_args`. Evaluation reports the same loss.
+To add one, write the function, give it a row in LOSSES, with how logits become probabilities, and
+add its formula to tests/training/test_losses.py. Its settings are keyword-only parameters with
+defaults, overridden by `config.loss_args`. Evaluation reports the same loss.
 """
 
 import functools
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vit_jax import checks
@@ -57,6 +58,8 @@ def create(name: str, args: Mapping | None = None) -> Loss:
         UserError: an unknown loss, or a parameter that the loss doesn't have.
     """
     loss = checks.lookup("config.loss", name, LOSSES)
+    if not isinstance(loss, Loss):
+        raise UserError(f"The row {name!r} of LOSSES must be a Loss(function, probabilities)")
     if args is not None and not isinstance(args, Mapping):
         raise UserError(
             f"config.loss_args is {args!r}; it must be a dictionary, such as {{'gamma': 2.0}}"
@@ -68,4 +71,17 @@ def create(name: str, args: Mapping | None = None) -> Loss:
             raise UserError(
                 f"config.loss_args has {arg!r}; {name!r} takes {', '.join(known) or 'none'}"
             )
-    return loss._replace(function=functools.partial(loss.function, **(args or {})))
+    loss = loss._replace(function=functools.partial(loss.function, **(args or {})))
+    check_output(name, loss.function)
+    return loss
+
+
+def check_output(name: str, function: Callable) -> None:
+    """Raises UserError if a loss doesn't return one number per example."""
+    logits = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    shape = jax.eval_shape(function, logits, logits).shape
+    if shape != (2,):
+        raise UserError(
+            f"The loss {name!r} returns {shape} for logits of (2, 3); it must return one number "
+            "per example, (2,)"
+        )

@@ -48,6 +48,7 @@ def create(config, params, total_steps: int):
         UserError: an unknown optimizer or schedule, or a pattern that matches no parameter.
     """
     check(config)
+    checks.check_range("total_steps", total_steps, checks.COUNT)
     optimizer = config.optimizer
     learning_rate = schedules.create(config.schedule, total_steps)
     clip = optax.identity()

@@ -143,7 +143,12 @@ def run(
         return arguments
 
     def guarded_main(argv):
-        guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
+        try:
+            guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
+        except SystemExit as error:
+            # Python would wait for the thread that reads data, on a file system that may be gone.
+            exit_within(GRACE_SECONDS, error.code if isinstance(error.code, int) else 0)
+            raise
 
     app.run(guarded_main, flags_parser=parse_checked)
 
@@ -277,6 +282,8 @@ def check_preset() -> None:
 
 def preset_error(error: Exception) -> str | None:
     """Returns where and why a preset's own code failed; None if it isn't the preset's error."""
+    if any(path.endswith(".json") for *_, path in preset_paths(sys.argv)):
+        return unreadable_preset()
     frames = traceback.extract_tb(error.__traceback__)
     paths = [os.path.abspath(path) for *_, path in preset_paths(with_preset_located(sys.argv))]
     inside = [
@@ -291,8 +298,6 @@ def preset_error(error: Exception) -> str | None:
             reason = unknown_field(str(error))
         return f"{inside[-1].filename}, line {inside[-1].lineno}: {reason}"
     if paths and "'get_config'" in str(error):
-        if paths[0].endswith(".json"):
-            return unreadable_preset()
         return f"{paths[0]} is no preset: it has no function get_config"
     return None
 
@@ -397,10 +402,10 @@ def guarded(main: Callable, preemptible: bool) -> None:
     except KeyboardInterrupt:
         stop(INTERRUPTED, EXIT_INTERRUPTED)
     except Exception as error:
-        if isinstance(error, BrokenPipeError):  # `python predict.py ... | head`
+        if isinstance(error, BrokenPipeError) and is_stdout_broken():
             # Python would complain when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_BROKEN_PIPE)
+            stop("The output is closed", EXIT_BROKEN_PIPE)
         if isinstance(error, MemoryError):
             stop(f"This machine is out of memory ({first_line(error)}): {less_memory}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -416,6 +421,15 @@ def guarded(main: Callable, preemptible: bool) -> None:
             if LOST_PROCESS.search(str(cause)):
                 exit_after_loss(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
+
+
+def is_stdout_broken() -> bool:
+    """Whether stdout is a pipe that nothing reads, as in `python predict.py ... | head`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 INTERRUPTED = "Interrupted: the same command resumes a run from its last checkpoint"
@@ -465,7 +479,12 @@ def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
     if jax.distributed.is_initialized():
         # A clean shutdown waits for the other processes, which may wait for this one in a
         # collective. They notice once it is gone.
-        timer = threading.Timer(GRACE_SECONDS, os._exit, [code])
-        timer.daemon = True
-        timer.start()
+        exit_within(GRACE_SECONDS, code)
     sys.exit(code)
+
+
+def exit_within(seconds: float, code: int) -> None:
+    """Ends the process with an exit code after some seconds, if it hasn't ended by itself."""
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()

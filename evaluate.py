@@ -41,13 +41,20 @@ SPLIT = flags.DEFINE_string(
 )
 
 
-def evaluate(workdir, step: int | None = None, **dataset: str | None) -> dict[str, float]:
+def evaluate(
+    workdir,
+    step: int | None = None,
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    data_dir: str | None = None,
+) -> dict[str, float]:
     """Evaluates a run's checkpoint, with the average of its parameters if the run keeps one.
 
     Args:
         workdir: the run's folder.
         step: the checkpoint's step; None: the latest.
-        **dataset: another dataset with the same classes; see `select_dataset`.
+        split, name, data_dir: another dataset with the same classes; see `select_dataset`.
 
     Returns:
         loss, accuracy and accuracy_top5.
@@ -56,10 +63,8 @@ def evaluate(workdir, step: int | None = None, **dataset: str | None) -> dict[st
         UserError: an unknown run, checkpoint, dataset or split.
     """
     config, params = checkpoint.restore_params(workdir, step)
-    select_dataset(config, **dataset)
-    checks.check_values(config, common.get_config())
-    input_pipeline.check(config)
-    steps.check(config)
+    select_dataset(config, name, data_dir, split)
+    check(config)
     eval_set = open_eval_set(config.dataset, run_folder.read_class_names(workdir))
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
     expected = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
@@ -80,18 +85,34 @@ def open_eval_set(dataset, class_names: tuple[str, ...] | None):
     return input_pipeline.open_source(*location, dataset.eval_split, class_names)
 
 
-def evaluate_weights(config, **dataset: str | None) -> dict[str, float]:
+def check(config) -> None:
+    """Checks a recorded configuration; what it lacks, since the code was older, has its default."""
+    complete = common.get_config()
+    with complete.unlocked(), complete.ignore_type():
+        complete.update(config)
+    checks.check_values(complete, common.get_config())
+    input_pipeline.check(complete)
+    steps.check(complete)
+
+
+def evaluate_weights(
+    config,
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    data_dir: str | None = None,
+) -> dict[str, float]:
     """Evaluates the weights in `config.init_from` on the configuration's dataset.
 
     Args:
         config: a preset's configuration.
-        **dataset: another dataset with the same classes; see `select_dataset`.
+        split, name, data_dir: another dataset with the same classes; see `select_dataset`.
 
     Raises:
         UserError: unknown weights, dataset or split, or weights of a different model.
     """
     config = config.copy_and_resolve_references()
-    select_dataset(config, **dataset)
+    select_dataset(config, name, data_dir, split)
     input_pipeline.check(config)
     pretrained.check(config)
     eval_set = open_eval_set(config.dataset, None)

@@ -15,6 +15,7 @@ import atexit
 import functools
 import itertools
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -39,7 +40,11 @@ from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
 
-RANGES = {"in_memory_mb": checks.NON_NEGATIVE, "shuffle_buffer": checks.COUNT}
+RANGES = {
+    "in_memory_mb": checks.NON_NEGATIVE,
+    "eval_cache_mb": checks.NON_NEGATIVE,
+    "shuffle_buffer": checks.COUNT,
+}
 
 __all__ = [
     "EvalBatches",
@@ -241,29 +246,28 @@ def eval_batches(
 class EvalBatches:
     """The batches of an evaluation set, to iterate over once for each evaluation.
 
-    The first complete pass keeps them, decoded, if they take up to `config.dataset.in_memory_mb`;
+    If they take up to `config.dataset.eval_cache_mb`, the first complete pass keeps them, decoded;
     later ones then read and decode nothing.
     """
 
-    def __init__(self, source: Source, config, **arguments):
+    def __init__(self, source: Source, config, *, num_shares: int = 1, **arguments):
         """Takes the arguments of `eval_batches`."""
+        arguments["num_shares"] = num_shares
         self.make = functools.partial(eval_batches, source, config, **arguments)
-        self.limit = config.dataset.in_memory_mb * 1e6  # bytes
+        num_bytes = source.num_examples * math.prod(image_shape(config)) / num_shares
+        self.keeps = num_bytes <= config.dataset.eval_cache_mb * 1e6
         self.kept = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         if self.kept is not None:
             yield from self.kept
             return
-        kept, num_bytes = [], 0
+        kept = []
         for batch in self.make():
-            num_bytes += sum(array.nbytes for array in batch.values())
-            if num_bytes <= self.limit:
+            if self.keeps:
                 kept.append(batch)
-            else:
-                kept.clear()
             yield batch
-        if num_bytes <= self.limit:
+        if self.keeps:
             self.kept = kept
 
 

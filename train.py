@@ -91,7 +91,8 @@ def train(
     config = resolve(config, train_set, share["num_shares"])
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
-    program = Program(config, image_shape, mesh)
+    recorded_remat = run_folder.recorded_remat(workdir)
+    program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
     run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
 
     weights = None
@@ -115,7 +116,7 @@ def train(
         for name, eval_set in eval_sets.items()
     }
     log_summary(program, train_set, eval_sets, state)
-    run_folder.record(workdir, config, train_set.class_names)
+    run_folder.record(workdir, config, train_set.class_names, program.remat)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
@@ -250,11 +251,15 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
     order = input_pipeline.shuffle_order(train_set, config.dataset)
     parts = num_shares if order == "buffer" else 1
     check_filled_in("dataset.order", config.dataset.order, order, train_set.name)
+    fingerprint = train_set.fingerprint
+    check_filled_in("dataset.fingerprint", config.dataset.fingerprint, fingerprint, train_set.name)
     num_examples = train_set.num_examples
     check_filled_in(
         "dataset.num_examples", config.dataset.num_examples, num_examples, train_set.name
     )
-    config.dataset.update(order=order, parts=parts, num_examples=num_examples)
+    config.dataset.update(
+        order=order, parts=parts, num_examples=num_examples, fingerprint=fingerprint
+    )
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps not in checks.COUNT:
@@ -303,6 +308,11 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
         f", {config.optimizer.name}, {config.schedule.name} from {config.schedule.base_lr:g}",
     ):
         logger.info(line)
+    if program.remat != "none" and config.model.remat == "auto":
+        logger.warning(
+            f"The backward pass recomputes activations (remat {program.remat}), since not all fit; "
+            "a larger config.accum_steps, in a new run, may be faster"
+        )
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         logger.info("\n".join(["", *sharding.partition_table(state.params, mesh), ""]))
     if step := int(state.step):
@@ -312,7 +322,8 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
 def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
     """Logs the result, where the run's files are, and what to try next."""
     command = command_line.command
-    arguments = command_line.arguments_without("workdir", "config.seed")
+    processes = ("coordinator_address", "num_processes", "process_id")
+    arguments = command_line.arguments_without("workdir", "config.seed", *processes)
     seed = command("train.py", *arguments, "--config.seed=1", f"--workdir={workdir}_seed1")
     folder = command(
         *("train.py", "--config=configs/vit_ti16.py", "--config.dataset.name=FOLDER"),

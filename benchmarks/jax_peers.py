@@ -81,7 +81,7 @@ def ours(settings: Settings, attention_impl: str = "auto") -> JaxPeer:
     config.total_steps = 100_000
     config.optimizer.update(name="adamw", mu_dtype="float32", weight_decay=WEIGHT_DECAY)
     config.schedule.base_lr = LEARNING_RATE
-    config.model.attention_impl = attention_impl
+    config.model.update(attention_impl=attention_impl, remat="none")
     mesh = create_mesh(devices=jax.devices()[:1])
     program = Program(config, (settings.image_size, settings.image_size, 3), mesh)
     loss_fn = losses.create(config.loss).function

@@ -61,7 +61,10 @@ class Worker:
         """Returns the seconds of each part of the step, and the memory."""
         if "error" in self.created:
             return self.created
-        self.pipe.send(steps)
+        try:
+            self.pipe.send(steps)
+        except OSError:  # it failed in an earlier turn
+            return {"error": "its process ended in an earlier turn"}
         return self.receive()
 
     def receive(self) -> dict:

@@ -47,13 +47,15 @@ def get_config() -> ConfigDict:
     config.dataset.channels = 3  # or 1
     # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)
-    # TFRecord splits up to this size are read into memory, and evaluation images kept in it.
-    config.dataset.in_memory_mb = 1_000
+    config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
+    # Evaluation images up to this size are kept decoded, by each process and for each set.
+    config.dataset.eval_cache_mb = 1_000
     config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
     # Not settings: what determines the order of the examples, recorded for resuming.
     config.dataset.order = placeholder(str)  # "global" or "buffer"
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.num_examples = placeholder(int)  # of the training split
+    config.dataset.fingerprint = placeholder(str)  # of the names of its examples
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()

@@ -79,15 +79,19 @@ def wait(processes: list[subprocess.Popen], grace: float) -> int:
     """
     deadline, code = None, 0
     while any(process.poll() is None for process in processes):
-        failed = [p.returncode for p in processes if p.returncode not in (None, 0)]
+        failed = [i for i, p in enumerate(processes) if p.returncode not in (None, 0)]
         if failed and deadline is None:
-            deadline, code = time.monotonic() + grace, failed[0]
+            deadline, code = time.monotonic() + grace, processes[failed[0]].returncode
+            if code < 0:
+                name = signal.Signals(-code).name
+                print(f"Process {failed[0]} was killed by {name}", file=sys.stderr, flush=True)
         if deadline and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
         time.sleep(0.1)
     failed = [p.returncode for p in processes if p.returncode != 0]
-    return code or (failed[0] if failed else 0)
+    code = code or (failed[0] if failed else 0)
+    return code if code >= 0 else 128 - code  # of a signal, as in shells
 
 
 def free_port() -> int:

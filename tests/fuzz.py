@@ -35,7 +35,13 @@ VALUES[type(None)] = tuple(dict.fromkeys(itertools.chain(*VALUES.values())))
 # Fields for which a negative number is a valid value.
 MAY_BE_NEGATIVE = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.head_bias_init")
 MAY_BE_HUGE = (
-    *("dataset.in_memory_mb", "dataset.shuffle_buffer", "grad_clip_norm", "seed"),
+    *(
+        "dataset.in_memory_mb",
+        "dataset.eval_cache_mb",
+        "dataset.shuffle_buffer",
+        "grad_clip_norm",
+        "seed",
+    ),
     *("model.head_bias_init", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"),
     *("keep_every_steps", "schedule.timescale", "schedule.decay_steps", "schedule.cooldown_steps"),
     *("augment.mixup_alpha", "augment.cutmix_alpha", "total_steps"),
@@ -118,6 +124,7 @@ def stop_before_compiling(program) -> None:
         next(input_pipeline.train_batches(train_set, config))
         next(input_pipeline.eval_batches(eval_set, config))
         sharding.compile_for_shapes = lambda step, *shapes, **_: jax.eval_shape(step, *shapes)
+        program.compile_if_it_fits = program.compile_train_step
         _ = program.train_step, program.eval_step
     (field,) = [arg for arg in sys.argv[1:] if arg.startswith("--config.")]
     value = config

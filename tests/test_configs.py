@@ -30,7 +30,7 @@ class TrainingSplit:
     """What `resolve` asks of a dataset."""
 
     name, num_classes, num_examples, class_names = "images", 10, 100_000, tuple("abcdefghij")
-    exif = False
+    exif, fingerprint = False, None
 
 
 @pytest.mark.parametrize("recipe", common.RECIPES)

@@ -152,9 +152,17 @@ def check_interval(field: str, value) -> None:
 
 
 def check_values(config: Mapping, defaults: Mapping, group: str = "config") -> None:
-    """Raises UserError for a number that isn't finite, and for None if the default isn't None."""
+    """Checks a configuration, or a group of it, against the default one.
+
+    Raises:
+        UserError: a field is missing, is a number that isn't finite, or is None though its default
+            isn't.
+    """
+    check_complete(group, config, defaults)
     for name, value in config.items():
         field, default = f"{group}.{name}", defaults.get(name)
+        if hasattr(default, "items") and not hasattr(value, "items"):
+            raise UserError(f"{field} is {value!r}; it must be a group of fields")
         if hasattr(value, "items"):
             check_values(value, default if hasattr(default, "items") else {}, field)
         elif value is None and default is not None:

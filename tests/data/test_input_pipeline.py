@@ -184,7 +184,7 @@ def counting(source):
 def test_small_evaluation_sets_are_decoded_once(image_folder, plain, megabytes):
     """53 examples in seven batches of eight images of 28 kB: 1.5 MB."""
     plain.image_size = 96
-    plain.dataset.update(in_memory_mb=megabytes, on_error="skip")
+    plain.dataset.update(eval_cache_mb=megabytes, on_error="skip")
     source, fetched = counting(open_source(str(image_folder), None, "train+val+train"))
     assert source.num_examples == 53
     batches = input_pipeline.EvalBatches(source, plain)

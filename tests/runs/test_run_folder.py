@@ -130,9 +130,9 @@ def test_a_buffered_order_on_another_number_of_processes_warns(tmp_path, tiny_co
 
 
 def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):
-    """The order of the examples depends on how many there are, not on where they are."""
+    """The order of the examples depends on their names, not on where they are."""
     old, moved = tmp_path / "photos", tmp_path / "moved"
-    tiny_config.dataset.update(name=str(old), num_examples=80)
+    tiny_config.dataset.update(name=str(old), num_examples=80, fingerprint="a")
     run_folder.write_config(run, tiny_config)
     tiny_config.dataset.name = str(moved)
     with pytest.raises(UserError, match="dataset.name: "):  # there is no such folder
@@ -142,9 +142,11 @@ def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="vit_jax"):
         run_folder.check_config(run, tiny_config)
     assert f"now read from {moved}" in caplog.text
-    tiny_config.dataset.num_examples = 79
-    with pytest.raises(UserError, match=r"num_examples: 80 -> 79.*has gained or lost examples"):
-        run_folder.check_config(run, tiny_config)
+    for name in (str(old), str(moved)):
+        tiny_config.dataset.update(name=name, num_examples=79, fingerprint="b")
+        message = r"num_examples: 80 -> 79.*has gained, lost or renamed examples"
+        with pytest.raises(UserError, match=message):
+            run_folder.check_config(run, tiny_config)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def compile_program(
     """
     mesh = create_mesh(**config.mesh, devices=target.devices)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
-    program = Program(config, image_shape, mesh, target.memory_bytes)
+    program = Program(config, image_shape, mesh, memory_bytes=target.memory_bytes)
+    program.memory_bytes -= max(compile_report.resident_bytes(program).values())
     return program, compile_report.create_report(program, target)
 
 

@@ -289,8 +289,7 @@ def remedies(program: Program, required: float, available: int) -> Iterator[dict
         enough = [n for n in divisors(num_data) if state / n < 0.2 * available]
         fsdp = split_state(mesh, min(enough, default=num_data))
         yield fsdp
-    has_tried = config.model.remat in ("auto", "full")
-    remat = {} if has_tried else {"model.remat": "full"}
+    remat = {} if program.remat == "full" else {"model.remat": "full"}
     microbatch = config.batch_size // (num_shards(mesh) * config.accum_steps)  # per device
     enough = [n for n in divisors(microbatch) if n > 1 and n >= required / available]
     for factor in dict.fromkeys(enough[:3] + enough[-1:]):

@@ -9,6 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.training.program import USABLE_SHARE
 
 GIB = 2**30
 MIB = 2**20
@@ -162,7 +163,7 @@ class Gpus:
 
     def environment(self, required: int) -> dict[str, str]:
         """Returns the environment variables that a run needs to have so many bytes per GPU."""
-        if required <= DEFAULT_POOL * self.card.memory_bytes:
+        if required <= USABLE_SHARE * DEFAULT_POOL * self.card.memory_bytes:
             return {}
         return {"XLA_CLIENT_MEM_FRACTION": f"{self.largest_pool:.2f}"}
 

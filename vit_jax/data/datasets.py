@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -73,6 +74,7 @@ def open_any_source(name, data_dir, split, class_names) -> Source:
         return open_folder(folder, split, class_names)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"config.dataset.name is {name!r}, but there is no such folder")
+    data_dir = data_dir and os.path.expanduser(data_dir)
     return open_tfds(find_tfds(name, data_dir), split)
 
 
@@ -137,6 +139,12 @@ def read_prepared(folder: str) -> tfds.core.DatasetBuilder:
         ) from None
 
 
+def check_data_dir(data_dir: str | None) -> None:
+    """Raises UserError if the folder of TFDS's datasets is named, and doesn't exist."""
+    if data_dir and "://" not in data_dir and not pathlib.Path(data_dir).is_dir():
+        raise UserError(f"config.dataset.data_dir is {data_dir!r}, but there is no such folder")
+
+
 def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns the builder of a dataset that TFDS knows and has prepared on this machine.
 
@@ -146,6 +154,7 @@ def find_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError):  # an unknown name, config or version; not a name at all
+        check_data_dir(data_dir)
         raise UserError(
             f"config.dataset.name is {name!r}, which is neither a folder nor a dataset that TFDS "
             "knows: see tensorflow.org/datasets/catalog"
@@ -194,6 +203,7 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         num_examples=num_examples,
         class_names=tuple(info.features["label"].names),
         describe=describe,
+        fingerprint=f"{info.full_name}, {num_examples} examples",
         ranges=split_ranges(
             split, {name: part.num_examples for name, part in info.splits.items()}, info.full_name
         ),

@@ -45,7 +45,8 @@ def open_folder(
     for name, images in whole_splits.items():
         if unknown := sorted(set(images) - set(classes)):
             raise UserError(
-                f"{root / name} has classes that the training split lacks: {', '.join(unknown)}"
+                f"{root / name} has classes that the training split, or the run, lacks: "
+                f"{', '.join(unknown)}"
             )
 
     # File names and the indices of their folders, as arrays: there may be millions of files.
@@ -60,6 +61,7 @@ def open_folder(
     indices = {name: order[split_of == name] for name in whole_splits}
     selected, ranges = select_split(split, indices, str(root))
 
+    names = b"\n".join(folder_paths[folder_of[i]] + files[i] for i in selected)
     files, folder_of = tf.constant(files[selected]), tf.constant(folder_of[selected])
     folder_paths = tf.constant(folder_paths)
     labels = tf.constant([classes.index(label) for _, label in folders], tf.int64)
@@ -73,6 +75,7 @@ def open_folder(
         class_names=classes,
         describe=lambda index: os.fsdecode(path(index).numpy()),
         fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
+        fingerprint=hashlib.md5(names).hexdigest(),
         ranges=ranges,
         exif=True,
     )

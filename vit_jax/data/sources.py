@@ -30,6 +30,8 @@ class Source:
         describe: the index of an example -> text that helps a person find it, such as its path.
         fetch: the handle of an example -> (encoded image, label), as TensorFlow operations. The
             type of a handle depends on the kind of source.
+        fingerprint: a hash of the names of the examples in their order, or what else tells whether
+            a dataset in another place is the same; None: it can't be in another place.
         ranges: (whole split, first, last + 1) of each part of the dataset that the split selects.
         exif: whether images are turned upright as their EXIF data says, unless the configuration
             says otherwise.
@@ -41,6 +43,7 @@ class Source:
     class_names: tuple[str, ...]
     describe: Callable[[int], str]
     fetch: Callable
+    fingerprint: str | None = None
     ranges: tuple[tuple[str, int, int], ...] = ()
     exif: bool = False
     corrupt: set[int] = dataclasses.field(default_factory=set)

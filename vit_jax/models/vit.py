@@ -324,6 +324,7 @@ class VisionTransformer(nn.Module):
                 or an unknown capture.
         """
         check_fields(self)
+        check_choice("model.remat", self.remat, REMAT)
         check_images(images)
         check_image(self, images.shape[1:3])
         if isinstance(capture, str):

@@ -44,6 +44,14 @@ def check(config) -> None:
     """Raises UserError if `config.best_metric` or the intervals of saving can't be used."""
     intervals = ("eval_every_steps", "checkpoint_every_steps", "keep_every_steps")
     check_ranges("config", config, dict.fromkeys(intervals, COUNT_OR_ZERO))
+    saves = [config.checkpoint_every_steps]
+    if config.best_metric:  # every evaluation saves too
+        saves.append(config.eval_every_steps)
+    if config.keep_every_steps and not any(n and config.keep_every_steps % n == 0 for n in saves):
+        raise UserError(
+            f"config.keep_every_steps is {config.keep_every_steps}; it must be a multiple of "
+            f"config.checkpoint_every_steps, {config.checkpoint_every_steps}"
+        )
     if config.best_metric:
         check_choice("config.best_metric", config.best_metric, metrics.NAMES)
 
@@ -152,7 +160,13 @@ class Checkpoints:
         Processes agree before any of them writes: a failure of one alone would end the run.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.folder} is gone: was the run's folder moved or deleted? The run can't save "
+                "anything more"
+            ) from None
         if not distributed.any_process(free < needed):
             return True
         mebibyte = 2**20
@@ -240,7 +254,8 @@ class Checkpoints:
                 f"Checkpoint {self.folder / str(step)} was saved without {name}, which starts at "
                 "its initial value"
             )
-        items = {name: as_field(tree) for name, tree in items.items()}
+        wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
+        items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
         items |= {name: getattr(initial, name) for name in new}
         stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
         if stored["step"] != step:
@@ -316,16 +331,15 @@ SINGLE_ARRAY = "array"  # Orbax stores only trees: a field that is one array is 
 def stored_items(state: TrainState) -> dict:
     """Returns the items that store a state, or those of its shapes: {name: tree of arrays}."""
     return {
-        name: {SINGLE_ARRAY: value} if jax.tree_util.all_leaves([value]) else value
+        name: {SINGLE_ARRAY: value} if is_single_array(value) else value
         for name, value in fields(state).items()
         if value is not None and not is_counter(value)
     }
 
 
-def as_field(tree):
-    """Returns the field of a state that an item stores."""
-    is_wrapped = isinstance(tree, dict) and tree.keys() == {SINGLE_ARRAY}
-    return tree[SINGLE_ARRAY] if is_wrapped else tree
+def is_single_array(value) -> bool:
+    """Whether a field is one array that the metadata doesn't hold."""
+    return value is not None and not is_counter(value) and jax.tree_util.all_leaves([value])
 
 
 def counters(state: TrainState) -> dict[str, int]:

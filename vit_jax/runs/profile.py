@@ -67,7 +67,14 @@ class Profile:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # 1 records every call of a Python function
             folder = self.folder / f"process_{jax.process_index()}"
-            jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+            try:
+                jax.profiler.start_trace(
+                    folder, create_perfetto_trace=True, profiler_options=options
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                logger.error(f"No trace is written: {first_line(error)}")
+                self.steps = range(0)
+                return
         self.step_event = jax.profiler.StepTraceAnnotation("train", step_num=step)
         self.step_event.__enter__()
 

@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "mesh",
     "dataset.parts",
     "dataset.data_dir",
+    "dataset.eval_cache_mb",
     # How the model is computed: the numbers change by rounding.
     "model.attention_impl",
     "model.remat",
@@ -162,7 +163,10 @@ def check_shared(workdir) -> None:
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    try:
+        return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    except PermissionError as error:
+        raise UserError(f"{folder} can't be read: {error.strerror}") from None
 
 
 def is_run(folder) -> bool:
@@ -179,11 +183,33 @@ def has_config(folder) -> bool:
     return isinstance(fields, dict) and fields.keys() >= {"model", "optimizer", "schedule"}
 
 
-def record(workdir, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
-    """Records a run's configuration and classes; only process 0 writes."""
+def record(
+    workdir, config: ml_collections.ConfigDict, class_names: Sequence[str], remat: str
+) -> None:
+    """Records a run's configuration and classes; only process 0 writes.
+
+    Args:
+        workdir: the run's folder.
+        config: the configuration.
+        class_names: in the order of the labels.
+        remat: what the field `model.remat` has come to, which is recorded instead of "auto".
+    """
     if jax.process_index() == 0:
+        config = config.copy_and_resolve_references()
+        config.model.remat = remat
         write_config(workdir, config)
         write_class_names(workdir, class_names)
+
+
+def recorded_remat(workdir) -> str | None:
+    """Returns what the run that would be resumed in a folder recomputes; None: nothing is recorded.
+
+    Resumed with remat="auto", it goes on with the same.
+    """
+    with contextlib.suppress(LostConfigError):  # `check_config` reports it
+        if checkpoint_steps(workdir):
+            return read_config(workdir).model.get("remat")
+    return None
 
 
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
@@ -336,10 +362,11 @@ def check_config(
             f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
             "another --workdir, or the recorded values"
         )
-        if "dataset.num_examples" in changed:
+        if "dataset.fingerprint" in changed:
             message += (
-                ". The training set has gained or lost examples since the run began: restore it, "
-                f"or start a new run with --config.init_from={workdir} in another --workdir"
+                ". The training set has gained, lost or renamed examples since the run began: "
+                f"restore it, or start a new run with --config.init_from={workdir} in another "
+                "--workdir"
             )
         elif any(is_in(field, LENGTH) for field in changed):
             message += (
@@ -365,8 +392,8 @@ def has_moved(old: dict, new: dict) -> bool:
         old, new: the recorded and the given configuration, with dotted names.
     """
     is_folder = os.path.isdir(os.path.expanduser(str(new["dataset.name"])))
-    count = "dataset.num_examples"
-    return is_folder and old["dataset.name"] != "digits" and old.get(count) == new.get(count)
+    recorded, given = (fields.get("dataset.fingerprint") for fields in (old, new))
+    return is_folder and recorded is not None and recorded == given
 
 
 def check_steps(workdir, steps: Sequence[int], total_steps: int) -> None:

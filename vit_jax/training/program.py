@@ -12,8 +12,10 @@ from vit_jax.parallel import distributed, memory, sharding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.training import optim, steps, train_state
 
-# Values of the model's field `remat`, the fastest first, that "auto" tries.
+# Values of the model's field `remat`, the fastest first, that "auto" tries. With `scan`, keeping
+# more is slower by the TPU compiler's estimate.
 AUTO_REMAT = ("none", "dots_and_attention", "full")
+AUTO_REMAT_OF_SCAN = ("none", "full")
 USABLE_SHARE = 0.95  # of a device's memory; the rest is for batches in flight
 
 
@@ -33,7 +35,13 @@ class Program:
     """
 
     def __init__(
-        self, config, image_shape: tuple[int, int, int], mesh, memory_bytes: int | None = None
+        self,
+        config,
+        image_shape: tuple[int, int, int],
+        mesh,
+        *,
+        memory_bytes: int | None = None,
+        recorded_remat: str | None = None,
     ):
         """Creates the model and the optimizer; compiles nothing.
 
@@ -42,12 +50,14 @@ class Program:
             image_shape: (H, W, C).
             mesh: the mesh to compile for.
             memory_bytes: the memory of one of its devices; None: that of this machine's.
+            recorded_remat: what the run that is resumed recomputed; with `remat="auto"` it goes on
+                with it if that fits, to the same bits.
 
         Raises:
             UserError: invalid fields of the model or the optimizer.
         """
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
-        self.memory_bytes = memory_bytes
+        self.memory_bytes, self.recorded_remat = memory_bytes, recorded_remat
         model = models.from_config(config)
         self.attention_impl = attention.resolve(model, mesh.devices.flat[0])
         self.model = model.clone(attention_impl=self.attention_impl)
@@ -64,11 +74,21 @@ class Program:
     def train_step(self):
         """The compiled training step, see `steps.make_train_step`."""
         if self.model.remat == "auto":
-            for self.remat in AUTO_REMAT[:-1]:
-                if (compiled := self.compile_if_it_fits(self.remat)) is not None:
+            *policies, self.remat = self.policies_to_try()
+            for remat in policies:
+                if (compiled := self.compile_if_it_fits(remat)) is not None:
+                    self.remat = remat
                     return compiled
-            self.remat = AUTO_REMAT[-1]
         return self.compile_train_step(self.remat)
+
+    def policies_to_try(self) -> tuple[str, ...]:
+        """Returns the values of `remat` that "auto" may mean, in the order to try them."""
+        policies = AUTO_REMAT_OF_SCAN if self.model.scan else AUTO_REMAT
+        if self.recorded_remat in (None, "auto"):
+            return policies
+        if self.recorded_remat in policies:
+            return policies[policies.index(self.recorded_remat) :]
+        return self.recorded_remat, policies[-1]
 
     def compile_train_step(self, remat: str):
         """Compiles the training step with a value of the model's field `remat`."""
@@ -86,7 +106,8 @@ class Program:
                 raise
             compiled, needed = None, math.inf
         available = self.memory_bytes or memory.bytes_per_device()
-        exceeds = available is not None and needed > USABLE_SHARE * available
+        exceeds = compiled is None
+        exceeds |= available is not None and needed > USABLE_SHARE * available
         # All processes must run the same program.
         return None if distributed.any_process(exceeds) else compiled
 

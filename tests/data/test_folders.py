@@ -49,8 +49,8 @@ def test_images_in_nested_folders_and_of_several_splits(tmp_path, caplog):
     names = {source.describe(i).removeprefix(f"{tmp_path}/") for i in range(source.num_examples)}
     assert names == {"train/cat/a.jpg", "train/cat/deep/er/b.PNG", "extra/dog/c.jpeg"}
     assert (
-        "ignoring 1 files or folders that are hidden or aren't *.jpg, *.jpeg or *.png, such as notes.txt"
-        in caplog.text
+        "ignoring 1 files or folders that are hidden or aren't *.jpg, *.jpeg or *.png, such as "
+        "notes.txt" in caplog.text
     )
 
 
@@ -91,9 +91,7 @@ def test_folders_with_another_layout(tmp_path):
     with pytest.raises(UserError, match="train/dog has no images"):
         open_source(str(tmp_path / "empty"), None, "train")
     write_files(tmp_path, "odd/train/cat/a.jpg", "odd/val/cat/a.jpg", "odd/val/emu/a.jpg")
-    with pytest.raises(
-        UserError, match="val has classes that the training split, or the run, lacks: emu"
-    ):
+    with pytest.raises(UserError, match="the training split, or the run, lacks: emu"):
         open_source(str(tmp_path / "odd"), None, "val", ("cat",))
 
 

@@ -17,9 +17,10 @@ def get_config(arg=None):
     config.image_size = 8
     config.dtype = "float32"
 
+    # The number of classes comes from the dataset, which docs/data.md says how to prepare.
     config.dataset.name = "digits"
-    config.dataset.eval_split = "test"
-    config.dataset.channels = 1
+    config.dataset.eval_split = "test"  # common.py: "validation"; train_split is "train"
+    config.dataset.channels = 1  # common.py: 3
 
     config.augment.crop = "pad"
     config.augment.pad = 1

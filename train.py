@@ -99,22 +99,12 @@ def train(
     if config.init_from and not run_folder.checkpoint_steps(workdir):
         weights = pretrained.from_config(config, program.model, image_shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-    with compilation_cache(workdir):
-        program.compile()
-        program.check_memory()
-        state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
-    if weights is not None:
-        state = with_params(state, weights)
+    state = start(program, checkpoints, weights, workdir)
     first_step = int(state.step)
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
     batches = feeding.to_devices(batches, mesh)
-    eval_share = {name: share[name] for name in ("share_index", "num_shares")}
-    eval_share["batch_size"] = program.eval_batch_size
-    eval_batches = {
-        name: input_pipeline.EvalBatches(eval_set, config, **eval_share)
-        for name, eval_set in eval_sets.items()
-    }
+    eval_batches = create_eval_batches(eval_sets, program, share)
     log_summary(program, train_set, eval_sets, state)
     run_folder.record(workdir, config, train_set.class_names, program.remat)
     with contextlib.ExitStack() as stack:
@@ -127,6 +117,32 @@ def train(
         run = Run(config, program, eval_batches, checkpoints, log, preemption, trace)
         results = loop(run, state, batches)
     return results["val"]
+
+
+def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdir):
+    """Compiles the program; returns the state of the latest checkpoint, or an initial one.
+
+    Args:
+        program: the model and its steps.
+        checkpoints: the run's checkpoints.
+        weights: the parameters to start a new run from; None: random ones.
+        workdir: the run's folder, which keeps compiled programs.
+    """
+    with compilation_cache(workdir):
+        program.compile()
+        program.check_memory()
+        state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
+    return state if weights is None else with_params(state, weights)
+
+
+def create_eval_batches(eval_sets: dict, program: Program, share: dict) -> dict:
+    """Returns this process's batches of each evaluation set, {name: EvalBatches}."""
+    arguments = {name: share[name] for name in ("share_index", "num_shares")}
+    arguments["batch_size"] = program.eval_batch_size
+    return {
+        name: input_pipeline.EvalBatches(eval_set, program.config, **arguments)
+        for name, eval_set in eval_sets.items()
+    }
 
 
 def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:

@@ -81,9 +81,9 @@ def get_config() -> ConfigDict:
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
 
-    # Fields of vit_jax/models/vit.py. None: the variant's value. If you set width, mlp_dim becomes
-    # 4 x width, unless the preset sets it (digits.py, cifar10.py and `:quick` do); num_heads stays
-    # the variant's, and must divide width.
+    # Fields of vit_jax/models/vit.py, with the defaults there. None: the variant's value. If you
+    # set width, mlp_dim becomes 4 x width, unless the preset sets it (digits.py, cifar10.py and
+    # `:quick` do); num_heads stays the variant's, and must divide width.
     config.model = ConfigDict()
     config.model.variant = "B/16"  # vit_jax/models/variants.py
     config.model.patch_size = placeholder(object)

@@ -17,7 +17,7 @@ def get_config(arg=None):
     config.image_size = 8
     config.dtype = "float32"
 
-    # The number of classes comes from the dataset, which docs/data.md says how to prepare.
+    # A TFDS dataset, prepared by `tfds build NAME`, or a folder; it tells the number of classes.
     config.dataset.name = "digits"
     config.dataset.eval_split = "test"  # common.py: "validation"; train_split is "train"
     config.dataset.channels = 1  # common.py: 3

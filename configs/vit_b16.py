@@ -15,4 +15,5 @@ from configs import common
 def get_config(arg=None):
     options = common.imagenet_options(arg)
     config = common.imagenet("B/16", options)
+    # For another dataset: config.dataset.update(name=..., eval_split=...), and num_epochs.
     return common.quick(config) if options.quick else config

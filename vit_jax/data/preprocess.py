@@ -1,9 +1,12 @@
 """Encoded image -> uint8 pixels of the size that the model sees, as stateless TensorFlow ops.
 
-To add a host augmentation, edit two files: apply it in `train_image` and extend `describe` here,
-and RANGES (numbers) or `check` (tuples); and give its settings a default in `config.augment` in
-configs/common.py. A new way to crop is a row in CROPS. randaugment.py has functions of decoded
-pixels to use, such as `grayscale` and `blend`; a row in its OPERATIONS would change RandAugment.
+To add a host augmentation, apply it in `train_image` here, after `ensure_shape`; add a line to
+`describe`, and its valid values to RANGES (numbers; `checks.SHARE` for a probability) or to `check`
+(others). In configs/common.py, give its settings a default in `config.augment`. A new way to crop
+is a row in CROPS. randaugment.py has functions of decoded images, uint8 (H, W, C) to the same, such
+as `solarize(image, threshold)`, `grayscale(image)` and `blend(degenerate, image, factor)`; a row in
+its OPERATIONS would change RandAugment.
+
 All randomness comes from the seed of the image and epoch: for a new augmentation, split off one
 more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond` or
 `tf.where`; a Python `if` can only test settings. To look at the result: python input_pipeline.py

@@ -4,14 +4,18 @@ To add another kind of evaluation, write a file like this one beside it, with a 
 `evaluate`: (compiled function, params, batches, stop_requested) -> a dictionary of numbers, or None
 as soon as `stop_requested()` returns True. Call it in `evaluate` in train.py after
 `accuracy.evaluate`, return None there too if it does, and else add its numbers to `results[name]`:
-each is logged under its key. `evaluate_params` in evaluate.py needs the same call.
+each is logged under its key. The same goes for `evaluate_params` in evaluate.py.
 
 The compiled function is a property of `Program` (vit_jax/training/program.py), like `eval_step`. It
 normalizes images by `augment.normalize`. To return something for each example, such as features,
 return the batch's labels and mask with it, and compile with `out_shardings=replicated(mesh)`, so
-that every process gets all of them. Datasets are opened in train.py: keep the training set, if you
-need it, as a field of `Run`. Only a metric of vit_jax/training/metrics.py can be
-`config.best_metric`.
+that every process gets all of them.
+
+An evaluation that needs the training set, such as kNN, takes its batches as one more argument: an
+`input_pipeline.EvalBatches` of it, fed by `feeding.to_devices`; train.py keeps it as a field of
+`Run`. evaluate.py has neither `Run` nor `Program`: `evaluate_params` opens what it needs and
+compiles the function, as it does for `eval_step`. Only a metric of vit_jax/training/metrics.py can
+be `config.best_metric`.
 """
 
 from collections.abc import Callable, Iterable

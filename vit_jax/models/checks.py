@@ -22,6 +22,7 @@ CHOICES = {
 WIDTH = Range(1, 2**20, whole=True)
 OPTIONAL_WIDTH = dataclasses.replace(WIDTH, optional=True)
 RATE = Range(0, 1, below=True)
+# The valid values of each field that is a number; `optional=True` allows None.
 RANGES = {
     "num_classes": Range(1, 2**31 - 1, whole=True, optional=True),
     "width": WIDTH,

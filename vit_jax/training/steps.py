@@ -52,8 +52,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
                 those for which a metric above wasn't finite.
     """
     check(config)
-    # `get`: a run recorded before the field existed lacks it.
-    loss_fn = losses.create(config.loss, config.get("loss_args")).function
+    loss_fn = losses.create(config.loss, config.loss_args).function
 
     def forward(params, images, labels, key):
         """Returns the mean loss of one microbatch, and other metrics by name."""
@@ -111,6 +110,7 @@ def make_eval_step(model, config) -> Callable:
 
     A batch is `images` uint8 (N, H, W, C), `labels` int32 (N,) and `mask` bool (N,).
     """
+    # `get`: evaluate.py takes the recorded configuration, which may lack newer fields.
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 
     def eval_step(params, batch):

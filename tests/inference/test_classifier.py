@@ -133,6 +133,22 @@ def test_the_number_of_classes_to_return(classifier):
             classifier(image, top=top)
 
 
+def test_settings_that_do_not_fit_are_refused(classifier):
+    for settings, message in (
+        (dict(std=(0.0,)), "std, for pixels"),
+        (dict(mean=(127.5,)), "mean, for pixels"),
+        (dict(eval_crop=87.5), "eval_crop is 87.5"),
+        (dict(class_names="0123456789"), "class_names is a str"),
+        (dict(image_size=64), "the parameters have positions for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(classifier, **settings)
+    path = GOLDEN / CASES["timm_token"]["weights"]
+    for num_heads in (5, 0, 4.0):
+        with pytest.raises(UserError, match=f"num_heads is {num_heads}; it must divide the width"):
+            vit_jax.Classifier.load(path, num_heads=num_heads)
+
+
 @pytest.mark.parametrize("size", [0, 16.0, (16, 16, 3)])
 def test_sizes_that_are_none(classifier, size):
     with pytest.raises(UserError, match="image_size is .*; it must be a number of pixels"):

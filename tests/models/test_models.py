@@ -299,6 +299,19 @@ def stem(**fields):
             lambda: apply(tiny_model().clone(pool="mean"), {}, jnp.zeros((1, 32, 32, 3))),
             "model.pool is 'mean'",
         ),
+        (
+            lambda: apply(tiny_model(), {}, jnp.zeros((1, 32, 32, 3), jnp.uint8)),
+            "images are uint8; they must be floating point, normalized",
+        ),
+        (
+            lambda: apply(tiny_model(), {}, jnp.zeros((2, 3, 32, 32))),
+            r"images are \(2, 3, 32, 32\); they must be \(N, height, width, channels\)",
+        ),
+        (
+            lambda: apply(tiny_model().clone(remat="ful"), {}, jnp.zeros((1, 32, 32, 3))),
+            "model.remat is 'ful'; it must be 'auto'",
+        ),
+        (lambda: tiny_model(dtype=jnp.int32), "config.dtype is 'int32'; it must be"),
         (lambda: tiny_model(gelu="gleu"), "model.gelu is 'gleu'; it must be 'tanh'"),
         (stem(num_layers=(2,), width_factor=0.3), "width_factor is 0.3; it must be a multiple"),
         (stem(layers=3), "model.resnet is .*; it must have num_layers"),

@@ -210,6 +210,22 @@ def test_unknown_fields_and_parameters_are_refused(format, tmp_path, monkeypatch
             pretrained.save(params, path, format, model=model)
 
 
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    model = tiny_model()
+    params = random_params(model)
+    path = tmp_path / "w"
+    with pytest.raises(UserError, match=r"params must be the tree of parameters: variables\['par"):
+        pretrained.save({"params": params}, path, "timm", model=model)
+    broken = {**params, "head": {**params["head"], "bias": np.full(10, np.nan, np.float32)}}
+    with pytest.raises(UserError, match="can't be saved: head/bias has NaN or infinity in 10"):
+        pretrained.save(broken, path, "timm", model=model)
+    with pytest.raises(UserError, match="mean, for pixels in .*, is 127.5"):
+        pretrained.save(params, path, "timm", model=model, mean=(127.5,))
+    with pytest.raises(UserError, match="eval_crop is 87.5; it must be a number > 0 and <= 1"):
+        pretrained.save(params, path, "timm", model=model, eval_crop=87.5)
+    assert not path.exists()
+
+
 def test_impossible_arguments_are_refused(tmp_path):
     model, params, _ = random_model(gelu="exact", num_classes=3)
     pretrained.save(params, tmp_path / "w.npz", "google", model=model, approximate=True)

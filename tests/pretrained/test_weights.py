@@ -61,6 +61,27 @@ def test_safetensors_of_eight_bits(tmp_path):
         weights.read(path)
 
 
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "head/bias",
+        "Transformer/encoder_norm/scale",
+        "Transformer/encoderblock_1/MlpBlock_0/Dense_0/bias",
+    ],
+)
+def test_incomplete_files_are_named(missing, weights_file):
+    params = flat_params(tiny_model())
+    del params[missing]
+    with pytest.raises(UserError, match=f"but lacks {missing}: the file is incomplete"):
+        weights.read(weights_file(params))
+
+
+def test_paths_that_are_none():
+    for path in (None, "", 5):
+        with pytest.raises(UserError, match="The path of the weights is"):
+            weights.read(path)
+
+
 @pytest.mark.parametrize("shape", [(1, 0, 32), (1, 1, 32), (17, 32), (2, 17, 32)])
 def test_positions_must_be_a_table(shape, weights_file):
     path = weights_file(flat_params(tiny_model()) | {POSEMB: np.zeros(shape, np.float32)})

@@ -286,6 +286,26 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(
     assert steps_in(tmp_path) == [1, 3]
 
 
+def test_a_folder_that_is_gone_is_named(tmp_path, shapes):
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match="checkpoints is gone: was the run's folder moved"):
+            checkpoints.save(1, at(1, shapes))
+
+
+def test_what_is_never_saved_cannot_be_kept(tiny_config):
+    tiny_config.update(checkpoint_every_steps=4, eval_every_steps=10, best_metric="")
+    for every, fits in ((8, True), (7, False), (10, False), (0, True)):
+        tiny_config.keep_every_steps = every
+        if fits:
+            checkpoint.check(tiny_config)
+        else:
+            with pytest.raises(UserError, match=f"keep_every_steps is {every}; .* multiple of"):
+                checkpoint.check(tiny_config)
+    tiny_config.update(best_metric="accuracy", keep_every_steps=10)
+    checkpoint.check(tiny_config)
+
+
 def test_a_full_disk_does_not_end_the_run(tmp_path, shapes, caplog):
     """Each failed save is logged, existing checkpoints stay, and later ones can be saved."""
     caplog.set_level(logging.ERROR, "vit_jax")

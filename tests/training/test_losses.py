@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,6 +36,23 @@ def test_loss_args(monkeypatch):
     compute = functools.partial(losses.create("softmax").function, logits, targets)
     doubled = losses.create("scaled", dict(scale=2.0)).function(logits, targets)
     np.testing.assert_allclose(doubled, 2.0 * compute())
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda logits, targets: ((logits - targets) ** 2).mean(), r"\(\)"),
+        (lambda logits, targets: (logits - targets) ** 2, r"\(2, 3\)"),
+    ],
+)
+def test_a_loss_returns_one_number_per_example(function, shape, monkeypatch):
+    """A mean over the batch would count the padding of evaluation."""
+    monkeypatch.setitem(losses.LOSSES, "mine", losses.Loss(function, jax.nn.softmax))
+    with pytest.raises(UserError, match=f"The loss 'mine' returns {shape} for logits of"):
+        losses.create("mine")
+    monkeypatch.setitem(losses.LOSSES, "mine", function)
+    with pytest.raises(UserError, match="The row 'mine' of LOSSES must be a Loss"):
+        losses.create("mine")
 
 
 def test_mistakes_are_named():

@@ -132,13 +132,12 @@ def check_complete(weights: Weights) -> None:
     """Raises UserError if a layer of a Vision Transformer has only a part of its parameters."""
     for name in weights.params:
         module, _, kind = name.rpartition("/")
-        others = {"kernel": ("bias",), "scale": ("bias",), "bias": ("kernel", "scale")}
-        if kind not in others or not is_layer(module):
-            continue
-        missing = [f"{module}/{other}" for other in others[kind]]
-        if not any(other in weights.params for other in missing):
+        other = {"kernel": "bias", "scale": "bias"}.get(kind)
+        if kind == "bias":
+            other = "scale" if "norm" in module.lower() else "kernel"
+        if other and is_layer(module) and f"{module}/{other}" not in weights.params:
             raise UserError(
-                f"{weights.path} has {name} but lacks {missing[0]}: the file is incomplete"
+                f"{weights.path} has {name} but lacks {module}/{other}: the file is incomplete"
             )
 
 

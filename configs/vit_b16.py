@@ -15,5 +15,6 @@ from configs import common
 def get_config(arg=None):
     options = common.imagenet_options(arg)
     config = common.imagenet("B/16", options)
-    # For another dataset: config.dataset.update(name=..., eval_split=...), and num_epochs.
+    # For another dataset, set here: config.dataset.update(name=..., eval_split=...),
+    # config.num_epochs, config.batch_size, and config.schedule.warmup_steps, well below the steps.
     return common.quick(config) if options.quick else config

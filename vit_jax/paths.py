@@ -3,7 +3,8 @@
 To add a parameter, give the model a field that turns it on, off by default, and name its layer
 explicitly, since Flax numbers unnamed layers. List it here: in a block, by a row in
 BLOCK_PARAMETERS; before the blocks, in `is_input_layer`; elsewhere, in `is_known`. Turn it on in a
-row of MODELS in tests/test_paths.py. FSDP needs nothing. Only leaves named `kernel` decay.
+row of MODELS in tests/test_paths.py, such as `dict(layer_scale=0.1)`. FSDP needs nothing. Only
+leaves named `kernel` decay.
 
 Other codebases' weights need no change: export.py refuses a new field unless it has its default,
 and loading.py refuses weights that lack a parameter of the model, until you teach it to add it, as

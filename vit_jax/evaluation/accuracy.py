@@ -3,8 +3,9 @@
 To add another kind of evaluation, write a file like this one beside it, with a function like
 `evaluate`: (compiled function, params, batches, stop_requested) -> a dictionary of numbers, or None
 as soon as `stop_requested()` returns True. Call it in `evaluate` in train.py after
-`accuracy.evaluate`, return None there too if it does, and else add its numbers to `results[name]`:
-each is logged under its key. The same goes for `evaluate_params` in evaluate.py.
+`accuracy.evaluate`. If it returns None, return None there too; otherwise
+`results[name].update(numbers)`. Each number is logged under its key, which must not be one of
+`metrics.NAMES`. The same goes for `evaluate_params` in evaluate.py.
 
 The compiled function is a property of `Program` (vit_jax/training/program.py), like `eval_step`. It
 normalizes images by `augment.normalize`. To return something for each example, such as features,

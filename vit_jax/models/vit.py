@@ -5,7 +5,7 @@ with little translation; `vit_jax/paths.py` lists the parameters. In shapes, N: 
 the grid of patches, L: tokens, D: width, H: heads.
 
 To add a field, declare and document it in `VisionTransformer`; a field of the blocks is declared in
-`EncoderBlock` too, and named in `shared` of `VisionTransformer.__call__`. Give it the same default
+`EncoderBlock` too, and named in `shared` of `VisionTransformer.encoder`. Give it the same default
 in `config.model` of configs/common.py, and a row in RANGES of checks.py, such as `"layer_scale":
 Range(0, 1)`, or in CHOICES there. A parameter of a block also needs its name in BLOCK_PARAMETERS of
 vit_jax/paths.py, such as `"gamma": P(None)` for `self.param("gamma", ...)`: an axis for each of its

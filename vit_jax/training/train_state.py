@@ -12,11 +12,12 @@ from vit_jax.parallel import sharding
 class TrainState:
     """Everything that a run carries from step to step.
 
-    To add a field, an array or a tree of arrays, declare it below with the default None (tests
-    make states without it), start it in `initializer` (and in `with_params`, if it is made from the
-    parameters) and give it to `state.replace` in `train_step` (steps.py). Checkpoints store every
-    field that isn't None; when a run resumes from one that lacks it, it starts at its initial
-    value. An update dropped by `on_nonfinite="skip"` leaves every field as it was.
+    To add a field, an array or a tree of arrays, declare it below with the default None (tests make
+    states without it), start it in `initializer` (and in `with_params`, if it is made from the
+    parameters) and give it to `state.replace` in `train_step` (steps.py), which leaves None as
+    None, as it does for `ema_params`. Checkpoints store every field that isn't None; when a run
+    resumes from one that lacks it, it starts at its initial value. An update dropped by
+    `on_nonfinite="skip"` leaves every field as it was.
 
     Attributes:
         step: int32 (), the number of steps taken.

@@ -75,7 +75,8 @@ def test_report_of_a_run_with_fsdp(config, tmp_path):
 @pytest.mark.compiler
 def test_a_run_that_does_not_fit_is_told_a_remedy_that_does():
     config = vit_s16.get_config()
-    config.num_classes, config.model.scan = 1000, True
+    config.num_classes = 1000
+    config.model.update(scan=True, remat="none")
     message = r"doesn't fit v5e:2x2; it does with --config.accum_steps="
     with pytest.raises(DoesNotFit, match=message):
         compile_for.compile_and_report(config, (224, 224, 3), "v5e:2x2")

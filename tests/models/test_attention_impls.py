@@ -54,6 +54,27 @@ def test_the_gradient_of_a_bias_is_the_sum_of_the_gradients():
     np.testing.assert_allclose(dbias, gradient.sum((0, 1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("function", [attention.cpu_attention, attention.library_attention])
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 3e-6), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_matrix_products_give_the_plain_attention(function, dtype, atol, masked):
+    """Outputs and gradients, on a CPU and on devices without a kernel."""
+    *inputs, gradient = draw((2, 7, 24), (2, 9, 24), (2, 9, 24), (2, 7, 24), dtype=dtype)
+    mask = mask_of(2, 9) if masked else None
+
+    def with_heads(query, key, value):
+        split = (attention.split_heads(x, 3) for x in (query, key, value))
+        return attention.join_heads(function(*split, mask))
+
+    out, vjp = jax.vjp(with_heads, *inputs)
+    expected, expected_vjp = jax.vjp(lambda *args: plain(*args, mask, 3), *inputs)
+    for ours, theirs in zip(
+        (out, *vjp(gradient)), (expected, *expected_vjp(gradient)), strict=True
+    ):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(np.float32(ours), np.float32(theirs), atol=atol, rtol=atol)
+
+
 KERNEL_CASES = {
     # Head sizes of the published models, odd numbers of heads, heads across registers.
     "B/16": dict(length=197, num_heads=2, head_dim=64),

@@ -139,12 +139,9 @@ def attend(query, key, value, mask, num_heads: int, impl: str):
             f"{head_dim} are too many for the kernel 'pallas'"
         )
     query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
-    if impl == "cudnn":
-        y = cudnn_attention(query, key, value, mask)
-    else:
-        mask = None if mask is None else mask[:, None, None, :]
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
-    return join_heads(y)
+    xla_attention = cpu_attention if device.platform == "cpu" else library_attention
+    function = cudnn_attention if impl == "cudnn" else xla_attention
+    return join_heads(function(query, key, value, mask))
 
 
 def fastest(device, dtype, head_dim: int) -> str:
@@ -187,6 +184,36 @@ def resolve(model, device) -> str:
     return model.attention_impl
 
 
+def library_attention(query, key, value, mask):
+    """Attention by `jax.nn`, as matrix products, (N, Lq, H, d)."""
+    mask = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def cpu_attention(query, key, value, mask):
+    """Attention as matrix products that suit a CPU, (N, Lq, H, d).
+
+    Heads come before tokens, so that the products are batched ones, and the division by the
+    softmax's denominator comes after the product with the values: a pass over (N, H, Lq, d)
+    instead of (N, H, Lq, Lk).
+    """
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # (N, H, L, d)
+    products = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = products("nhqd,nhkd->nhqk", query * query.shape[-1] ** -0.5, key)
+    scores = hide_scores(scores, mask)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    y = products("nhqk,nhkd->nhqd", weights.astype(value.dtype), value)
+    y /= weights.sum(axis=-1, keepdims=True)
+    return y.astype(value.dtype).swapaxes(1, 2)
+
+
+def hide_scores(scores, mask):
+    """Gives tokens to ignore, False in mask (N, Lk), very low scores (N, H, Lq, Lk)."""
+    if mask is None:
+        return scores
+    return jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+
+
 def cudnn_attention(query, key, value, mask):
     """Attention by cuDNN (FlashAttention), (N, Lq, H, d).
 
@@ -224,9 +251,7 @@ def plain_attention(query, key, value, mask, num_heads: int, drop: Callable, wei
     query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("nqhd,nkhd->nhqk", query * scale, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-    probabilities = jax.nn.softmax(scores)
+    probabilities = jax.nn.softmax(hide_scores(scores, mask))
     if weights is not None:
         weights.append(probabilities)
     y = jnp.einsum("nhqk,nkhd->nqhd", drop(probabilities).astype(value.dtype), value)

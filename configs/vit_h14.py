@@ -14,5 +14,4 @@ from configs import common
 def get_config(arg=None):
     options = common.imagenet_options(arg)
     config = common.imagenet("H/14", options)
-    config.model.scan = True  # compiles one block, not one per layer
     return common.quick(config) if options.quick else config

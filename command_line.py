@@ -146,7 +146,9 @@ def run(
         try:
             guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
         except SystemExit as error:
-            # Python would wait for the thread that reads data, on a file system that may be gone.
+            # Python would wait for the thread that reads data, on a file system that may be gone,
+            # and JAX for the other processes, which may wait for this one in a collective. They
+            # notice once it is gone.
             exit_within(GRACE_SECONDS, error.code if isinstance(error.code, int) else 0)
             raise
 
@@ -476,10 +478,6 @@ def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
         logger.error(message)
     else:  # the run's log isn't open yet
         print(message, file=sys.stderr)
-    if jax.distributed.is_initialized():
-        # A clean shutdown waits for the other processes, which may wait for this one in a
-        # collective. They notice once it is gone.
-        exit_within(GRACE_SECONDS, code)
     sys.exit(code)
 
 

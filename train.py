@@ -266,16 +266,12 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
         config.model.representation_size = models.from_config(config).representation_size
     order = input_pipeline.shuffle_order(train_set, config.dataset)
     parts = num_shares if order == "buffer" else 1
-    check_filled_in("dataset.order", config.dataset.order, order, train_set.name)
-    fingerprint = train_set.fingerprint
-    check_filled_in("dataset.fingerprint", config.dataset.fingerprint, fingerprint, train_set.name)
-    num_examples = train_set.num_examples
-    check_filled_in(
-        "dataset.num_examples", config.dataset.num_examples, num_examples, train_set.name
+    resolved = dict(
+        order=order, num_examples=train_set.num_examples, fingerprint=train_set.fingerprint
     )
-    config.dataset.update(
-        order=order, parts=parts, num_examples=num_examples, fingerprint=fingerprint
-    )
+    for field, value in resolved.items():
+        check_filled_in(f"dataset.{field}", config.dataset[field], value, train_set.name)
+    config.dataset.update(resolved, parts=parts)
     if config.total_steps is None:
         config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
     if config.total_steps not in checks.COUNT:

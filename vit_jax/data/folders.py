@@ -61,7 +61,9 @@ def open_folder(
     indices = {name: order[split_of == name] for name in whole_splits}
     selected, ranges = select_split(split, indices, str(root))
 
-    names = b"\n".join(folder_paths[folder_of[i]] + files[i] for i in selected)
+    fingerprint = hashlib.md5()
+    for i in selected:
+        fingerprint.update(folder_paths[folder_of[i]] + files[i] + b"\n")
     files, folder_of = tf.constant(files[selected]), tf.constant(folder_of[selected])
     folder_paths = tf.constant(folder_paths)
     labels = tf.constant([classes.index(label) for _, label in folders], tf.int64)
@@ -75,7 +77,7 @@ def open_folder(
         class_names=classes,
         describe=lambda index: os.fsdecode(path(index).numpy()),
         fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
-        fingerprint=hashlib.md5(names).hexdigest(),
+        fingerprint=fingerprint.hexdigest(),
         ranges=ranges,
         exif=True,
     )

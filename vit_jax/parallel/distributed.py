@@ -62,9 +62,7 @@ def start(
 @contextlib.contextmanager
 def say_if_waiting(address: str | None, num_processes: int | None, process_id: int | None):
     """Prints a line to stderr if the block, which waits for other processes, takes long."""
-    whom = "the other processes"
-    if address is not None:
-        whom = f"process 0 at {address}" if process_id else "the other processes"
+    whom = f"process 0 at {address}" if process_id else "the other processes"
     name = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
     line = f"{name} is waiting for {whom}, for up to {JOIN_SECONDS} s"
     timer = threading.Timer(SILENT_SECONDS, print, [line], dict(file=sys.stderr, flush=True))

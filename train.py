@@ -91,7 +91,7 @@ def train(
     config = resolve(config, train_set, share["num_shares"])
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
-    recorded_remat = run_folder.recorded_remat(workdir)
+    recorded_remat = run_folder.recorded(workdir, "model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
     run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
 

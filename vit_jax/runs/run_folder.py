@@ -201,14 +201,14 @@ def record(
         write_class_names(workdir, class_names)
 
 
-def recorded_remat(workdir) -> str | None:
-    """Returns what the run that would be resumed in a folder recomputes; None: nothing is recorded.
+def recorded(workdir, group: str, field: str):
+    """Returns a field of the run that would be resumed in a folder, such as ("model", "remat").
 
-    Resumed with remat="auto", it goes on with the same.
+    None if there is no such run, or it didn't record the field.
     """
     with contextlib.suppress(LostConfigError):  # `check_config` reports it
         if checkpoint_steps(workdir):
-            return read_config(workdir).model.get("remat")
+            return read_config(workdir)[group].get(field)
     return None
 
 
@@ -240,7 +240,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
     else:
         fill_in_mlp_dim(config)
-        if "dataset" in config and "exif" not in config.dataset:
+        if "exif" not in config.dataset:
             config.dataset.exif = False  # nothing read EXIF data then
         return config
     if checkpoint_steps(workdir):
@@ -268,7 +268,7 @@ def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
     A model with another width than its variant's had the variant's mlp_dim then, if none was set;
     today it has 4 x width.
     """
-    model = config.get("model", {})
+    model = config.model
     if "loss_args" not in config and model.get("width") and model.get("mlp_dim", 0) is None:
         fields = variants.fields(model.variant)
         if model.width != fields["width"]:
@@ -282,9 +282,8 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
     A run from before the field thus goes on with the images that it started with.
     """
     config = config.copy_and_resolve_references()
-    if config.dataset.exif is None and checkpoint_steps(workdir):
-        with contextlib.suppress(LostConfigError):  # `check_config` reports it
-            config.dataset.exif = read_config(workdir).get("dataset", {}).get("exif")
+    if config.dataset.exif is None:
+        config.dataset.exif = recorded(workdir, "dataset", "exif")
     return config
 
 

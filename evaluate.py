@@ -1,15 +1,19 @@
-"""Evaluates a run's checkpoint, or published weights: loss, top-1 and top-5 accuracy.
+"""Evaluates a run's checkpoint, or published weights.
 
 python evaluate.py --workdir=runs/digits
-python evaluate.py --workdir=runs/vit_b16 --split=validation --step=90000 --json
+python evaluate.py --workdir=runs/digits --step=best --report --evals=fewshot,knn
 python evaluate.py --workdir=runs/vit_b16 --dataset=imagenet_v2 --split=test
 python evaluate.py --config=configs/vit_b16.py --config.init_from=B_16.npz --config.image_size=384
 
 Every example of the split counts exactly once. The last command evaluates published weights on
-a preset's dataset.
+a preset's dataset. docs/evaluation.md explains the numbers.
 """
 
+import ast
+import functools
 import json
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -19,57 +23,115 @@ import input_pipeline
 from configs import common
 from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
-from vit_jax.evaluation import accuracy
-from vit_jax.parallel import feeding
-from vit_jax.parallel.mesh import create_mesh, replicated
-from vit_jax.parallel.sharding import with_mesh
+from vit_jax.evaluation import accuracy, evals
+from vit_jax.parallel import feeding, sharding
+from vit_jax.parallel.mesh import create_mesh
+from vit_jax.report import results
+from vit_jax.report.results import Result
 from vit_jax.runs import checkpoint, run_folder, run_log
 from vit_jax.runs.checkpoint_items import check_shapes
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
 flags.adopt_module_key_flags(command_line)
+
+
+class StepParser(flags.ArgumentParser):
+    """Reads "best", "latest" or a step."""
+
+    syntactic_help = "best, latest or a number"
+
+    def parse(self, argument):
+        if argument in ("best", "latest"):
+            return argument
+        try:
+            return int(argument)
+        except ValueError:
+            raise ValueError("it must be 'best', 'latest' or a step") from None
+
+
 DATASET = flags.DEFINE_string(
     "dataset", None, "A TFDS name or a folder. Default: the configuration's dataset.name."
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS keeps its datasets. Default: the configuration's."
 )
-STEP = flags.DEFINE_integer("step", None, "The checkpoint's step. Default: the latest.")
+STEP = flags.DEFINE(
+    StepParser(), "step", None, "The checkpoint: best, latest or its step. Default: the latest."
+)
 SPLIT = flags.DEFINE_string(
     "split", None, "The dataset's split. Default: the configuration's dataset.eval_split."
 )
+EVALS = flags.DEFINE_string(
+    "evals",
+    None,
+    "More evaluations: names in the run's config.evals, or the kinds fewshot, knn and probe, "
+    "separated by commas; or a dictionary like config.evals. Default: config.evals.",
+)
+REPORT = flags.DEFINE_bool(
+    "report", False, "Also reports on each class, and draws the confusion matrix and mistakes."
+)
+OUT = flags.DEFINE_string(
+    "out", None, "The folder to write to. Default: <workdir>/evaluation; without a run, none."
+)
 
 
-def evaluate(
-    workdir,
-    step: int | None = None,
-    split: str | None = None,
-    *,
-    name: str | None = None,
-    data_dir: str | None = None,
-) -> dict[str, float]:
-    """Evaluates a run's checkpoint, with the average of its parameters if the run keeps one.
+class Target(NamedTuple):
+    """A model, and the split that it is evaluated on."""
+
+    config: Any  # a run's, or a preset's; `dataset` describes the split
+    model: Any
+    params: dict
+    eval_set: Any  # an `input_pipeline.Source`
+    step: int | None = None  # of the checkpoint
+
+
+def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
+    """Opens a run's checkpoint, with the average of its parameters if the run keeps one.
 
     Args:
         workdir: the run's folder.
-        step: the checkpoint's step; None: the latest.
-        split, name, data_dir: another dataset with the same classes; see `select_dataset`.
-
-    Returns:
-        loss, accuracy and accuracy_top5.
+        step: the checkpoint's step, "best" or "latest"; None: the latest.
+        **dataset: another dataset with the same classes; see `select_dataset`.
 
     Raises:
         UserError: an unknown run, checkpoint, dataset or split.
     """
+    if step == "best":
+        step = checkpoint.best_step(workdir)
+    elif step == "latest":
+        step = None
     config, params = checkpoint.restore_params(workdir, step)
-    select_dataset(config, name, data_dir, split)
+    select_dataset(config, **dataset)
     check(config)
     eval_set = open_eval_set(config.dataset, run_folder.read_class_names(workdir))
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
     expected = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
     check_shapes(workdir, params, expected)
-    return evaluate_params(config, model, params, eval_set)
+    if step is None:
+        step = run_folder.checkpoint_steps(workdir)[-1]
+    return Target(config, model, params, eval_set, step)
+
+
+def open_weights(config, **dataset) -> Target:
+    """Opens the weights in `config.init_from`, and the configuration's dataset.
+
+    Args:
+        config: a preset's configuration.
+        **dataset: another dataset with the same classes; see `select_dataset`.
+
+    Raises:
+        UserError: unknown weights, dataset or split, or weights of a different model.
+    """
+    config = config.copy_and_resolve_references()
+    select_dataset(config, **dataset)
+    input_pipeline.check(config)
+    pretrained.check(config)
+    eval_set = open_eval_set(config.dataset, None)
+    config.num_classes = eval_set.num_classes
+    model, shape = models.from_config(config), input_pipeline.image_shape(config)
+    params = pretrained.from_config(config, model, shape, new_head=False)
+    return Target(config, model, params, eval_set)
 
 
 def open_eval_set(dataset, class_names: tuple[str, ...] | None):
@@ -95,33 +157,6 @@ def check(config) -> None:
     steps.check(complete)
 
 
-def evaluate_weights(
-    config,
-    split: str | None = None,
-    *,
-    name: str | None = None,
-    data_dir: str | None = None,
-) -> dict[str, float]:
-    """Evaluates the weights in `config.init_from` on the configuration's dataset.
-
-    Args:
-        config: a preset's configuration.
-        split, name, data_dir: another dataset with the same classes; see `select_dataset`.
-
-    Raises:
-        UserError: unknown weights, dataset or split, or weights of a different model.
-    """
-    config = config.copy_and_resolve_references()
-    select_dataset(config, name, data_dir, split)
-    input_pipeline.check(config)
-    pretrained.check(config)
-    eval_set = open_eval_set(config.dataset, None)
-    config.num_classes = eval_set.num_classes
-    model, shape = models.from_config(config), input_pipeline.image_shape(config)
-    params = pretrained.from_config(config, model, shape, new_head=False)
-    return evaluate_params(config, model, params, eval_set)
-
-
 def select_dataset(
     config, name: str | None = None, data_dir: str | None = None, split: str | None = None
 ) -> None:
@@ -140,21 +175,79 @@ def select_dataset(
         config.dataset.train_split = split
 
 
-def evaluate_params(config, model, params, eval_set) -> dict[str, float]:
-    """Evaluates parameters on an evaluation set, as configured."""
-    mesh = create_mesh()
-    eval_step = jax.jit(with_mesh(steps.make_eval_step(model, config), mesh))
-    batches = input_pipeline.eval_batches(
-        eval_set,
-        config,
-        batch_size=eval_batch_size(config, mesh),
-        share_index=jax.process_index(),
-        num_shares=jax.process_count(),
+def evaluate(
+    target: Target,
+    evaluations: dict[str, evals.Evaluation] | None = None,
+    reports_classes: bool = False,
+) -> Result:
+    """Evaluates a model on its split, and by other evaluations.
+
+    The parameters are split over this machine's devices as `config.mesh` says, if it fits them.
+
+    Args:
+        target: the model and the split.
+        evaluations: by name, see `evals.parse`; None: those of `config.evals`.
+        reports_classes: whether the result has measures of each class.
+    """
+    config, mesh = target.config, mesh_of(target.config)
+    if evaluations is None:
+        evaluations = evals.parse(config)
+    params = jax.device_put(target.params, sharding.state_sharding(target.params, mesh))
+    batch_size = eval_batch_size(config, mesh)
+    arguments = dict(
+        batch_size=batch_size, share_index=jax.process_index(), num_shares=jax.process_count()
     )
-    params = jax.device_put(jax.device_get(params), replicated(mesh))
-    result = accuracy.evaluate(eval_step, params, feeding.to_devices(batches, mesh))
-    input_pipeline.report_corrupt(eval_set)
-    return result
+    setup = evals.Setup(
+        config=config,
+        model=target.model,
+        class_names=target.eval_set.class_names,
+        params_shapes=sharding.shapes_of(params),
+        batch_shapes=sharding.batch_shapes(
+            batch_size, input_pipeline.image_shape(config), mesh, for_evaluation=True
+        ),
+        open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
+    )
+    eval_step = functools.cache(lambda: setup.compile(steps.make_eval_step(target.model, config)))
+    evaluators = evals.create(evaluations, setup, eval_step)
+    batches = input_pipeline.eval_batches(target.eval_set, config, **arguments)
+    predictions = accuracy.predict(
+        setup.compile(accuracy.make_predict_step(target.model, config)),
+        params,
+        feeding.to_devices(batches, mesh),
+        target.model.num_classes,
+    )
+    others = {name: evaluator(params, lambda: False) for name, evaluator in evaluators.items()}
+    sources = [source for evaluator in evaluators.values() for source in evaluator.sources]
+    input_pipeline.report_corrupt(target.eval_set, *sources)
+    return results.summarize(
+        predictions, target.eval_set, others, step=target.step, reports_classes=reports_classes
+    )
+
+
+def mesh_of(config):
+    """Returns the mesh of a configuration; one that only splits batches, if it doesn't fit."""
+    try:
+        return create_mesh(**config.get("mesh", {}))
+    except UserError:
+        return create_mesh()
+
+
+def parse_evals(text: str | None, config) -> dict[str, evals.Evaluation] | None:
+    """Returns the evaluations that the flag --evals asks for; None: those of `config.evals`."""
+    if text is None:
+        return None
+    entries = config.get("evals") or {}
+    try:
+        if text.lstrip().startswith("{"):
+            chosen = ast.literal_eval(text)
+        else:
+            chosen = {name: entries.get(name, {"kind": name}) for name in text.split(",")}
+    except (SyntaxError, ValueError):
+        raise UserError(
+            f"--evals is {text!r}; it must be names, or a dictionary such as "
+            "{'knn': {'kind': 'knn', 'neighbors': 5}}"
+        ) from None
+    return evals.parse({"evals": chosen})
 
 
 def main():
@@ -165,21 +258,45 @@ def main():
         raise UserError(
             "--config can't be combined with --workdir or --step, which select a checkpoint"
         )
+    out = OUT.value or (workdir and str(pathlib.Path(workdir) / "evaluation"))
+    if REPORT.value and out is None:
+        raise UserError("--report needs --out, the folder to write the report to")
     if workdir is not None:
-        values = evaluate(workdir, STEP.value, **dataset)
+        target = open_run(workdir, STEP.value, **dataset)
     elif config is not None and config.init_from:
-        values = evaluate_weights(config, **dataset)
+        target = open_weights(config, **dataset)
     else:
         raise UserError(
             "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "
             "--config.init_from to published weights"
         )
-    if jax.process_index() != 0:
-        return
+    evaluations = parse_evals(EVALS.value, target.config)
+    result = evaluate(target, evaluations, reports_classes=REPORT.value)
+    if jax.process_index() == 0:
+        images = functools.partial(input_pipeline.load_images, target.eval_set, target.config)
+        show(result, images, out)
+
+
+def show(result: Result, images, out: str | None) -> None:
+    """Prints the results, and writes them to the folder `out`.
+
+    Args:
+        result: the numbers.
+        images: rows of the split -> their images, for the pictures of the report.
+        out: the folder; None: only prints.
+    """
     if command_line.JSON.value:
-        print(json.dumps(values))
+        print(json.dumps(results.as_json(result)))
     else:
-        print("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        print("\n".join(results.table(result)))
+        if result.classes is not None:
+            print("\n" + "\n".join(results.class_table(result.classes)))
+    if out is None:
+        return
+    try:
+        results.write(result, images, pathlib.Path(out))
+    except OSError as error:
+        raise UserError(f"--out is {out}, which can't be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

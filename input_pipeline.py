@@ -35,7 +35,7 @@ from vit_jax.data.corrupt import (
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
 from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, share_range
-from vit_jax.data.sources import RandomAccess, RecordFiles, Source, num_shared
+from vit_jax.data.sources import RandomAccess, RecordFiles, Source, num_shared, select
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -55,7 +55,9 @@ __all__ = [
     "check_workdir",
     "eval_batches",
     "image_shape",
+    "load_images",
     "num_classes",
+    "open_eval_batches",
     "open_files",
     "open_source",
     "open_splits",
@@ -103,12 +105,19 @@ def open_splits(dataset) -> tuple[Source, Source]:
     location = (dataset.name, dataset.data_dir)
     train_set = open_source(*location, dataset.train_split)
     eval_set = open_source(*location, dataset.eval_split, train_set.class_names)
+    warn_of_shared(train_set, eval_set)
+    return train_set, eval_set
+
+
+def warn_of_shared(train_set: Source, eval_set: Source) -> None:
+    """Logs a warning if a split to evaluate on has training examples."""
+    if train_set.name.partition(",")[0] != eval_set.name.partition(",")[0]:
+        return  # another dataset
     if shared := num_shared(train_set, eval_set):
         logger.warning(
-            f"{shared:,} of the {eval_set.num_examples:,} evaluation examples "
-            f"({dataset.eval_split}) are also in the training split ({dataset.train_split})"
+            f"{shared:,} of the {eval_set.num_examples:,} evaluation examples of {eval_set.name} "
+            f"are also in the training split, {train_set.name}"
         )
-    return train_set, eval_set
 
 
 def num_classes(dataset) -> int:
@@ -215,7 +224,8 @@ def eval_batches(
 
     Yields:
         This process's part of each batch: images uint8 (batch_size / num_shares, H, W, C),
-        labels int32, and mask bool, False for padding and corrupt examples.
+        labels int32, index int32, the number of each example in the split, and mask bool, False
+        for padding and corrupt examples.
 
     Raises:
         UserError: the batch can't be divided among the processes, or an example is corrupt.
@@ -239,8 +249,9 @@ def eval_batches(
         "labels": np.zeros((0,), np.int32),
     }
     largest_share = -(-source.num_examples // num_shares)
-    for _ in range(-(-largest_share // local_batch)):
-        yield pad_batch(next(batches, empty), local_batch)
+    for number in range(-(-largest_share // local_batch)):
+        index = np.arange(local_batch, dtype=np.int32) + first + number * local_batch
+        yield pad_batch(next(batches, empty), local_batch) | {"index": index}
 
 
 class EvalBatches:
@@ -252,6 +263,7 @@ class EvalBatches:
 
     def __init__(self, source: Source, config, *, num_shares: int = 1, **arguments):
         """Takes the arguments of `eval_batches`."""
+        self.source = source
         arguments["num_shares"] = num_shares
         self.make = functools.partial(eval_batches, source, config, **arguments)
         num_bytes = source.num_examples * math.prod(image_shape(config)) / num_shares
@@ -269,6 +281,41 @@ class EvalBatches:
             yield batch
         if self.keeps:
             self.kept = kept
+
+
+def open_eval_batches(
+    config,
+    split: str,
+    *,
+    name: str | None = None,
+    data_dir: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    max_examples: int | None = None,
+    **arguments,
+) -> EvalBatches:
+    """Opens a split to evaluate on.
+
+    Args:
+        config: a run's configuration; see `eval_batches`.
+        split, name, data_dir, class_names: see `open_source`; None: as in `config.dataset`.
+        max_examples: a larger split is reduced to so many examples, evenly spaced; None: no limit.
+        **arguments: other arguments of `EvalBatches`.
+    """
+    dataset = config.dataset
+    location = (name or dataset.name, data_dir or dataset.data_dir)
+    source = open_source(*location, split, class_names)
+    if max_examples is not None and source.num_examples > max_examples:
+        rows = np.arange(max_examples) * source.num_examples // max_examples
+        source = select(source, rows)
+    return EvalBatches(source, config, **arguments)
+
+
+def load_images(source: Source, config, rows) -> np.ndarray:
+    """Returns the evaluation views of the examples at some indices, uint8 (len(rows), H, W, C)."""
+    order = np.argsort(rows)
+    chosen = select(source, np.asarray(rows)[order])
+    (batch,) = eval_batches(chosen, config, batch_size=len(rows))
+    return batch["images"][np.argsort(order)]
 
 
 def make_batches(

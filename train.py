@@ -8,6 +8,7 @@ The same command again resumes from the last checkpoint. The training step itsel
 """
 
 import contextlib
+import functools
 import logging
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from configs import common
 from vit_jax import checks, models, pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError
-from vit_jax.evaluation import accuracy
+from vit_jax.evaluation import evals
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
@@ -42,7 +43,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     program: Program  # the model and the compiled steps
-    eval_batches: dict  # name -> EvalBatches; "val" is the result, and selects the best checkpoint
+    evaluators: dict  # name -> function; "val" is the result, and selects the best checkpoint
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     preemption: Preemption
@@ -81,11 +82,6 @@ def train(
     share = feeding.process_rows(mesh, config.batch_size)
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    eval_sets = {"val": eval_set}
-    # To add an evaluation set, logged as "v2/accuracy" and so on (any name but "train", no slash).
-    # evaluate.py evaluates another dataset with --dataset and --split.
-    # eval_sets["v2"] = input_pipeline.open_source(
-    #     "imagenet_v2", config.dataset.data_dir, "test", train_set.class_names)
     changed_fields = run_folder.fields_that_differ(config, common.get_config())
     config = run_folder.keep_recorded(workdir, config)
     config = resolve(config, train_set, share["num_shares"])
@@ -94,6 +90,7 @@ def train(
     recorded_remat = run_folder.recorded(workdir, "model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
     run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
+    evaluators = create_evaluators(program, train_set, eval_set, share)
 
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
@@ -104,17 +101,16 @@ def train(
 
     batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
     batches = feeding.to_devices(batches, mesh)
-    eval_batches = create_eval_batches(eval_sets, program, share)
-    log_summary(program, train_set, eval_sets, state)
+    log_summary(program, train_set, evaluators, state)
     run_folder.record(workdir, config, train_set.class_names, program.remat)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
-        stack.callback(input_pipeline.report_corrupt, train_set, *eval_sets.values())
+        stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
         trace = profile.Profile(workdir, profile_steps, first_step)
         stack.callback(trace.close)
-        run = Run(config, program, eval_batches, checkpoints, log, preemption, trace)
+        run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -135,14 +131,36 @@ def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdi
     return state if weights is None else with_params(state, weights)
 
 
-def create_eval_batches(eval_sets: dict, program: Program, share: dict) -> dict:
-    """Returns this process's batches of each evaluation set, {name: EvalBatches}."""
+def create_evaluators(program: Program, train_set, eval_set, share: dict) -> dict:
+    """Returns the run's evaluations, its own, "val", and those of `config.evals`.
+
+    Args:
+        program: the model and its steps.
+        train_set, eval_set: the splits of `config.dataset`.
+        share: which examples this process loads; see `feeding.process_rows`.
+
+    Returns:
+        {name: (params, stop_requested) -> metrics by name, or None}, see `evals.create`.
+    """
+    config = program.config
     arguments = {name: share[name] for name in ("share_index", "num_shares")}
     arguments["batch_size"] = program.eval_batch_size
-    return {
-        name: input_pipeline.EvalBatches(eval_set, program.config, **arguments)
-        for name, eval_set in eval_sets.items()
-    }
+    setup = evals.Setup(
+        config=config,
+        model=program.model,
+        class_names=train_set.class_names,
+        params_shapes=program.shapes.eval_params,
+        batch_shapes=program.eval_batch_shapes,
+        open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
+    )
+    batches = input_pipeline.EvalBatches(eval_set, config, **arguments)
+    own = evals.AccuracyEvaluator(lambda: program.eval_step, batches, program.mesh)
+    return {"val": own, **evals.create(evals.parse(config), setup, lambda: program.eval_step)}
+
+
+def eval_sources(evaluators: dict) -> list:
+    """Returns the splits that evaluations read."""
+    return [source for evaluator in evaluators.values() for source in evaluator.sources]
 
 
 def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
@@ -161,60 +179,80 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
         state, values = run.program.train_step(state, next(batches))
         run.profile.after(step, state)
         log.record(step, values)
-        evaluates = is_due(step, config.eval_every_steps, config.total_steps)
+        due = due_evaluations(config, step)
         saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
-        if not (run.preemption.sync() or evaluates or saves):
+        if not (run.preemption.sync() or due or saves):
             continue
         log.flush()  # raises if a value isn't finite, before the state is saved
         with log.pause():
-            results = evaluate(run, state) if evaluates else None
+            results = evaluate(run, state, due) if due else None
+            values = results and results.get("val")
             if results:
                 write_evaluations(log, step, results)
             # Saved after each evaluation too: it may turn out to be the best.
-            if saves or run.preemption.stopping or (results and config.best_metric):
-                run.checkpoints.save(step, state, results and results["val"])
+            if saves or run.preemption.stopping or (values and config.best_metric):
+                run.checkpoints.save(step, state, values)
         if run.preemption.stopping and (step < config.total_steps or not results):
             raise stopped_after(step)
-    results = results or evaluate(run, state)  # no step was left to take
+    if not results or "val" not in results:  # no step was left to take
+        results = evaluate(run, state, ["val"])
     if results is None:
         raise stopped_after(config.total_steps)
     return results
 
 
-def evaluate(run: Run, state) -> dict[str, dict[str, float]] | None:
-    """Evaluates the state on every evaluation set.
+def due_evaluations(config: ConfigDict, step: int) -> list[str]:
+    """Returns the names of the evaluations that are due at a step."""
+    every = {"val": config.eval_every_steps}
+    for name, evaluation in evals.parse(config).items():
+        own = evaluation.every_steps
+        every[name] = config.eval_every_steps if own is None else own
+    return [name for name, steps in every.items() if is_due(step, steps, config.total_steps)]
+
+
+def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] | None:
+    """Runs some of the run's evaluations.
+
+    If the run keeps an average of its parameters, each is of the average, and again, named
+    <name>_raw, of the parameters themselves: early in a run a slow average is still close to the
+    initial parameters.
 
     Returns:
         {name: metrics}; None if a stop request interrupted it: the resumed run repeats it.
     """
-    results, program = {}, run.program
-    for name, batches in run.eval_batches.items():
-        batches = feeding.to_devices(batches, program.mesh)
-        results[name] = accuracy.evaluate(
-            program.eval_step, state.eval_params, batches, run.preemption.sync
-        )
-        if results[name] is None:
-            return None
+    results, versions = {}, {"": state.eval_params}
+    if state.ema_params is not None:
+        versions = {"_raw": state.params, **versions}
+    for name in names:
+        for suffix, params in versions.items():
+            values = run.evaluators[name](params, run.preemption.sync)
+            if values is None:
+                return None
+            results[name + suffix] = values
     return results
 
 
 def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
-    """Reruns the evaluation that the run was stopped in; returns None if there is none."""
+    """Reruns the evaluations that the run was stopped in; returns None if there are none."""
     step, log = int(state.step), run.log
-    was_due = step and is_due(step, run.config.eval_every_steps, run.config.total_steps)
+    due = due_evaluations(run.config, step) if step else []
     # Only process 0 reads metrics.jsonl, which tells; all must agree.
-    if not was_due or not distributed.any_process(log.writes and not log.evaluated):
+    missing = [
+        name for name in due if distributed.any_process(log.writes and name not in log.evaluated)
+    ]
+    if not missing:
         return None
-    results = evaluate(run, state)
+    results = evaluate(run, state, missing)
     if results is None:
         raise stopped_after(step)
-    run.checkpoints.add_evaluation(step, results["val"])
+    if "val" in results:
+        run.checkpoints.add_evaluation(step, results["val"])
     write_evaluations(log, step, results)
     return results
 
 
 def write_evaluations(log: run_log.RunLog, step: int, results: dict[str, dict[str, float]]) -> None:
-    """Logs the results of a step; "val" comes last: its row marks the step as evaluated."""
+    """Logs the results of a step, the run's own evaluation last."""
     for name in sorted(results, key=lambda name: name == "val"):
         log.write_evaluation(step, name, results[name])
 
@@ -236,7 +274,9 @@ def check(config: ConfigDict) -> None:
     """
     checks.check_values(config, common.get_config())
     input_pipeline.check(config)
-    models.check_image(models.from_config(config), input_pipeline.image_shape(config)[:2])
+    model = models.from_config(config)
+    models.check_image(model, input_pipeline.image_shape(config)[:2])
+    evals.check(config, model.depth)
     steps.check(config)
     optim.check(config)
     schedules.check(config.schedule)
@@ -290,7 +330,7 @@ def check_filled_in(field: str, value, resolved, name: str) -> None:
         )
 
 
-def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
+def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     """Logs a summary of the run that is about to start."""
     config, model, mesh = program.config, program.model, program.mesh
     height, width, channels = program.image_shape
@@ -300,11 +340,10 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"mesh {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
-        f"Training     {train_set.name}: {train_set.num_examples:,} examples, "
-        f"{train_set.num_classes} classes",
+        f"Training     {describe_source(train_set)}, {train_set.num_classes} classes",
         *(
-            f"Evaluation   {eval_set.name}: {eval_set.num_examples:,} examples"
-            for eval_set in eval_sets.values()
+            f"Evaluation   {name}: {', '.join(map(describe_source, evaluator.sources))}"
+            for name, evaluator in evaluators.items()
         ),
         f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
@@ -329,6 +368,10 @@ def log_summary(program: Program, train_set, eval_sets: dict, state) -> None:
         logger.info("\n".join(["", *sharding.partition_table(state.params, mesh), ""]))
     if step := int(state.step):
         logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
+
+
+def describe_source(source) -> str:
+    return f"{source.name}: {source.num_examples:,} examples"
 
 
 def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:

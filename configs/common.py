@@ -136,6 +136,8 @@ def get_config() -> ConfigDict:
 
     config.log_every_steps = 50
     config.eval_every_steps = 2_500  # and at the end
+    # More evaluations, {name: what}, such as {"knn": {"kind": "knn"}}: docs/evaluation.md.
+    config.evals = placeholder(object)
     config.checkpoint_every_steps = 1_000  # and at the end
     config.keep_every_steps = 0  # also keeps checkpoints at multiples of it; 0: none
     # The metric that decides which checkpoint is the best, and kept: "accuracy", "accuracy_top5",

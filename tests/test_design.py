@@ -25,6 +25,7 @@ ROOMS = (
     "inference",
     "evaluation",
     "figures",
+    "report",
     "scaling",
     "aot",
 )

@@ -1,20 +1,95 @@
-"""evaluate.py: the metrics of a run's checkpoints."""
+"""evaluate.py: the numbers of a run's checkpoints."""
 
+import json
+
+import numpy as np
 import pytest
 from whole_runs import quick_config
 
 import evaluate
+import input_pipeline
 import train
 from vit_jax.errors import UserError
+from vit_jax.parallel import mesh as meshes
+from vit_jax.report import results
 
 
-def test_evaluation_repeats_the_result_of_training(on_one_device, tmp_path):
-    result = train.train(quick_config(total_steps=20, ema_decay=0.9), tmp_path)
-    assert evaluate.evaluate(tmp_path) == pytest.approx(result, rel=1e-6)
-    training = evaluate.evaluate(tmp_path, step=20, split="train[:50]")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, one_device):
+    """A run's folder, and the result of its training."""
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "create_mesh", lambda **_: one_device)
+        config = quick_config(total_steps=20, ema_decay=0.9, eval_every_steps=10)
+        return workdir, train.train(config, workdir)
+
+
+def metrics(*args, **kwargs):
+    result = evaluate.evaluate(evaluate.open_run(*args, **kwargs)).metrics
+    return {name: value for name, value in result.items() if name != "ece"}
+
+
+def test_evaluation_repeats_the_result_of_training(run, on_one_device):
+    workdir, result = run
+    assert metrics(workdir) == pytest.approx(result, rel=1e-6)
+    assert metrics(workdir, name="digits") == pytest.approx(result, rel=1e-6)
+    training = metrics(workdir, step=20, split="train[:50]")
     assert training["loss"] != result["loss"]
-    assert evaluate.evaluate(tmp_path, name="digits") == pytest.approx(result, rel=1e-6)
+    assert evaluate.open_run(workdir, "best").step in (10, 20)
+
+
+def test_mistakes_are_named(run, tmp_path):
+    workdir, _ = run
     with pytest.raises(UserError, match="no such folder"):
-        evaluate.evaluate(tmp_path, name=str(tmp_path / "photos"))
+        evaluate.open_run(workdir, name=str(tmp_path / "photos"))
     with pytest.raises(UserError, match="No checkpoint of step 7"):
-        evaluate.evaluate(tmp_path, step=7)
+        evaluate.open_run(workdir, step=7)
+    config = evaluate.open_run(workdir).config
+    with pytest.raises(UserError, match="config.evals.fewshots.kind|'fewshots'"):
+        evaluate.parse_evals("fewshots", config)
+    with pytest.raises(UserError, match="--evals is '{1'; it must be names"):
+        evaluate.parse_evals("{1", config)
+
+
+def test_parameters_are_split_as_the_mesh_says(run, monkeypatch):
+    workdir, result = run
+    target, seen = evaluate.open_run(workdir), []
+    create = evaluate.evals.create
+
+    def spy(evaluations, setup, eval_step):
+        seen.append(setup.params_shapes)
+        return create(evaluations, setup, eval_step)
+
+    monkeypatch.setattr(evaluate.evals, "create", spy)
+    target.config.mesh = dict(data=2, fsdp=2, tensor=2)
+    values = evaluate.evaluate(target).metrics
+    assert values["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    kernel = seen[0]["Transformer"]["encoderblock_0"]["MlpBlock_0"]["Dense_0"]["kernel"]
+    assert set(kernel.sharding.spec) == {"fsdp", "tensor"}
+    target.config.mesh = dict(data=5, fsdp=1, tensor=1)  # of another machine
+    assert evaluate.mesh_of(target.config).shape == meshes.create_mesh().shape
+
+
+def test_report(run, on_one_device, tmp_path, capsys):
+    workdir, _ = run
+    target = evaluate.open_run(workdir)
+    result = evaluate.evaluate(target, {}, reports_classes=True)
+    predictions = result.predictions
+    assert predictions.index.tolist() == list(range(355))
+    for name, (low, high) in result.intervals.items():
+        assert low < result.metrics[name] < high or name == "ece"
+
+    def images(rows):
+        return input_pipeline.load_images(target.eval_set, target.config, rows)
+
+    results.write(result, images, tmp_path)
+    contents = json.loads((tmp_path / "evaluation.json").read_text())
+    assert contents["accuracy"] == result.metrics["accuracy"]
+    assert np.trace(contents["confusion"]) == predictions.correct.sum()
+    assert list(contents["classes"]) == [str(digit) for digit in range(10)]
+    confidences = [mistake["confidence"] for mistake in contents["mistakes"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert confidences[0] == predictions.confidence[~predictions.correct].max()
+    for name in ("confusion.png", "mistakes.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    assert any("calibration error" in line for line in results.table(result))

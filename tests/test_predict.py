@@ -55,7 +55,8 @@ def test_files_have_the_probabilities_that_evaluation_computes(digits_run, digit
     results = list(predict.predictions(classifier, source))
     assert [index for index, _, _ in results] == list(range(40))
     rows = np.stack([probabilities for _, _, probabilities in results])
-    evaluation = evaluate.evaluate(digits_run, split="test[:40]")
+    target = evaluate.open_run(digits_run, split="test[:40]")
+    evaluation = evaluate.evaluate(target).metrics
     assert (rows.argmax(axis=1) == labels).mean() == pytest.approx(evaluation["accuracy"])
     loss = -np.log(rows[np.arange(40), labels]).mean()
     assert loss == pytest.approx(evaluation["loss"], rel=1e-5)
@@ -150,9 +151,10 @@ def test_mistakes(digits_run, tmp_path):
 
 def test_weights_for_a_preset_in_prediction_and_evaluation(digits_run, tmp_path):
     """--config.init_from takes a run, or a checkpoint's parameters or their average."""
-    result = evaluate.evaluate(digits_run)
+    result = evaluate.evaluate(evaluate.open_run(digits_run)).metrics
     config = quick_config(init_from=str(digits_run))
-    assert evaluate.evaluate_weights(config) == pytest.approx(result, rel=1e-6)
+    weights = evaluate.evaluate(evaluate.open_weights(config)).metrics
+    assert weights == pytest.approx(result, rel=1e-6)
     classifier = predict.load(None, config, None)
     assert classifier.class_names == tuple("0123456789")
 
@@ -169,7 +171,7 @@ def test_weights_for_a_preset_in_prediction_and_evaluation(digits_run, tmp_path)
     config = quick_config(init_from=str(tmp_path / "w.npz"))
     config.model.update(pool="cls", posemb="learned", width=32, depth=2, num_heads=4, mlp_dim=64)
     with pytest.raises(UserError, match="has a head for 7 classes; the model needs one for 10"):
-        evaluate.evaluate_weights(config)
+        evaluate.open_weights(config)
 
 
 def test_run_without_an_average(digits_run, tmp_path):

@@ -23,6 +23,7 @@ from whole_runs import (
     quick_config,
     rows,
     steps_in,
+    stop_at,
     untimed,
 )
 
@@ -134,17 +135,6 @@ def test_a_run_stopped_during_an_evaluation(on_one_device, tmp_path, moment, ste
         assert other == 30
         shutil.rmtree(stopped / "checkpoints" / str(other))
     assert_same_run(stopped, whole)
-
-
-def stop_at(moment):
-    """Requests a stop at a sync point: one per step, and one before each evaluation batch."""
-
-    def sync(preemption):
-        preemption.sync_points += 1
-        preemption.stopping = preemption.sync_points >= moment
-        return preemption.stopping
-
-    return sync
 
 
 KINDS = ("folder", "in_memory", "tfrecord", "array_record")

@@ -63,6 +63,17 @@ def one_device_only(mesh):
         yield
 
 
+def stop_at(moment):
+    """Returns a `Preemption.sync` that stops at a sync point: at a step or an evaluation batch."""
+
+    def sync(preemption):
+        preemption.sync_points += 1
+        preemption.stopping = preemption.sync_points >= moment
+        return preemption.stopping
+
+    return sync
+
+
 def rows(workdir) -> list[dict]:
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -97,6 +97,17 @@ def check_complete(group: str, config: Mapping, fields: Iterable[str]) -> None:
         )
 
 
+def dictionary(field: str, value, example: str) -> dict:
+    """Returns a field that is a dictionary, or a ConfigDict, as a dictionary; {} if it is None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if value is not None and not hasattr(value, "items"):
+        raise UserError(f"{field} is {value!r}; it must be a dictionary, such as {example}")
+    return dict(value.items()) if value is not None else {}
+
+
 def check_numbers(field: str, values) -> None:
     """Raises UserError unless `values` is a tuple or a list of numbers."""
     is_sequence = isinstance(values, (tuple, list))

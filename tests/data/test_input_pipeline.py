@@ -350,3 +350,20 @@ def test_a_label_outside_the_classes_is_named():
     assert next(batches) is good
     with pytest.raises(UserError, match="photos, split train has an example with the label -1"):
         next(batches)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfrecord", "array_record"])
+def test_selected_examples_are_those_of_the_whole_split(kind, plain, image_folder, tfds_folders):
+    name = image_folder if kind == "folder" else tfds_folders[kind]
+    source = open_source(str(name), None, "train")
+    (whole,) = eval_batches(source, plain, batch_size=source.num_examples)
+    rows = [7, 2, 5]
+    np.testing.assert_array_equal(
+        input_pipeline.load_images(source, plain, rows), whole["images"][rows]
+    )
+    batches = input_pipeline.open_eval_batches(plain, "train", name=str(name), max_examples=4)
+    assert batches.source.num_examples == 4
+    spaced = np.arange(4) * source.num_examples // 4
+    (part,) = batches.make(batch_size=4)
+    np.testing.assert_array_equal(part["images"], whole["images"][spaced])
+    assert batches.source.describe(1) == source.describe(int(spaced[1]))

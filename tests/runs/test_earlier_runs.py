@@ -47,7 +47,8 @@ def assert_repeats(values, recorded):
 @pytest.mark.parametrize("step", [4, 8])
 def test_it_evaluates_to_the_recorded_numbers(run, step):
     (recorded,) = [row for row in rows(run) if row["step"] == step and "val/loss" in row]
-    assert_repeats(evaluate.evaluate(run, step), evaluation(recorded))
+    values = evaluate.evaluate(evaluate.open_run(run, step)).metrics
+    assert_repeats(values, evaluation(recorded))
 
 
 def final_params(workdir):
@@ -69,5 +70,6 @@ def test_it_resumes_to_the_recorded_end(run, on_one_device):
     for name in params:
         if not name.endswith("key/bias"):  # softmax ignores it: its gradient is rounding error
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-6)
-    for row, expected_row in zip(rows(run), recorded, strict=True):
+    repeated = [row for row in rows(run) if "val_raw/loss" not in row]  # newer
+    for row, expected_row in zip(repeated, recorded, strict=True):
         assert_repeats(row, untimed(expected_row))

@@ -91,7 +91,7 @@ def test_rows_of_an_earlier_start_are_kept(tmp_path, tiny_config, caplog):
     assert "3 rows are of an earlier start" in caplog.text
 
 
-def test_a_restart_knows_whether_its_step_was_evaluated(tmp_path, tiny_config):
+def test_a_restart_knows_which_evaluations_its_step_has(tmp_path, tiny_config):
     def evaluated(step):
         with contextlib.closing(run_log.RunLog(tmp_path, step, tiny_config)) as log:
             return log.evaluated
@@ -101,10 +101,10 @@ def test_a_restart_knows_whether_its_step_was_evaluated(tmp_path, tiny_config):
         log.write_evaluation(3, "real", EVALUATION)
         log.write(4, "train", dict(loss=1.0))
     assert [set(row) for row in rows(tmp_path)][1] == {"step", *(f"real/{n}" for n in EVALUATION)}
-    assert not evaluated(4)
-    assert evaluated(3)
+    assert evaluated(4) == {"train"}
+    assert evaluated(3) == {"val", "real"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 3, "real/loss": 0.1}) + "\n")
-    assert not evaluated(3)
+    assert evaluated(3) == {"real"}
 
 
 def test_skipped_updates_are_logged_until_there_are_too_many(tmp_path, tiny_config, monkeypatch):

@@ -142,6 +142,50 @@ class RecordFiles(Source):
         return RandomAccess(**common | {"fetch": lambda index: self.fetch(records[index])})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection(Source):
+    """Some examples of another source, numbered anew.
+
+    Attributes:
+        whole: the other source.
+        rows: their indices there, ascending, int (num_examples,).
+    """
+
+    whole: Source
+    rows: np.ndarray
+
+    def in_order(self, first: int, last: int, ignore_errors: bool = False) -> tf.data.Dataset:
+        """Returns (index, handle) of examples first .. last - 1."""
+        rows = self.rows[first:last]
+        if isinstance(self.whole, RandomAccess):
+            examples = tf.data.Dataset.from_tensor_slices((rows,))
+            handles = self.whole.with_handles(examples).map(lambda row, handle: handle)
+        else:  # reads what lies between them too
+            start, stop = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+            selected = tf.constant(np.isin(np.arange(start, stop), rows))
+            records = self.whole.in_order(start, stop, ignore_errors)
+            handles = records.filter(lambda row, _: selected[row - start]).map(lambda _, r: r)
+        return handles.enumerate(first)
+
+
+def select(source: Source, rows: np.ndarray) -> Selection:
+    """Returns the examples of a source at some indices, in ascending order."""
+    rows = np.sort(rows)
+    common = {field.name: getattr(source, field.name) for field in dataclasses.fields(Source)}
+    return Selection(
+        **common
+        | {
+            "num_examples": len(rows),
+            "describe": lambda index: source.describe(int(rows[index])),
+            "fingerprint": None,
+            "ranges": (),
+            "corrupt": set(),
+            "whole": source,
+            "rows": rows,
+        }
+    )
+
+
 def read_records(path, first_index, skip, take, *, ignore_errors: bool) -> tf.data.Dataset:
     """Returns (index, record) of records skip .. skip + take - 1 of a TFRecord file.
 

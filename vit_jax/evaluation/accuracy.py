@@ -1,31 +1,17 @@
-"""Loss and accuracy over an evaluation set.
-
-To add another kind of evaluation, write a file like this one beside it, with a function like
-`evaluate`: (compiled function, params, batches, stop_requested) -> a dictionary of numbers, or None
-as soon as `stop_requested()` returns True. Call it in `evaluate` in train.py after
-`accuracy.evaluate`. If it returns None, return None there too; otherwise
-`results[name].update(numbers)`. Each number is logged under its key, which must not be one of
-`metrics.NAMES`. The same goes for `evaluate_params` in evaluate.py.
-
-The compiled function is a property of `Program` (vit_jax/training/program.py), like `eval_step`. It
-normalizes images by `augment.normalize`. To return something for each example, such as features,
-return the batch's labels and mask with it, and compile with `out_shardings=replicated(mesh)`, so
-that every process gets all of them.
-
-An evaluation that needs the training set, such as kNN, takes its batches as one more argument: an
-`input_pipeline.EvalBatches` of it, fed by `feeding.to_devices`; train.py keeps it as a field of
-`Run`. evaluate.py has neither `Run` nor `Program`: `evaluate_params` opens what it needs and
-compiles the function, as it does for `eval_step`. Only a metric of vit_jax/training/metrics.py can
-be `config.best_metric`.
-"""
+"""Loss and accuracy over an evaluation set: as sums, or with what is predicted for each example."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.training import metrics
+from vit_jax.evaluation import statistics
+from vit_jax.training import augment, losses, metrics
+
+COLUMNS = ("index", "labels", "mask")  # of a batch, for `collect`
 
 
 def evaluate(
@@ -61,9 +47,129 @@ def means(sums: list[dict]) -> dict[str, float]:
     def total(name):
         return np.sum([batch[name] for batch in sums], dtype=np.float64)
 
-    if unlabeled := int(total("unlabeled")):
-        raise UserError(
-            f"{unlabeled} of {int(total('count'))} evaluation examples have a label that isn't "
-            "among the classes: use a split with labels"
-        )
+    check_labeled(int(total("unlabeled")), int(total("count")))
     return {name: float(total(name) / total("count")) for name in metrics.NAMES}
+
+
+def check_labeled(unlabeled: int, count: int) -> None:
+    """Raises UserError if some of `count` examples have a label that isn't among the classes."""
+    if unlabeled:
+        raise UserError(
+            f"{unlabeled} of {count} evaluation examples have a label that isn't among the "
+            "classes: use a split with labels"
+        )
+
+
+class Predictions(NamedTuple):
+    """What a model predicts for each example of a set, in the set's order.
+
+    Attributes:
+        index: the number of each example in the set, int32 (N,).
+        labels: int32 (N,).
+        top: the classes with the highest probabilities, the highest first, int32 (N, up to 5).
+        confidence: the probability of the first of them, float32 (N,).
+        loss: float32 (N,).
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    top: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the most probable class is the right one, bool (N,)."""
+        return self.top[:, 0] == self.labels
+
+    def metrics(self) -> dict[str, float]:
+        """Returns loss, accuracy, accuracy_top5, and ece, the expected calibration error."""
+        in_top = (self.top == self.labels[:, None]).any(axis=1)
+        return {
+            "loss": float(self.loss.mean(dtype=np.float64)),
+            "accuracy": float(self.correct.mean()),
+            "accuracy_top5": float(in_top.mean()),
+            "ece": statistics.calibration_error(self.confidence, self.correct),
+        }
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Returns the 95% bootstrap interval of each of `metrics`."""
+        return statistics.bootstrap_intervals(
+            lambda rows: self.select(rows).metrics(), len(self.labels)
+        )
+
+    def select(self, rows) -> "Predictions":
+        """Returns the predictions at indices, or where a mask is True."""
+        return Predictions(*(values[rows] for values in self))
+
+
+def make_predict_step(model, config) -> Callable:
+    """Returns the function (params, batch) -> the fields of `Predictions`, and the batch's mask.
+
+    Args:
+        model: the VisionTransformer.
+        config: a run's configuration, of which `loss`, `loss_args`, `augment.mean` and
+            `augment.std` are used.
+    """
+    loss = losses.create(config.loss, config.get("loss_args"))
+
+    def predict_step(params, batch):
+        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
+        logits = model.apply({"params": params}, images, train=False)
+        _, top = jax.lax.top_k(logits, min(5, model.num_classes))
+        targets = augment.soft_labels(batch["labels"], model.num_classes)
+        return {
+            "top": top,
+            "confidence": jnp.max(loss.probabilities(logits), axis=-1),
+            "loss": loss.function(logits, targets),
+            **{name: batch[name] for name in COLUMNS},
+        }
+
+    return predict_step
+
+
+def predict(predict_step: Callable, params, batches: Iterable[dict], num_classes: int):
+    """Returns the `Predictions` for all examples; see `collect`.
+
+    Args:
+        predict_step: of `make_predict_step`, compiled with replicated outputs.
+        params, batches, num_classes: see `collect`.
+    """
+    outputs = collect(predict_step, params, batches, num_classes)
+    return Predictions(**{name: outputs[name] for name in Predictions._fields})
+
+
+def collect(
+    step: Callable,
+    params,
+    batches: Iterable[dict],
+    num_classes: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray] | None:
+    """Returns what a step computes for each example, in the order of the set, on every process.
+
+    Args:
+        step: (params, batch) -> arrays with a row for each example, among them the batch's
+            `index`, `labels` and `mask`; compiled with replicated outputs.
+        params: the model's parameters.
+        batches: global batches on the devices.
+        num_classes: how many classes the labels number.
+        stop_requested: called before each batch; if it returns True, None is returned.
+
+    Raises:
+        UserError: labels that aren't among the classes.
+    """
+    parts = []
+    for batch in batches:
+        if stop_requested():
+            return None
+        parts.append(step(params, batch))
+        jax.block_until_ready(parts[-3:][0])  # dispatch at most two batches ahead
+    columns = jax.device_get(parts)
+    columns = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    rows = np.flatnonzero(columns["mask"])
+    rows = rows[np.argsort(columns["index"][rows])]
+    columns = {name: values[rows] for name, values in columns.items()}
+    outside = (columns["labels"] < 0) | (columns["labels"] >= num_classes)
+    check_labeled(int(outside.sum()), len(outside))
+    return columns

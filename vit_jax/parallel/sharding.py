@@ -29,6 +29,13 @@ def state_sharding(state, mesh: Mesh):
     return jax.tree.map_with_path(leaf_sharding, state)
 
 
+def shapes_of(arrays):
+    """Returns a tree of arrays on a mesh as shapes with shardings."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), arrays
+    )
+
+
 def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """Returns the PartitionSpec of one parameter.
 
@@ -160,17 +167,17 @@ def num_bytes_on_device(tree) -> int:
     )
 
 
-def batch_shapes(batch_size: int, image_shape, mesh: Mesh, with_mask: bool = False) -> dict:
+def batch_shapes(batch_size: int, image_shape, mesh: Mesh, for_evaluation: bool = False) -> dict:
     """Returns a global batch's shapes with shardings, to compile a step for.
 
     Args:
         image_shape: (H, W, C).
-        with_mask: whether to include the mask of an evaluation batch.
+        for_evaluation: whether to include the mask and the indices of an evaluation batch.
     """
     sharding = batch_sharding(mesh)
     fields = {"images": (image_shape, jnp.uint8), "labels": ((), jnp.int32)}
-    if with_mask:
-        fields["mask"] = ((), jnp.bool_)
+    if for_evaluation:
+        fields |= {"index": ((), jnp.int32), "mask": ((), jnp.bool_)}
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in fields.items()

@@ -400,3 +400,28 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
             logger.warning(f"Using the checkpoint of step {candidate} instead")
         return config, params
     raise UserError(f"No checkpoint in {folder} can be read (steps {sorted(candidates)})")
+
+
+def best_step(workdir) -> int:
+    """Returns the step of the checkpoint whose evaluation was the best, by `config.best_metric`.
+
+    Raises:
+        UserError: the folder has no run, or none of its checkpoints was evaluated.
+    """
+    config = run_folder.read_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    metric = config.get("best_metric") or "accuracy"
+    folder, values = epath.Path(workdir).resolve() / "checkpoints", {}
+    for step in run_folder.checkpoint_steps(workdir):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated
+            values[step] = json.loads((folder / str(step) / "metrics" / "metrics").read_text())[
+                metric
+            ]
+    if not values:
+        raise UserError(
+            f"None of the checkpoints in {folder} was evaluated, so none is the best: set --step "
+            "to one of them, or to latest"
+        )
+    sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
+    return max(values, key=lambda step: sign * values[step])

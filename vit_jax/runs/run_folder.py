@@ -37,6 +37,7 @@ MAY_CHANGE = (
     # How often the run logs, evaluates and saves, and what it keeps: training doesn't depend on it.
     "log_every_steps",
     "eval_every_steps",
+    "evals",
     "checkpoint_every_steps",
     "keep_every_steps",
     "best_metric",
@@ -63,7 +64,7 @@ RECORDED = {
 # The learning rate of every step depends on these.
 LENGTH = ("total_steps", "num_epochs", "schedule")
 # Fields whose values are dictionaries, as opposed to groups of fields.
-DICTIONARIES = ("loss_args", "model.resnet")
+DICTIONARIES = ("loss_args", "model.resnet", "evals")
 FOLDERS, LOGS = ("checkpoints", "corrupt_checkpoints", "compiled"), ("train.log", "metrics.jsonl")
 # Orbax takes the first three for a pattern and leaves a checkpoint unfinished, or finds another
 # run's files; TensorStore takes the last for a slash, and writes outside the run's folder.

@@ -43,7 +43,8 @@ class RunLog:
 
     Attributes:
         writes: whether this process writes.
-        evaluated: whether metrics.jsonl already has the evaluation of `first_step`.
+        evaluated: the groups of metrics, such as "val", that metrics.jsonl already has of
+            `first_step`.
     """
 
     def __init__(self, workdir, first_step: int, config):
@@ -62,7 +63,7 @@ class RunLog:
         self.writes = jax.process_index() == 0
         self.pending = []  # (step, metrics on the device) since the last flush
         self.stopwatch = Stopwatch(first_step)
-        self.evaluated = False
+        self.evaluated = set()
         if self.writes:
             self.truncate_rows(first_step)
             self.rows_file = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
@@ -90,8 +91,8 @@ class RunLog:
             row = parse_row(line)
             if row is not None and row["step"] <= step:
                 kept.append(line.rstrip() + b"\n")
-                is_evaluation = any(name.startswith("val/") for name in row)
-                self.evaluated |= row["step"] == step and is_evaluation
+                if row["step"] == step:
+                    self.evaluated |= {name.partition("/")[0] for name in row if "/" in name}
             elif row is not None:
                 removed.append(line.rstrip() + b"\n")
             elif line.endswith(b"\n") or not line.startswith(b"{"):

@@ -60,18 +60,15 @@ def create(name: str, args: Mapping | None = None) -> Loss:
     loss = checks.lookup("config.loss", name, LOSSES)
     if not isinstance(loss, Loss):
         raise UserError(f"The row {name!r} of LOSSES must be a Loss(function, probabilities)")
-    if args is not None and not isinstance(args, Mapping):
-        raise UserError(
-            f"config.loss_args is {args!r}; it must be a dictionary, such as {{'gamma': 2.0}}"
-        )
+    args = checks.dictionary("config.loss_args", args, "{'gamma': 2.0}")
     parameters = inspect.signature(loss.function).parameters.values()
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for arg in args or {}:
+    for arg in args:
         if arg not in known:
             raise UserError(
                 f"config.loss_args has {arg!r}; {name!r} takes {', '.join(known) or 'none'}"
             )
-    loss = loss._replace(function=functools.partial(loss.function, **(args or {})))
+    loss = loss._replace(function=functools.partial(loss.function, **args))
     check_output(name, loss.function)
     return loss
 

@@ -1,0 +1,70 @@
+"""`config.evals`: what may be in it, and runs with several evaluations."""
+
+import pytest
+import whole_runs
+from whole_runs import quick_config, rows, stop_at
+
+import evaluate
+import train
+from vit_jax.errors import Preempted, UserError
+from vit_jax.evaluation import evals
+from vit_jax.parallel.preemption import Preemption
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("knn", "config.evals is 'knn'; it must be a dictionary"),
+        ({"knn": "knn"}, "config.evals.knn is 'knn'; it must be a dictionary"),
+        ({"val": {}}, "config.evals has 'val'; a name must not be 'train' or 'val'"),
+        ({"a/b": {}}, "config.evals has 'a/b'"),
+        ({"a": {"kind": "nn"}}, "config.evals.a.kind is 'nn'; it must be 'accuracy', 'fewshot'"),
+        ({"a": {"shots": (1,)}}, "config.evals.a has 'shots'; 'accuracy' takes kind, name"),
+        ({"a": {"kind": "fewshot", "shots": 5}}, "a.shots is 5; it must be numbers, such as"),
+        ({"a": {"kind": "fewshot", "shots": (0,)}}, "a.shots is 0; it must be a whole number >= 1"),
+        ({"a": {"kind": "fewshot", "l2": -1}}, "a.l2 is -1; it must be a number >= 0"),
+        ({"a": {"kind": "knn", "neighbors": True}}, "a.neighbors is True; it must be a whole"),
+        ({"a": {"split": 3}}, "a.split is 3; it must be text"),
+        ({"a": {"every_steps": -1}}, "a.every_steps is -1"),
+        ({"a": {"eval_crop": 2.0}}, "a.eval_crop is 2.0"),
+        ({"a": {"kind": "knn", "layer": 3}}, "a.layer is 3; the model has 2 blocks"),
+    ],
+)
+def test_mistakes_are_named(entries, message, tiny_config):
+    tiny_config.evals = entries
+    with pytest.raises(UserError, match=message):
+        evals.check(tiny_config, depth=2)
+
+
+EVALS = {
+    "few": {"kind": "fewshot", "shots": (1, 2), "seeds": 2, "every_steps": 20},
+    "near": {"kind": "knn", "neighbors": 3, "train_examples": 200, "every_steps": 0},
+    "part": {"split": "test[:40]"},
+}
+
+
+def test_a_run_stopped_in_an_evaluation(on_one_device, tmp_path, monkeypatch):
+    """Each has its own rate, and is of the average and of the parameters; none is lost."""
+    config = quick_config(total_steps=40, eval_every_steps=40, ema_decay=0.9, evals=EVALS)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    result = train.train(config, whole)
+    groups = {}
+    for row in rows(whole):
+        names = {name.partition("/")[0] for name in row if "/" in name} - {"train"}
+        groups.setdefault(row["step"], set()).update(names)
+    everything = {"val", "few", "near", "part"}
+    assert groups[20] == {"few", "few_raw"}
+    assert groups[40] == everything | {f"{name}_raw" for name in everything}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "sync", stop_at(20 + 3))
+        with pytest.raises(Preempted, match="Stopped after step 20, saved"):
+            train.train(config, stopped)
+    assert train.train(config, stopped) == result
+    whole_runs.assert_same_run(stopped, whole)
+
+    target = evaluate.open_run(whole, "best")
+    again = evaluate.evaluate(target)
+    last = {name: value for row in rows(whole) if row["step"] == 40 for name, value in row.items()}
+    for name, values in again.evals.items():
+        assert values == pytest.approx({key: last[f"{name}/{key}"] for key in values}, rel=1e-5)

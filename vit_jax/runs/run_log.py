@@ -234,6 +234,20 @@ def parse_row(line: bytes) -> dict | None:
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
+def read_rows(workdir) -> list[dict]:
+    """Returns the rows of a run's metrics.jsonl, in order; lines that aren't rows are left out.
+
+    Raises:
+        UserError: the folder has no such file, or it can't be read.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    return [row for row in map(parse_row, lines) if row is not None]
+
+
 class ConsoleHandler(logging.Handler):
     """Prints above the progress bar: warnings and errors to stderr, the rest to stdout."""
 

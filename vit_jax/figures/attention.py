@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.figures.drawing import create_figure, mosaic, save, show_image, show_over
+from vit_jax.figures.drawing import create_figure, mean_aspect, mosaic, save, show_image, show_over
 
 COLORS = "plasma"  # from violet (least) to yellow (most)
 
@@ -28,7 +28,8 @@ def rollout(images, maps, captions, boxes=None, title: str = ""):
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = create_figure(title, 4.4 * columns, 2.7 * rows)
+    row_height = 0.55 + 2.15 * mean_aspect(images)  # inches
+    figure = create_figure(title, 4.4 * columns, row_height * rows + (0.3 if title else 0))
     axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -38,8 +39,8 @@ def rollout(images, maps, captions, boxes=None, title: str = ""):
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         show_image(axes[2 * i], image, caption)
         drawn = show_over(axes[2 * i + 1], image, maps[i], boxes and boxes[i], **style)
-    label = "contribution (1: the image's mean)"
-    figure.colorbar(drawn, ax=axes, label=label, shrink=0.8, extend="max")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, extend="max")
+    bar.set_label("contribution / mean", fontsize=9)
     return figure
 
 
@@ -95,11 +96,12 @@ def heads(image, maps, token_pixels=(1, 1), title: str = "Attention by block and
     depth, num_heads, rows, columns = maps.shape
     joined, row_centers, column_centers = mosaic(maps * rows * columns)
     aspect = token_pixels[0] / token_pixels[1]
-    panel = min(1.0, 12 / max(depth, num_heads))  # inches
-    height = max(depth * panel * min(1.0, aspect * rows / columns), 2.6)
-    figure = create_figure(title, 3.2 + 1.2 + num_heads * panel, height + 1.2)
-    left, right = figure.subplots(1, 2, width_ratios=(2.6, num_heads * panel))
+    side = min(1.0, 10 / max(depth, num_heads)) / max(columns, rows * aspect)  # inches
+    width, height = num_heads * columns * side, max(depth * rows * side * aspect, 2.6)
+    figure = create_figure(title, 2.6 + width + 2.0, height + 1.2)
+    left, right = figure.subplots(1, 2, width_ratios=(2.6, width + 1.2))
     show_image(left, image)
+    left.set_anchor("N")
     highest = max(10.0, 10 ** math.ceil(math.log10(np.nanmax(joined))))
     norm = LogNorm(0.1, highest, clip=True)
     drawn = right.imshow(joined, COLORS, norm=norm, aspect=aspect, interpolation="nearest")
@@ -108,7 +110,8 @@ def heads(image, maps, token_pixels=(1, 1), title: str = "Attention by block and
     right.set(xlabel="head", ylabel="block")
     right.tick_params(length=0, labelsize=8)
     right.spines[:].set_visible(False)
-    figure.colorbar(drawn, ax=right, label="attention weight (1: uniform attention)")
+    label = "attention / uniform attention"
+    figure.colorbar(drawn, ax=right, label=label, aspect=max(20, 3 * height))
     return figure
 
 

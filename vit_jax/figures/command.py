@@ -3,12 +3,14 @@
 import argparse
 import functools
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from vit_jax.checks import check_png
 from vit_jax.errors import UserError
@@ -17,6 +19,7 @@ from vit_jax.figures.drawing import save
 from vit_jax.inference.classifier import ATTENTION_BATCH_SIZE, Classifier
 from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
+from vit_jax.pretrained import weights
 from vit_jax.runs import run_folder
 
 logger = logging.getLogger("vit_jax")
@@ -55,7 +58,7 @@ class Images:
         if subject.classifies:
             best = (best[0] for best in subject(list(self.pixels), top=1))
             self.captions = [
-                f"{short(name)}\npredicted: {short(label)}, {probability:.0%}"
+                f"{short(name)}\npredicted: {short(label)}, {probability:.1%}"
                 for name, (label, probability) in zip(names, best, strict=True)
             ]
 
@@ -89,16 +92,16 @@ def draw_all(
             isn't one.
     """
     out = pathlib.Path(out)
-    is_run = run_folder.is_run(path)
-    if compare and not is_run:
-        raise UserError(f"--compare draws the curves of runs, but {path} is not a run's folder")
     subject = AnyModel.load(path, **settings)
+    workdir, *_ = weights.parse_run_path(epath.Path(os.path.expanduser(path))) or (None,)
+    if compare and workdir is None:
+        raise UserError(f"--compare draws the curves of runs, but {path} is not a run's folder")
     layers = tuple(layers or quarter_layers(subject.model.depth))
     check_layers(layers, subject.model.depth)
-    drawn = Images(subject, read_images(images, path if is_run else None, subject.channels))
+    drawn = Images(subject, read_images(images, workdir, subject.channels))
     figures = dict(model_figures(subject, drawn, layers))
-    if is_run:
-        figures["curves"] = lambda: curves.curves([path, *compare])
+    if workdir is not None:
+        figures["curves"] = lambda: curves.curves([workdir, *compare])
     out.mkdir(parents=True, exist_ok=True)
     for name in figures:
         check_png("--out", str(out / f"{name}.png"))

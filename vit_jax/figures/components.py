@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from vit_jax.figures.drawing import create_figure, principal_components, show_image, show_over
+from vit_jax.figures.drawing import (
+    create_figure,
+    mean_aspect,
+    principal_components,
+    show_image,
+    show_over,
+)
 
 EDGE = 1.0  # percent of the values at each end that have the darkest and the brightest color
 
@@ -45,12 +51,12 @@ def feature_maps(images, features, layers, captions, boxes=None, title: str = "F
         blocks have nothing to do with each other. The share of the variance that the colors show
         stands above the first map of each block.
     """
-    columns, rows = 1 + len(layers), len(images)
+    columns, rows, aspect = 1 + len(layers), len(images), mean_aspect(images)
     if rows > columns:
-        figure = create_figure(title, 1.6 * rows, 1.9 * columns + 0.6)
+        figure = create_figure(title, 1.6 * rows, (0.3 + 1.6 * aspect) * columns + 0.6)
         axes = figure.subplots(columns, rows, squeeze=False).T
     else:
-        figure = create_figure(title, 2.4 * columns, 2.4 * rows + 0.6)
+        figure = create_figure(title, 2.4 * columns, (0.3 + 2.3 * aspect) * rows + 0.6)
         axes = figure.subplots(rows, columns, squeeze=False)
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         show_image(axes[row, 0], image, caption)

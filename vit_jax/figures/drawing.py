@@ -33,6 +33,11 @@ def as_rgb(image) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
+def mean_aspect(images) -> float:
+    """Returns the mean ratio of height to width, to size figures by; within 0.5 to 2."""
+    return float(np.clip(np.mean([len(image) / len(image[0]) for image in images]), 0.5, 2))
+
+
 def show_image(axis, image, caption: str = "") -> None:
     """Draws an image with a caption above it."""
     image = as_rgb(image)

@@ -57,7 +57,7 @@ def pixel_filters(model, params) -> tuple[np.ndarray, str]:
     if model.resnet is None:
         return np.asarray(params[EMBEDDING]["kernel"], np.float64), "Patch embedding filters"
     kernel = np.asarray(params[STEM_ROOT]["kernel"], np.float64)
-    return resnet.standardize(kernel), "Filters of the hybrid's root convolution"
+    return resnet.standardize(kernel), "Standardized filters of the root convolution"
 
 
 def filter_components(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,12 +101,13 @@ def positions(model, params, image_size):
     kind = "" if model.posemb == "learned" else f" (model.posemb {model.posemb!r}, computed)"
     height, width = model.token_pixels
     aspect = height / width
-    side = min(6.4 / joined.shape[1], 6.4 / aspect / joined.shape[0])  # inches
+    side = np.clip(0.65 * max(similarity.shape[:2]), 4, 10)  # inches
+    side = side / max(joined.shape[1], joined.shape[0] * aspect)  # of a number in `joined`
     figure = create_figure(
         f"Position embeddings{kind}: cosine similarity of each of {grid[0]}x{grid[1]} patches of "
         f"{height}x{width} pixels to all",
-        max(side * joined.shape[1] + 1.6, 4),
-        max(side * aspect * joined.shape[0] + 1.1, 3),
+        max(side * joined.shape[1] / 0.82 + 0.6, 4),
+        max(side * aspect * joined.shape[0] + 1.0, 3),
     )
     axis = figure.subplots()
     style = dict(vmin=-1, vmax=1, aspect=aspect, interpolation="nearest")

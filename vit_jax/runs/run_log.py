@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 
 from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError
@@ -240,7 +241,7 @@ def read_rows(workdir) -> list[dict]:
     Raises:
         UserError: the folder has no such file, or it can't be read.
     """
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / "metrics.jsonl"
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -1,8 +1,8 @@
 """The Vision Transformer in JAX and Flax.
 
-The modules `models`, `pretrained`, `checkpoint` and `optim` and the class `Classifier` are
-imported on first use. Requires the packages in requirements-library.txt; only `vit_jax.data`
-requires TensorFlow.
+The modules `models`, `pretrained`, `checkpoint` and `optim`, the class `Classifier` and the
+function `features` are imported on first use. Requires the packages in requirements-library.txt;
+only `vit_jax.data` requires TensorFlow.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import importlib
 LAZY = {
     "Classifier": "vit_jax.inference.classifier",
     "checkpoint": "vit_jax.runs.checkpoint",
+    "features": "vit_jax.inference.features",
     "models": "vit_jax.models",
     "optim": "vit_jax.training.optim",
     "pretrained": "vit_jax.pretrained",
@@ -20,7 +21,7 @@ def __getattr__(name: str):
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(LAZY[name])
-    return getattr(module, name) if name == "Classifier" else module
+    return getattr(module, name) if name in ("Classifier", "features") else module
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_jax.data import preprocess
 from vit_jax.errors import UserError
-from vit_jax.inference.images import evaluation_view
+from vit_jax.inference.images import evaluation_view, view_box
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (300, 500), (32, 32), (7, 90), (224, 225)])
@@ -106,3 +106,18 @@ def test_files_that_pillow_refuses():
         evaluation_view(Image.open(io.BytesIO(content[:-200])), (24, 24), 3, 1.0)
     with pytest.raises(UserError, match="the mode 'F'"):
         evaluation_view(Image.new("F", (8, 8)), (24, 24), 3, 1.0)
+
+
+@pytest.mark.parametrize(("sides", "size"), [((60, 200), (32, 48)), ((200, 60), (16, 16))])
+def test_box_is_the_part_that_the_view_shows(sides, size):
+    """The pixels of a ramp tell their places."""
+    top, left, bottom, right = view_box(sides, size, 0.875)
+    ends = ((top, bottom), (left, right))
+    for axis, (start, end) in enumerate(ends):
+        ramp = np.indices(sides)[axis]
+        view = evaluation_view(np.uint8(ramp), size, 1, 0.875)[..., 0].astype(float)
+        places = view.mean(axis=1 - axis)
+        scale = (end - start) / size[axis]
+        expected = start + (np.arange(size[axis]) + 0.5) * scale - 0.5
+        inside = slice(2, -2)
+        np.testing.assert_allclose(places[inside], expected[inside], atol=0.6)

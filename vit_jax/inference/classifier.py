@@ -58,12 +58,7 @@ class Classifier:
     loss: str = "softmax"
 
     def __post_init__(self):
-        num_classes, names = self.model.num_classes, self.class_names
-        if not num_classes:
-            raise UserError("The model has no head, so it returns features instead of classes")
-        if self.model.pool == "none":
-            raise UserError("model.pool is 'none', so the model classifies each patch, not images")
-        check_class_names(names, num_classes)
+        self.check_classes()
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
         check_normalization(self.mean, self.std, self.channels)
         check_range("eval_crop", self.eval_crop, Range(0, 1, above=True))
@@ -144,6 +139,14 @@ class Classifier:
         """
         check_range("top", top, Range(1, whole=True))
         return [self.top_classes(row, top) for row in self.probabilities(images)]
+
+    def check_classes(self) -> None:
+        """Raises UserError if the model doesn't classify images, or has other class names."""
+        if not self.model.num_classes:
+            raise UserError("The model has no head, so it returns features instead of classes")
+        if self.model.pool == "none":
+            raise UserError("model.pool is 'none', so the model classifies each patch, not images")
+        check_class_names(self.class_names, self.model.num_classes)
 
     def check_positions(self) -> None:
         """Raises UserError if the parameters are for images of another size."""

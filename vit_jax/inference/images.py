@@ -29,16 +29,45 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
     if is_pillow(image):
         image = pillow_pixels(image, channels)
     image = with_channels(np.asarray(image), channels)
-    sides = np.array(image.shape[:2])
-    scale = np.max(np.array(size) / eval_crop / sides)
-    resized = np.maximum(np.round(sides * scale), size)
-    crop_start = np.floor((resized - size) / 2)
-    for axis in (0, 1):
-        shrinkage = sides[axis] / resized[axis]
-        centers = (np.arange(size[axis]) + crop_start[axis] + 0.5) * shrinkage - 0.5
+    sides = image.shape[:2]
+    starts, shrinkages = crop(sides, size, eval_crop)
+    for axis, shrinkage in enumerate(shrinkages):
+        centers = (np.arange(size[axis]) + starts[axis] + 0.5) * shrinkage - 0.5
         weights = linear_weights(centers, sides[axis], width=max(shrinkage, 1.0))
         image = multiply_axis(weights.astype(np.float32), image, axis)
     return (image + 0.5).astype(np.uint8)
+
+
+def crop(
+    sides: tuple[int, int], size: tuple[int, int], eval_crop: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where an image's view starts, and how much the image was shrunk for it.
+
+    Args:
+        sides: (height, width) of the image.
+        size, eval_crop: see `evaluation_view`.
+
+    Returns:
+        The view's first row and column in the resized image, and the pixels of the image per pixel
+        of the view, along its height and width.
+    """
+    sides = np.array(sides)
+    scale = np.max(np.array(size) / eval_crop / sides)
+    resized = np.maximum(np.round(sides * scale), size)
+    return np.floor((resized - size) / 2), sides / resized
+
+
+def view_box(
+    sides: tuple[int, int], size: tuple[int, int], eval_crop: float
+) -> tuple[float, float, float, float]:
+    """Returns the part of an image that its view shows: (top, left, bottom, right), in its pixels.
+
+    Args:
+        sides, size, eval_crop: see `crop`.
+    """
+    starts, shrinkages = crop(sides, size, eval_crop)
+    corners = *(starts * shrinkages), *((starts + size) * shrinkages)
+    return tuple(float(side) for side in corners)
 
 
 def is_pillow(image) -> bool:

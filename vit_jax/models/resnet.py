@@ -39,6 +39,12 @@ def stride(num_layers: tuple[int, ...]) -> int:
     return 4 * 2 ** max(len(num_layers) - 1, 0)
 
 
+def standardize(kernel):
+    """Returns a kernel (h, w, C, features) with mean 0 and deviation 1 for each feature."""
+    kernel = kernel - kernel.mean(axis=(0, 1, 2))
+    return kernel / (kernel.std(axis=(0, 1, 2)) + 1e-5)
+
+
 class StdConv(nn.Module):
     """A convolution without bias; its kernel is standardized for each output channel."""
 
@@ -51,8 +57,7 @@ class StdConv(nn.Module):
     def __call__(self, x):  # (N, h, w, C) -> (N, h / stride, w / stride, features)
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        kernel -= kernel.mean(axis=(0, 1, 2))
-        kernel /= kernel.std(axis=(0, 1, 2)) + 1e-5
+        kernel = standardize(kernel)
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

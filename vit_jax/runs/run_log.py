@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 
 from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError
@@ -233,6 +234,20 @@ def parse_row(line: bytes) -> dict | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def read_rows(workdir) -> list[dict]:
+    """Returns the rows of a run's metrics.jsonl, in order; lines that aren't rows are left out.
+
+    Raises:
+        UserError: the folder has no such file, or it can't be read.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    return [row for row in map(parse_row, lines) if row is not None]
 
 
 class ConsoleHandler(logging.Handler):

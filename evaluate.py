@@ -24,56 +24,15 @@ from configs import common
 from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.evaluation import accuracy, evals
+from vit_jax.inference.classifier import Classifier
 from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel.mesh import create_mesh
-from vit_jax.report import results
+from vit_jax.report import page, results
 from vit_jax.report.results import Result
 from vit_jax.runs import checkpoint, run_folder, run_log
 from vit_jax.runs.checkpoint_items import check_shapes
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
-
-flags.adopt_module_key_flags(command_line)
-
-
-class StepParser(flags.ArgumentParser):
-    """Reads "best", "latest" or a step."""
-
-    syntactic_help = "best, latest or a number"
-
-    def parse(self, argument):
-        if argument in ("best", "latest"):
-            return argument
-        try:
-            return int(argument)
-        except ValueError:
-            raise ValueError("it must be 'best', 'latest' or a step") from None
-
-
-DATASET = flags.DEFINE_string(
-    "dataset", None, "A TFDS name or a folder. Default: the configuration's dataset.name."
-)
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its datasets. Default: the configuration's."
-)
-STEP = flags.DEFINE(
-    StepParser(), "step", None, "The checkpoint: best, latest or its step. Default: the latest."
-)
-SPLIT = flags.DEFINE_string(
-    "split", None, "The dataset's split. Default: the configuration's dataset.eval_split."
-)
-EVALS = flags.DEFINE_string(
-    "evals",
-    None,
-    "More evaluations: names in the run's config.evals, or the kinds fewshot, knn and probe, "
-    "separated by commas; or a dictionary like config.evals. Default: config.evals.",
-)
-REPORT = flags.DEFINE_bool(
-    "report", False, "Also reports on each class, and draws the confusion matrix and mistakes."
-)
-OUT = flags.DEFINE_string(
-    "out", None, "The folder to write to. Default: <workdir>/evaluation; without a run, none."
-)
 
 
 class Target(NamedTuple):
@@ -250,19 +209,104 @@ def parse_evals(text: str | None, config) -> dict[str, evals.Evaluation] | None:
     return evals.parse({"evals": chosen})
 
 
+def write(target: Target, result: Result, out) -> None:
+    """Writes the results to a folder; see `results.write`."""
+    config = target.config
+    classifier = Classifier(
+        model=target.model,
+        params=target.params,
+        image_size=input_pipeline.image_shape(config)[:2],
+        channels=config.dataset.channels,
+        class_names=target.eval_set.class_names,
+        mean=tuple(config.augment.mean),
+        std=tuple(config.augment.std),
+        eval_crop=config.augment.eval_crop,
+        loss=config.loss,
+    )
+    images = functools.partial(input_pipeline.load_images, target.eval_set, config)
+    try:
+        results.write(result, classifier, images, pathlib.Path(out))
+    except OSError as error:
+        raise UserError(f"{out} can't be written: {error.strerror}") from None
+
+
+def report(workdir) -> pathlib.Path:
+    """Evaluates a run's latest checkpoint, and writes its report; returns the page.
+
+    Raises:
+        UserError: as `open_run`, or the folder can't be written.
+    """
+    target = open_run(workdir)
+    result = evaluate(target, reports_classes=True)
+    write(target, result, evaluation_folder(workdir))
+    return page.write(workdir)
+
+
+def evaluation_folder(workdir) -> str:
+    """Returns where the results of a run's evaluation are written."""
+    return str(pathlib.Path(workdir) / "evaluation")
+
+
+class StepParser(flags.ArgumentParser):
+    """Reads "best", "latest" or a step."""
+
+    syntactic_help = "best, latest or a number"
+
+    def parse(self, argument):
+        if argument in ("best", "latest"):
+            return argument
+        try:
+            return int(argument)
+        except ValueError:
+            raise ValueError("it must be 'best', 'latest' or a step") from None
+
+
+def define_flags() -> None:
+    """Defines the flags of the script, which train.py, importing it, must not have."""
+    flags.adopt_module_key_flags(command_line)
+    flags.DEFINE_string(
+        "dataset", None, "A TFDS name or a folder. Default: the configuration's dataset.name."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Where TFDS keeps its datasets. Default: the configuration's."
+    )
+    flags.DEFINE(
+        StepParser(), "step", None, "The checkpoint: best, latest or its step. Default: the latest."
+    )
+    flags.DEFINE_string(
+        "split", None, "The dataset's split. Default: the configuration's dataset.eval_split."
+    )
+    flags.DEFINE_string(
+        "evals",
+        None,
+        "More evaluations: names in the run's config.evals, or the kinds fewshot, knn and probe, "
+        "separated by commas; or a dictionary like config.evals. Default: config.evals.",
+    )
+    flags.DEFINE_bool(
+        "report",
+        False,
+        "Also reports on each class, draws the confusion matrix and mistakes, and writes the run's "
+        "report.html.",
+    )
+    flags.DEFINE_string(
+        "out", None, "The folder to write to. Default: <workdir>/evaluation; without a run, none."
+    )
+
+
 def main():
     run_log.start_logging()
+    args = flags.FLAGS
     workdir, config = command_line.WORKDIR.value, command_line.CONFIG.value
-    dataset = dict(name=DATASET.value, data_dir=DATA_DIR.value, split=SPLIT.value)
-    if config is not None and (workdir is not None or STEP.value is not None):
+    dataset = dict(name=args.dataset, data_dir=args.data_dir, split=args.split)
+    if config is not None and (workdir is not None or args.step is not None):
         raise UserError(
             "--config can't be combined with --workdir or --step, which select a checkpoint"
         )
-    out = OUT.value or (workdir and str(pathlib.Path(workdir) / "evaluation"))
-    if REPORT.value and out is None:
+    out = args.out or (workdir and evaluation_folder(workdir))
+    if args.report and out is None:
         raise UserError("--report needs --out, the folder to write the report to")
     if workdir is not None:
-        target = open_run(workdir, STEP.value, **dataset)
+        target = open_run(workdir, args.step, **dataset)
     elif config is not None and config.init_from:
         target = open_weights(config, **dataset)
     else:
@@ -270,34 +314,22 @@ def main():
             "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "
             "--config.init_from to published weights"
         )
-    evaluations = parse_evals(EVALS.value, target.config)
-    result = evaluate(target, evaluations, reports_classes=REPORT.value)
-    if jax.process_index() == 0:
-        images = functools.partial(input_pipeline.load_images, target.eval_set, target.config)
-        show(result, images, out)
-
-
-def show(result: Result, images, out: str | None) -> None:
-    """Prints the results, and writes them to the folder `out`.
-
-    Args:
-        result: the numbers.
-        images: rows of the split -> their images, for the pictures of the report.
-        out: the folder; None: only prints.
-    """
+    evaluations = parse_evals(args.evals, target.config)
+    result = evaluate(target, evaluations, reports_classes=args.report)
+    if jax.process_index() != 0:
+        return
     if command_line.JSON.value:
         print(json.dumps(results.as_json(result)))
     else:
         print("\n".join(results.table(result)))
         if result.classes is not None:
             print("\n" + "\n".join(results.class_table(result.classes)))
-    if out is None:
-        return
-    try:
-        results.write(result, images, pathlib.Path(out))
-    except OSError as error:
-        raise UserError(f"--out is {out}, which can't be written: {error.strerror}") from None
+    if out is not None:
+        write(target, result, out)
+    if args.report and out == evaluation_folder(workdir or ""):
+        print(f"\n{page.write(workdir)}")
 
 
 if __name__ == "__main__":
+    define_flags()
     command_line.run(main, needs_config=False)

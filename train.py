@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import command_line
+import evaluate as evaluation_script
 import input_pipeline
 from configs import common
 from vit_jax import checks, models, pretrained
 from vit_jax.aot import compile_for, topology
-from vit_jax.errors import Preempted, UserError
+from vit_jax.errors import Preempted, UserError, first_line
 from vit_jax.evaluation import evals
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
@@ -374,8 +375,24 @@ def describe_source(source) -> str:
     return f"{source.name}: {source.num_examples:,} examples"
 
 
-def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
-    """Logs the result, where the run's files are, and what to try next."""
+def write_report(workdir):
+    """Writes the run's report.html and returns its path; logs why it can't, and returns None."""
+    try:
+        return evaluation_script.report(workdir)
+    except Exception as error:  # the run itself is complete
+        logger.warning(f"The report can't be written: {first_line(error)}")
+        return None
+
+
+def print_summary(config: ConfigDict, workdir, result: dict[str, float], page) -> None:
+    """Logs the result, where the run's files are, and what to try next.
+
+    Args:
+        config: the run's configuration.
+        workdir: its folder.
+        result: the metrics of its last evaluation.
+        page: its report, or None.
+    """
     command = command_line.command
     processes = ("coordinator_address", "num_processes", "process_id")
     arguments = command_line.arguments_without("workdir", "config.seed", *processes)
@@ -388,7 +405,8 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None
     logger.info(
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
-        f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
+        + (f"\nReport: {page}\n" if page else "")
+        + f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
         "\n\nNext, you could try"
         f"\n  another seed       {seed}"
         f"\n  evaluation         {command('evaluate.py', f'--workdir={workdir}')}"
@@ -418,8 +436,10 @@ def main():
         return
     workdir = workdir or command_line.default_workdir()
     result = train(config, workdir, command_line.RECOVER_CONFIG.value, command_line.PROFILE.value)
+    writes_report = config.report and jax.process_count() == 1
+    page = write_report(workdir) if writes_report else None
     if jax.process_index() == 0:
-        print_summary(config, workdir, result)
+        print_summary(config, workdir, result, page)
 
 
 if __name__ == "__main__":

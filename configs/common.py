@@ -136,6 +136,7 @@ def get_config() -> ConfigDict:
 
     config.log_every_steps = 50
     config.eval_every_steps = 2_500  # and at the end
+    config.report = True  # writes report.html at the end of a run of one process
     # More evaluations, {name: what}, such as {"knn": {"kind": "knn"}}: docs/evaluation.md.
     config.evals = placeholder(object)
     config.checkpoint_every_steps = 1_000  # and at the end
@@ -251,4 +252,5 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, 10)
     config.schedule.cooldown_steps = min(config.schedule.cooldown_steps, 10)
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 10, 30, 20
+    config.report = False
     return config

@@ -7,7 +7,6 @@ import pytest
 from whole_runs import quick_config
 
 import evaluate
-import input_pipeline
 import train
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as meshes
@@ -70,7 +69,7 @@ def test_parameters_are_split_as_the_mesh_says(run, monkeypatch):
     assert evaluate.mesh_of(target.config).shape == meshes.create_mesh().shape
 
 
-def test_report(run, on_one_device, tmp_path, capsys):
+def test_report(run, on_one_device, tmp_path):
     workdir, _ = run
     target = evaluate.open_run(workdir)
     result = evaluate.evaluate(target, {}, reports_classes=True)
@@ -79,10 +78,7 @@ def test_report(run, on_one_device, tmp_path, capsys):
     for name, (low, high) in result.intervals.items():
         assert low < result.metrics[name] < high or name == "ece"
 
-    def images(rows):
-        return input_pipeline.load_images(target.eval_set, target.config, rows)
-
-    results.write(result, images, tmp_path)
+    evaluate.write(target, result, tmp_path)
     contents = json.loads((tmp_path / "evaluation.json").read_text())
     assert contents["accuracy"] == result.metrics["accuracy"]
     assert np.trace(contents["confusion"]) == predictions.correct.sum()
@@ -90,6 +86,6 @@ def test_report(run, on_one_device, tmp_path, capsys):
     confidences = [mistake["confidence"] for mistake in contents["mistakes"]]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[0] == predictions.confidence[~predictions.correct].max()
-    for name in ("confusion.png", "mistakes.png"):
+    for name in ("confusion.png", "mistakes.png", "attention.png", "calibration.png"):
         assert (tmp_path / name).stat().st_size > 1000
     assert any("calibration error" in line for line in results.table(result))

@@ -14,7 +14,8 @@ LINES = ("-", "--", ":", "-.")  # of train, val and others, in the order in whic
 def curves(workdirs: Sequence, title: str = ""):
     """Draws the metrics of runs against the step, a panel for each metric.
 
-    Runs differ by color. Groups of metrics, such as train and val, differ by line.
+    Runs differ by color, and groups of metrics, such as train and val, by line; the groups of a
+    single run by color too.
 
     Args:
         workdirs: the runs' folders.
@@ -41,16 +42,19 @@ def curves(workdirs: Sequence, title: str = ""):
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.axis("off")
-    for run, label, color in zip(runs, labels, palette(len(runs)), strict=True):
+    is_single = len(runs) == 1
+    colors = palette(len(groups) if is_single else len(runs))
+    for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
         for (name, group), points in run.items():
+            color = colors[groups.index(group) if is_single else number]
             line = LINES[groups.index(group) % len(LINES)]
             marker = "." if len(points) < 30 else None
-            text = group if len(runs) == 1 else f"{label}: {group}"
+            text = group if is_single else f"{label}: {group}"
             axis = axes[names.index(name)]
             axis.plot(*zip(*points, strict=True), line, color=color, marker=marker, label=text)
     legends = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes)
     handles = {text: handle for legend in legends for handle, text in legend}
-    columns = min(len(groups) if len(runs) > 1 else 6, 2 * columns)
+    columns = min(6 if is_single else len(groups), 2 * columns)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=9)
     return figure
 

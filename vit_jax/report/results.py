@@ -2,18 +2,21 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.checks import PNG_METADATA
 from vit_jax.evaluation import classes, statistics
 from vit_jax.evaluation.accuracy import Predictions
+from vit_jax.figures import attention, drawing
+from vit_jax.figures import predictions as figures
 from vit_jax.files import write_atomically
+from vit_jax.inference.classifier import Classifier
 from vit_jax.runs.curves import Curves
 
 NUM_MISTAKES = 24  # that are listed and drawn
+NUM_EXAMPLES = 8  # whose attention is drawn
 TITLES = {"accuracy_top5": "top-5", "ece": "calibration error"}
 
 
@@ -164,11 +167,12 @@ def as_json(result: Result) -> dict:
     return contents
 
 
-def write(result: Result, images: Callable, folder: pathlib.Path) -> None:
+def write(result: Result, classifier: Classifier, images: Callable, folder: pathlib.Path) -> None:
     """Writes evaluation.json, TensorBoard's events and, if the classes are reported, pictures.
 
     Args:
         result: the numbers.
+        classifier: the model, whose attention is drawn.
         images: indices of examples -> their images, uint8 (N, H, W, C).
         folder: where to; made if it doesn't exist.
 
@@ -183,16 +187,33 @@ def write(result: Result, images: Callable, folder: pathlib.Path) -> None:
         curves.add(step, {f"{name}/{key}": value for key, value in values.items()})
     curves.close()
     if result.classes is not None:
-        draw(result, images, folder)
+        for name, figure in pictures(result, classifier, images):
+            drawing.save(figure, folder / f"{name}.png")
 
 
-def draw(result: Result, images: Callable, folder: pathlib.Path) -> None:
-    """Draws the confusion matrix, and the worst mistakes if there are any."""
-    from vit_jax.figures import confusion, mistakes
-
-    figure = confusion.draw(result.classes)
-    figure.savefig(folder / "confusion.png", metadata=PNG_METADATA)
+def pictures(result: Result, classifier: Classifier, images: Callable) -> Iterator[tuple]:
+    """Yields the name and the figure of each picture of a report; see `write`."""
+    yield "confusion", figures.confusion(result.classes)
+    predictions = result.predictions
+    bins = statistics.calibration_bins(predictions.confidence, predictions.correct)
+    yield "calibration", figures.calibration(bins)
     if result.mistakes:
-        pictures = images([mistake["index"] for mistake in result.mistakes])
-        figure = mistakes.draw(pictures, result.mistakes)
-        figure.savefig(folder / "mistakes.png", metadata=PNG_METADATA)
+        wrong = images([mistake["index"] for mistake in result.mistakes])
+        yield "mistakes", figures.mistakes(wrong, result.mistakes)
+    rows = examples(predictions)
+    drawn = images(predictions.index[rows])
+    names = result.classes.class_names
+    captions = [
+        f"{figures.escape(names[predictions.top[i, 0]])}, {predictions.confidence[i]:.0%}"
+        + ("" if predictions.correct[i] else f"\nis {figures.escape(names[predictions.labels[i]])}")
+        for i in rows
+    ]
+    yield "attention", attention.rollout(drawn, classifier.attention(drawn), captions)
+
+
+def examples(predictions: Predictions, count: int = NUM_EXAMPLES) -> np.ndarray:
+    """Returns the rows of some right predictions of different classes, and of the worst ones."""
+    wrong = worst(predictions, count // 2)
+    right = np.flatnonzero(predictions.correct)
+    _, firsts = np.unique(predictions.labels[right], return_index=True)
+    return np.concatenate([right[firsts][: count - len(wrong)], wrong])

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "eval_every_steps",
     "evals",
+    "report",
     "checkpoint_every_steps",
     "keep_every_steps",
     "best_metric",

@@ -1,0 +1,7 @@
+"""Runs `python -m vit_jax.report RUN`."""
+
+import sys
+
+from vit_jax.report import page
+
+sys.exit(page.main())

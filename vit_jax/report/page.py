@@ -1,0 +1,252 @@
+"""The report of a run: one HTML file with its numbers, curves and pictures."""
+
+import argparse
+import datetime
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from vit_jax.errors import UserError
+from vit_jax.evaluation.classes import AVERAGES, MEASURES
+from vit_jax.figures import curves
+from vit_jax.files import write_atomically
+from vit_jax.report.elements import (
+    details,
+    figure_png,
+    numbers,
+    page,
+    paragraph,
+    picture,
+    preformatted,
+    section,
+    table,
+    text,
+)
+from vit_jax.report.results import TITLES, format_number
+from vit_jax.runs import run_folder
+
+MAX_CLASSES = 30  # listed at once; of more, those that are recognized worst
+NAME = "report.html"
+WIDE = ("mistakes", "attention")
+
+
+def write(workdir) -> pathlib.Path:
+    """Writes <workdir>/report.html from the run's files, and returns its path.
+
+    The numbers of the evaluation and their pictures are those in <workdir>/evaluation, which
+    evaluate.py --report writes.
+
+    Raises:
+        UserError: the folder has no run, or can't be written.
+    """
+    folder = pathlib.Path(workdir)
+    config = run_folder.read_config(folder)
+    if config is None:
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    evaluation = read_evaluation(folder)
+    title = f"{folder.resolve().name}: {config.model.variant} on {config.dataset.name}"
+    contents = page(
+        title,
+        *header(title, evaluation),
+        section("Run", run_table(config, evaluation)),
+        section("Curves", curves_picture(folder)),
+        *evaluation_sections(folder, evaluation),
+        section("Configuration", configuration(config)),
+    )
+    try:
+        write_atomically(folder / NAME, contents)
+    except OSError as error:
+        raise UserError(f"{folder / NAME} can't be written: {error.strerror}") from None
+    return folder / NAME
+
+
+def read_evaluation(folder: pathlib.Path) -> dict:
+    """Returns the contents of evaluation.json; {} if the run wasn't evaluated."""
+    path = folder / "evaluation" / "evaluation.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}): write it anew by evaluate.py --report"
+        ) from None
+
+
+def header(title: str, evaluation: dict) -> list[str]:
+    """Returns the title, and the most important numbers."""
+    date = datetime.datetime.now().strftime("%B %d, %Y")
+    parts = [f"<h1>{text(title)}</h1>", paragraph(f"Report of {date}")]
+    if not evaluation:
+        parts.append(
+            paragraph("Not evaluated yet: evaluate.py --report adds the numbers and pictures")
+        )
+        return parts
+    cards = []
+    for name in ("accuracy", "accuracy_top5", "loss", "ece"):
+        low, high = (format_number(name, end) for end in evaluation["intervals"][name])
+        number = format_number(name, evaluation[name])
+        cards.append((TITLES.get(name, name), number, f"{low} to {high}"))
+    parts += [
+        numbers(cards),
+        paragraph(
+            f"On {evaluation['num_examples']:,} examples of {evaluation['dataset']}. Ranges are "
+            "95% bootstrap intervals over these examples."
+        ),
+    ]
+    return parts
+
+
+def run_table(config, evaluation: dict) -> str:
+    """Returns a table of what was trained, and how."""
+    titles = {"width": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch size"}
+    model = ((title, config.model.get(name)) for name, title in titles.items())
+    fields = ", ".join(f"{title} {value}" for title, value in model if value is not None)
+    size = config.image_size
+    rows = [
+        ("Model", " ".join(filter(None, (config.model.variant, fields and f"({fields})")))),
+        ("Images", f"{size if isinstance(size, int) else 'x'.join(map(str, size))} pixels"),
+        ("Dataset", f"{config.dataset.name}, split {config.dataset.train_split}"),
+        ("Classes", f"{config.num_classes:,}"),
+        ("Steps", f"{config.total_steps:,} of {config.batch_size:,} images"),
+        ("Optimizer", f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}"),
+        ("Learning rate", f"{config.schedule.base_lr:g}, {config.schedule.name}"),
+        ("Seed", f"{config.seed}"),
+    ]
+    if evaluation.get("step") is not None:
+        rows.append(("Checkpoint", f"step {evaluation['step']:,}"))
+    return table(rows, style="text")
+
+
+def curves_picture(folder: pathlib.Path) -> str:
+    """Returns the run's curves; nothing if it has none yet."""
+    try:
+        figure = curves.curves([folder])
+    except UserError:
+        return ""
+    names = sorted({name for name, _ in curves.series(folder)})
+    description = f"Curves of {', '.join(names)} against the step"
+    caption = "Metrics of the run, from metrics.jsonl"
+    return picture(figure_png(figure), description, caption, is_wide=True)
+
+
+def evaluation_sections(folder: pathlib.Path, evaluation: dict) -> list[str]:
+    """Returns the sections about the evaluation's numbers and pictures."""
+    pairs = [
+        (f"{pair['class']} taken for {pair['predicted']}", pair["count"])
+        for pair in evaluation.get("most_confused", ())
+    ]
+    mistakes = evaluation.get("mistakes", ())
+    words = ", ".join(f"{name} ({count})" for name, count in pairs[:3]) or "no mistakes"
+    wrong = ", ".join(f"{m['class']} taken for {m['predicted']}" for m in mistakes[:5])
+    return [
+        section("Other evaluations", other_evaluations(evaluation)),
+        section("Classes", class_tables(evaluation)),
+        section(
+            "Confusion",
+            evaluation_picture(
+                folder, "confusion", f"Confusion matrix; most frequent: {words}",
+                "Each row shows what the examples of a class were taken for",
+            ),
+            table(pairs, header=("most confused", "examples")) if pairs else "",
+        ),
+        section(
+            "Worst mistakes",
+            evaluation_picture(
+                folder, "mistakes", f"Images that were misclassified: {wrong}",
+                "The wrong predictions with the highest confidence",
+            ),
+            mistakes_table(mistakes),
+        ),
+        section(
+            "Where the model looks",
+            evaluation_picture(
+                folder, "attention", "Images, each beside its attention map",
+                "How much each part of an image contributes to the output, by attention rollout",
+            ),
+        ),
+        section(
+            "Calibration",
+            evaluation_picture(
+                folder, "calibration", "Accuracy against confidence, and a histogram of confidence",
+                "Points below the diagonal are predictions that are too confident",
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def evaluation_picture(folder: pathlib.Path, name: str, description: str, caption: str) -> str:
+    """Returns a picture of the evaluation; nothing if it wasn't drawn."""
+    path = folder / "evaluation" / f"{name}.png"
+    if not path.exists():
+        return ""
+    return picture(path.read_bytes(), description, caption, is_wide=name in WIDE)
+
+
+def other_evaluations(evaluation: dict) -> str:
+    """Returns a table of the numbers of `config.evals`."""
+    rows = [
+        (name, key.replace("_", " "), format_number(key, value))
+        for name, values in evaluation.get("evals", {}).items()
+        for key, value in values.items()
+    ]
+    return table(rows, style="text") if rows else ""
+
+
+def class_tables(evaluation: dict) -> str:
+    """Returns the measures of each class; of many classes, the worst ones first."""
+    if "classes" not in evaluation:
+        return ""
+    header = ("class", *MEASURES, "examples")
+    rows = [
+        (name, *(f"{row[measure]:.3f}" for measure in MEASURES), f"{row['support']:,}")
+        for name, row in evaluation["classes"].items()
+    ]
+    averages = [
+        (f"{name} average", *(f"{evaluation['averages'][name][m]:.3f}" for m in MEASURES), "")
+        for name in AVERAGES
+    ]
+    if len(rows) <= MAX_CLASSES:
+        return table([*rows, *averages], header)
+    worst = sorted(rows, key=lambda row: float(row[1 + MEASURES.index("f1")]))[:MAX_CLASSES]
+    return "\n".join(
+        (
+            table(averages, header),
+            paragraph(f"The {MAX_CLASSES} classes with the lowest f1:"),
+            table(worst, header),
+            details(f"All {len(rows):,} classes", table(rows, header)),
+        )
+    )
+
+
+def mistakes_table(mistakes) -> str:
+    """Returns which files the worst mistakes are."""
+    if not mistakes:
+        return ""
+    rows = [(m["example"], m["class"], m["predicted"], f"{m['confidence']:.1%}") for m in mistakes]
+    header = ("example", "class", "predicted", "confidence")
+    return details("Which examples these are", table(rows, header, style="text"))
+
+
+def configuration(config) -> str:
+    """Returns the run's whole configuration, hidden at first."""
+    return details("Every field", preformatted(config.to_json_best_effort(indent=2)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.report",
+        description=f"Writes {NAME} into a run's folder: its numbers, curves and pictures.",
+    )
+    parser.add_argument("run", help="the run's folder; evaluate.py --report evaluates it first")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        print(write(args.run))
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

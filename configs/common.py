@@ -135,6 +135,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the remaining devices
 
     config.log_every_steps = 50
+    config.wandb = placeholder(str)  # a project of Weights & Biases that gets the metrics too
     config.eval_every_steps = 2_500  # and at the end
     config.report = True  # writes report.html at the end of a run of one process
     # More evaluations, {name: what}, such as {"knn": {"kind": "knn"}}: docs/evaluation.md.

@@ -4,6 +4,7 @@
 <workdir>/class_names.json        the names of the classes, in the order of the labels
 <workdir>/checkpoints/<step>/     written by `checkpoint.py`
 <workdir>/compiled/               compiled programs for the next start: `compilation_cache.py`
+<workdir>/evaluation/, report.html    written by evaluate.py, and at the end of training
 <workdir>/profile/                traces of some steps: `profile.py`
 <workdir>/train.log, metrics.jsonl, events.out.tfevents.*    written by `run_log.py`
 """
@@ -36,6 +37,7 @@ logger = logging.getLogger("vit_jax")
 MAY_CHANGE = (
     # How often the run logs, evaluates and saves, and what it keeps: training doesn't depend on it.
     "log_every_steps",
+    "wandb",
     "eval_every_steps",
     "evals",
     "report",

@@ -1,4 +1,4 @@
-"""What a run logs: the console, train.log, metrics.jsonl and TensorBoard's curves."""
+"""What a run logs: the console, train.log, metrics.jsonl, and curves for TensorBoard."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from etils import epath
 from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
-from vit_jax.runs import run_folder
+from vit_jax.runs import run_folder, tracking
 from vit_jax.runs.curves import Curves
 
 logger = logging.getLogger("vit_jax")
@@ -32,8 +32,9 @@ class NonFiniteError(UserError):
 
 
 def check(config) -> None:
-    """Raises UserError if `config.log_every_steps` can't be used."""
+    """Raises UserError if `config.log_every_steps` or `config.wandb` can't be used."""
     check_range("config.log_every_steps", config.log_every_steps, COUNT_OR_ZERO)
+    tracking.check(config)
 
 
 class RunLog:
@@ -54,8 +55,8 @@ class RunLog:
         Args:
             workdir: the run's folder.
             first_step: the step that the run starts or resumes at.
-            config: the run's configuration, of which `total_steps`, `batch_size`,
-                `log_every_steps` and `on_nonfinite` are used.
+            config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
+                `on_nonfinite` and `wandb` are used.
         """
         self.workdir = pathlib.Path(workdir)
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
@@ -69,7 +70,9 @@ class RunLog:
             self.truncate_rows(first_step)
             self.rows_file = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
             self.unwritten_rows = []  # until the disk has room for them
-            self.curves = Curves(workdir, first_step)
+            self.curves = [Curves(workdir, first_step)]
+            if config.wandb:
+                self.curves.append(tracking.Tracking(workdir, config))
         self.progress_bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,
@@ -145,7 +148,7 @@ class RunLog:
         if steps and self.is_logged(steps[-1][0]):
             self.write_step(*steps[-1])
         if self.writes:
-            self.curves.flush()
+            self.curves[0].flush()
 
     def check_finite(self, step: int, metrics: dict) -> None:
         """Raises NonFiniteError if metrics aren't finite, unless the step's update was skipped."""
@@ -202,7 +205,8 @@ class RunLog:
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         self.unwritten_rows.append(json.dumps({"step": step, **values}) + "\n")
         self.write_rows()
-        self.curves.add(step, values)
+        for curves in self.curves:
+            curves.add(step, values)
 
     def write_rows(self) -> None:
         """Appends the unwritten rows to metrics.jsonl: all of them, or none if the disk is full."""
@@ -224,7 +228,8 @@ class RunLog:
         if self.writes:
             self.write_rows()
             self.rows_file.close()
-            self.curves.close()
+            for curves in self.curves:
+                curves.close()
 
 
 def parse_row(line: bytes) -> dict | None:

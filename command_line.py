@@ -136,6 +136,8 @@ def run(
             stop("--compile_for is a flag of train.py only")
         if PROFILE.value and not trains:
             stop("--profile is a flag of train.py only")
+        if JSON.value and trains:
+            stop("--json is a flag of evaluate.py and predict.py only")
         if PROFILE.value and COMPILE_FOR.value:
             stop("--profile traces steps, and --compile_for takes none: leave one out")
         if needs_config or config_name():
@@ -296,6 +298,8 @@ def preset_error(error: Exception) -> str | None:
     ]
     if inside:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        if field := re.search(r'Key "(\w+)" does not exist', str(error)):
+            reason = f"There is no field {field[1]!r} in this group of the configuration"
         if re.search(r'mean "\w+" instead of', str(error)):  # ml_collections lists all fields first
             reason = unknown_field(str(error))
         return f"{inside[-1].filename}, line {inside[-1].lineno}: {reason}"
@@ -377,8 +381,9 @@ def missing_preset() -> str:
 def guarded(main: Callable, preemptible: bool) -> None:
     """Joins the other processes, calls `main`, and turns exceptions into exit codes."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs every operation
+    message = RESUMABLE if preemptible else "Interrupted"
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, functools.partial(interrupt, message))
     less_memory = "use a smaller model, or smaller images"
     if preemptible:
         less_memory = "raise config.accum_steps, or lower config.batch_size or config.image_size"
@@ -402,7 +407,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
     except Preempted as error:
         stop(str(error), EXIT_PREEMPTED)
     except KeyboardInterrupt:
-        stop(INTERRUPTED, EXIT_INTERRUPTED)
+        stop(message, EXIT_INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and is_stdout_broken():
             # Python would complain when it flushes stdout at exit.
@@ -434,14 +439,14 @@ def is_stdout_broken() -> bool:
     return False
 
 
-INTERRUPTED = "Interrupted: the same command resumes a run from its last checkpoint"
+RESUMABLE = "Interrupted: the same command resumes a run from its last checkpoint"
 
 
-def interrupt(number, frame) -> None:
+def interrupt(message: str, number, frame) -> None:
     """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that."""
 
     def end():
-        print(INTERRUPTED, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)
 
     timer = threading.Timer(GRACE_SECONDS, end)

@@ -9,6 +9,9 @@ Every example of the split counts exactly once. The last command evaluates publi
 a preset's dataset. docs/evaluation.md explains the numbers.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
 import ast
 import functools
 import json

@@ -8,6 +8,9 @@ A folder means all images below it. A file that isn't an image is reported and s
 exit code is then 1.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
 import json
 import os
 import pathlib

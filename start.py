@@ -46,8 +46,12 @@ def main() -> int:
             if path.endswith((".py", "/")) and not (ROOT / path).exists():
                 return print_error(f"There is no {path}: name a file or folder of the code")
         arguments = test_arguments(arguments)
-    if not install(requirements):
-        return print_error(f"Installing {requirements} failed; pip's message is above")
+    try:
+        if not install(requirements):
+            return print_error(f"Installing {requirements} failed; pip's message is above")
+    except KeyboardInterrupt:
+        print_error("Interrupted: the same command goes on with the installation")
+        return 130
     if sys.argv[1] == "test":
         return subprocess.run([PYTHON, *command, *arguments], cwd=ROOT).returncode
     # In the current folder, which paths among the arguments are relative to.
@@ -98,6 +102,8 @@ def install(requirements: str) -> bool:
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     if not PYTHON.exists():
         venv.create(VENV, with_pip=has_ensurepip)
+    elif has_ensurepip and not has_pip():
+        venv.create(VENV, with_pip=True, clear=True)  # the first time was interrupted
     pip = [PYTHON, "-m", "pip"]
     if not has_ensurepip:
         pip = [sys.executable, "-m", "pip", "--python", PYTHON]
@@ -106,6 +112,12 @@ def install(requirements: str) -> bool:
     if installed.returncode == 0:
         stamp.write_text(digest)
     return installed.returncode == 0
+
+
+def has_pip() -> bool:
+    """Whether pip can be imported in .venv."""
+    found = subprocess.run([PYTHON, "-c", "import pip"], stderr=subprocess.DEVNULL)
+    return found.returncode == 0
 
 
 def print_error(message: str) -> int:

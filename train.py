@@ -7,6 +7,9 @@ The same command again resumes from the last checkpoint. The training step itsel
 `make_train_step` in vit_jax/training/steps.py.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
 import contextlib
 import functools
 import logging

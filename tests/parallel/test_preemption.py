@@ -11,7 +11,7 @@ slow = pytest.mark.slow
 
 
 @slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_script_saves_and_resumes_to_the_bit(number, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     flags = ("--config=configs/digits.py:quick", "--config.log_every_steps=5")

@@ -328,3 +328,11 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, shapes, caplog):
     save(tmp_path, shapes, [5])
     assert steps_in(tmp_path) == [1, 5]
     assert_same(restore(tmp_path, shapes), at(5, shapes))
+
+
+def test_two_programs_cannot_train_in_one_folder(tmp_path):
+    first = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="Another program trains in"):
+        checkpoint.Checkpoints(tmp_path)
+    first.close()
+    checkpoint.Checkpoints(tmp_path).close()

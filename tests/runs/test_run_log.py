@@ -138,3 +138,14 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, tiny_config, caplog):
     log.record(200, step_metrics(200))
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 201))
+
+
+def test_files_that_are_deleted_are_written_anew(tmp_path, tiny_config, caplog):
+    tiny_config.update(log_every_steps=1, total_steps=3)
+    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+        log.record(1, step_metrics(1))
+        (tmp_path / "metrics.jsonl").unlink()
+        log.record(2, step_metrics(2))
+        log.record(3, step_metrics(3))
+    assert [row["step"] for row in rows(tmp_path)] == [2, 3]
+    assert caplog.text.count("metrics.jsonl was moved or deleted") == 1

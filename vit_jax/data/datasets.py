@@ -173,7 +173,8 @@ def not_prepared(name: str, builder: tfds.core.DatasetBuilder) -> str:
     return (
         f"Dataset {name} isn't prepared: there is no {folder}{versions if others else ''}. "
         f"Prepare it with `tfds build {name} --data_dir={data_dir}`, or set "
-        "--config.dataset.data_dir= to the folder that it is in, or train on your own images with "
+        "--config.dataset.data_dir= (evaluate.py --workdir: --data_dir=) to the folder that it is "
+        "in, or train on your own images with "
         "--config.dataset.name=FOLDER (<split>/<class>/*.jpg), or try the code on the embedded "
         "digits with :quick after the preset's name"
     )

@@ -1,4 +1,4 @@
-"""Handles requests to stop a run: SIGTERM, Ctrl-C and the cluster's preemption notice."""
+"""Handles requests to stop a run: SIGTERM, Ctrl-C, a closed terminal, a preemption notice."""
 
 import logging
 import os
@@ -33,6 +33,8 @@ class Preemption:
             return self  # only the main thread can handle signals
         handlers = self.previous_handlers
         handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self.on_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+            handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.on_signal)
         if not self.joined:
             handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self.on_signal)
         return self

@@ -73,9 +73,11 @@ class Checkpoints:
             keep_every_steps: keeps every checkpoint whose step is a multiple of it; 0: none.
 
         Raises:
-            UserError: there are checkpoints, and the metadata of all of them is corrupt.
+            UserError: there are checkpoints, and the metadata of all of them is corrupt; or another
+                program trains in the folder.
         """
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
         self.move_unreadable_metadata()
@@ -318,6 +320,8 @@ class Checkpoints:
         """
         self.finish_saving()
         self.manager.close()
+        if self.lock is not None:
+            self.lock.close()
         if self.failed_step is not None and self.failed_step == self.last_step:
             raise UserError(
                 f"The last checkpoint, of step {self.failed_step}, couldn't be written to "

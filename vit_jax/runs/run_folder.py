@@ -28,6 +28,11 @@ from vit_jax.files import dangling_target, write_atomically
 from vit_jax.models import variants
 from vit_jax.parallel import distributed
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 with epy.lazy_imports():  # takes a second
     import orbax.checkpoint as ocp
 
@@ -162,6 +167,31 @@ def check_shared(workdir) -> None:
             f"--workdir={workdir} isn't the same folder for all processes: use one on a file "
             "system that they share"
         )
+
+
+def lock(workdir):
+    """Keeps other programs from training in a run's folder, until the result is closed.
+
+    Returns:
+        The open file of the lock, on process 0; None on others, and where files can't be locked.
+
+    Raises:
+        UserError: another program trains there.
+    """
+    file, is_taken = None, False
+    if fcntl is not None and jax.process_index() == 0:
+        try:
+            file = open(pathlib.Path(workdir) / ".lock", "a")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_taken = True
+        except OSError:  # a file system without locks
+            file = None
+    if distributed.any_process(is_taken):
+        raise UserError(
+            f"Another program trains in {workdir}: wait until it ends, or use another --workdir"
+        )
+    return file
 
 
 def checkpoint_steps(workdir) -> list[int]:

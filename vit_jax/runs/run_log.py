@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import logging.handlers
 import os
 import pathlib
 import sys
@@ -68,7 +69,7 @@ class RunLog:
         self.evaluated = set()
         if self.writes:
             self.truncate_rows(first_step)
-            self.rows_file = open(self.workdir / "metrics.jsonl", "ab", buffering=0)
+            self.rows_file = self.open_rows()
             self.unwritten_rows = []  # until the disk has room for them
             self.curves = [Curves(workdir, first_step)]
             if config.wandb:
@@ -208,8 +209,22 @@ class RunLog:
         for curves in self.curves:
             curves.add(step, values)
 
+    def open_rows(self):
+        return open(self.workdir / "metrics.jsonl", "ab", buffering=0)
+
+    def reopen_rows(self) -> None:
+        """Opens metrics.jsonl again if it was moved or deleted; logs that."""
+        path = self.workdir / "metrics.jsonl"
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(self.rows_file.fileno())):
+            return
+        logger.error(f"{path} was moved or deleted; the rows from now on are in a new one")
+        file, self.rows_file = self.rows_file, self.open_rows()
+        file.close()
+
     def write_rows(self) -> None:
         """Appends the unwritten rows to metrics.jsonl: all of them, or none if the disk is full."""
+        with contextlib.suppress(OSError):  # the folder is gone, as the next checkpoint says
+            self.reopen_rows()
         rows, end = "".join(self.unwritten_rows).encode(), self.rows_file.seek(0, os.SEEK_END)
         try:
             if self.rows_file.write(rows) < len(rows):
@@ -265,8 +280,8 @@ class ConsoleHandler(logging.Handler):
             stream.flush()  # clusters redirect it to a file or a pipe
 
 
-class LogFile(logging.FileHandler):
-    """Writes train.log; lines that a full disk has no room for are on the console only."""
+class LogFile(logging.handlers.WatchedFileHandler):
+    """Writes train.log, anew if it was deleted; a full disk leaves lines on the console only."""
 
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):

@@ -180,7 +180,9 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
     results = resume_evaluation(run, state)
     for step in range(int(state.step) + 1, config.total_steps + 1):
         run.profile.before(step, state)
-        state, values = run.program.train_step(state, next(batches))
+        with saves_on_error(run, state):
+            batch = next(batches)
+        state, values = run.program.train_step(state, batch)
         run.profile.after(step, state)
         log.record(step, values)
         due = due_evaluations(config, step)
@@ -189,7 +191,8 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
             continue
         log.flush()  # raises if a value isn't finite, before the state is saved
         with log.pause():
-            results = evaluate(run, state, due) if due else None
+            with saves_on_error(run, state):
+                results = evaluate(run, state, due) if due else None
             values = results and results.get("val")
             if results:
                 write_evaluations(log, step, results)
@@ -203,6 +206,21 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
     if results is None:
         raise stopped_after(config.total_steps)
     return results
+
+
+@contextlib.contextmanager
+def saves_on_error(run: Run, state):
+    """Saves the state if an example can't be used, so that the steps taken aren't lost.
+
+    With several processes, only the one that reads the example knows.
+    """
+    try:
+        yield
+    except UserError:
+        if jax.process_count() == 1 and int(state.step):
+            run.log.flush()  # raises if a value isn't finite
+            run.checkpoints.save(int(state.step), state)
+        raise
 
 
 def due_evaluations(config: ConfigDict, step: int) -> list[str]:

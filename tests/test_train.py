@@ -187,19 +187,33 @@ def test_a_single_class_is_refused():
         train.resolve(quick_config(), train_set, 1)
 
 
-@slow
-def test_corrupt_examples_are_counted(on_one_device, tmp_path):
-    """Training skips them, evaluation leaves them out, and the log counts them at the end."""
+def make_corrupt_folder(root) -> dict:
+    """Writes images of which the last of each split is corrupt; returns {split: its path}."""
+    corrupt = {}
     for split, count in (("train", 40), ("val", 10)):
         for i in range(count):
-            path = tmp_path / "images" / split / f"class{i % 2}" / f"{i}.png"
+            path = root / split / f"class{i % 2}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8), 25 * (i % 2), np.uint8)).save(path)
         path.write_text("not an image")
+        corrupt[split] = path
+    return corrupt
+
+
+def corrupt_config(root):
     config = quick_config()
     config.update(total_steps=3, batch_size=16)
     config.schedule.warmup_steps = 0
-    config.dataset.update(name=str(tmp_path / "images"), eval_split="val", on_error="skip")
+    config.dataset.update(name=str(root), eval_split="val")
+    return config
+
+
+@slow
+def test_corrupt_examples_are_counted(on_one_device, tmp_path):
+    """Training skips them, evaluation leaves them out, and the log counts them at the end."""
+    path = make_corrupt_folder(tmp_path / "images")["val"]
+    config = corrupt_config(tmp_path / "images")
+    config.dataset.on_error = "skip"
     result = train.train(config, tmp_path / "run")
     assert np.isfinite(result["loss"])
     log = (tmp_path / "run" / "train.log").read_text()
@@ -207,6 +221,18 @@ def test_corrupt_examples_are_counted(on_one_device, tmp_path):
     for split, count in (("train", 40), ("val", 10)):
         name = f"{tmp_path / 'images'}, split {split}"
         assert f"Skipped 1 of {count} examples of {name} as corrupt" in log
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_steps_before_a_corrupt_example_are_saved(on_one_device, tmp_path, split):
+    """Whether training or the evaluation after the last step meets it."""
+    corrupt = make_corrupt_folder(tmp_path / "images")
+    corrupt["val" if split == "train" else "train"].unlink()
+    config = corrupt_config(tmp_path / "images")
+    with pytest.raises(UserError, match=f"{corrupt[split]} can't be decoded"):
+        train.train(config, tmp_path / "run")
+    (saved,) = steps_in(tmp_path / "run")
+    assert saved == 3 if split == "val" else saved in (1, 2)
 
 
 def test_a_finished_run_is_left_alone(finished):

@@ -147,3 +147,11 @@ def test_paths_that_cannot_be_opened(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             open_files([str(path)])
+
+
+def test_classes_that_a_split_lacks_are_named(image_folder, caplog):
+    classes = open_source(str(image_folder), None, "train").class_names
+    assert not caplog.text
+    with_more = (*classes, "zebra")
+    open_source(str(image_folder), None, "train", with_more)
+    assert f"has no images of 1 of the {len(with_more)} classes, such as zebra" in caplog.text

@@ -49,6 +49,13 @@ def open_folder(
                 f"{', '.join(unknown)}"
             )
 
+    if missing := sorted(set(classes) - set().union(*whole_splits.values())):
+        places = ", ".join(str(root / name) for name in whole_splits)
+        logger.warning(
+            f"{places} has no images of {len(missing)} of the {len(classes)} classes, such as "
+            f"{missing[0]}"
+        )
+
     # File names and the indices of their folders, as arrays: there may be millions of files.
     folders = [(name, label) for name, images in whole_splits.items() for label in images]
     images_of = [whole_splits[name][label] for name, label in folders]

@@ -106,7 +106,9 @@ def open_eval_set(dataset, class_names: tuple[str, ...] | None):
     location = (dataset.name, dataset.data_dir)
     if class_names is None:
         class_names = input_pipeline.open_source(*location, dataset.train_split).class_names
-    return input_pipeline.open_source(*location, dataset.eval_split, class_names)
+    eval_set = input_pipeline.open_source(*location, dataset.eval_split, class_names)
+    input_pipeline.check_single_labels(eval_set)
+    return eval_set
 
 
 def check(config) -> None:
@@ -164,9 +166,7 @@ def evaluate(
         model=target.model,
         class_names=target.eval_set.class_names,
         params_shapes=sharding.shapes_of(params),
-        batch_shapes=sharding.batch_shapes(
-            batch_size, input_pipeline.image_shape(config), mesh, for_evaluation=True
-        ),
+        batch_shape=(batch_size, *input_pipeline.image_shape(config)),
         open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
     )
     eval_step = functools.cache(lambda: setup.compile(steps.make_eval_step(target.model, config)))

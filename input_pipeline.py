@@ -52,6 +52,7 @@ __all__ = [
     "RecordFiles",
     "Source",
     "check",
+    "check_single_labels",
     "check_workdir",
     "eval_batches",
     "image_shape",
@@ -104,9 +105,20 @@ def open_splits(dataset) -> tuple[Source, Source]:
     """Opens the training and the evaluation split of `config.dataset`, with the same classes."""
     location = (dataset.name, dataset.data_dir)
     train_set = open_source(*location, dataset.train_split)
+    check_single_labels(train_set)
     eval_set = open_source(*location, dataset.eval_split, train_set.class_names)
     warn_of_shared(train_set, eval_set)
     return train_set, eval_set
+
+
+def check_single_labels(source: Source) -> None:
+    """Raises UserError if the examples of a source have sets of labels."""
+    if source.max_labels is not None:
+        raise UserError(
+            f"{source.name} has sets of labels, which only an entry of config.evals of the kind "
+            "'accuracy' can use, such as {'real': {'name': 'imagenet2012_real', 'split': "
+            "'validation'}}"
+        )
 
 
 def warn_of_shared(train_set: Source, eval_set: Source) -> None:
@@ -246,7 +258,7 @@ def eval_batches(
     batches = make_batches(examples_from, view, source, config, local_batch)
     empty = {
         "images": np.zeros((0, *size, channels), np.uint8),
-        "labels": np.zeros((0,), np.int32),
+        "labels": np.zeros((0, *source.label_shape), np.int32),
     }
     largest_share = -(-source.num_examples // num_shares)
     for number in range(-(-largest_share // local_batch)):

@@ -154,7 +154,7 @@ def create_evaluators(program: Program, train_set, eval_set, share: dict) -> dic
         model=program.model,
         class_names=train_set.class_names,
         params_shapes=program.shapes.eval_params,
-        batch_shapes=program.eval_batch_shapes,
+        batch_shape=(program.eval_batch_size, *program.image_shape),
         open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
     )
     batches = input_pipeline.EvalBatches(eval_set, config, **arguments)

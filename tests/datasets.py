@@ -62,6 +62,25 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": picture(i), "label": i % 3}
 
 
+class LabelSets(tfds.core.GeneratorBasedBuilder):
+    """A TFDS dataset like imagenet2012_real: example i has i % 4 of three classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = pathlib.Path(__file__).parent
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["a", "b", "c"])
+        features = {"image": tfds.features.Image(), "real_label": tfds.features.Sequence(label)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"validation": self._generate_examples(13)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield i, {"image": picture(i), "real_label": [0, 1, 2][: i % 4]}
+
+
 def make_tfds_folders(root) -> dict[str, str]:
     """Prepares `Pictures` as TFRecord and as ArrayRecord; returns {format: folder}."""
     return {kind: make_tfds_folder(root / kind, kind) for kind in ("tfrecord", "array_record")}

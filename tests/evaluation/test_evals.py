@@ -1,13 +1,21 @@
 """`config.evals`: what may be in it, and runs with several evaluations."""
 
+import functools
+
+import datasets
+import jax
+import numpy as np
 import pytest
 import whole_runs
+from conftest import apply, init, tiny_model
 from whole_runs import quick_config, rows, stop_at
 
 import evaluate
+import input_pipeline
 import train
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import evals
+from vit_jax.parallel import sharding
 from vit_jax.parallel.preemption import Preemption
 
 
@@ -68,3 +76,33 @@ def test_a_run_stopped_in_an_evaluation(on_one_device, tmp_path, monkeypatch):
     last = {name: value for row in rows(whole) if row["step"] == 40 for name, value in row.items()}
     for name, values in again.evals.items():
         assert values == pytest.approx({key: last[f"{name}/{key}"] for key in values}, rel=1e-5)
+
+
+def test_sets_of_labels(tiny_config, tmp_path, one_device):
+    """Any label of the set is right, and images without labels don't count."""
+    builder = datasets.LabelSets(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    tiny_config.evals = {"real": {"name": str(builder.data_dir), "split": "validation"}}
+    tiny_config.num_classes = 3
+    model = tiny_model(num_classes=3, depth=1)
+    params = init(model, np.zeros((1, 32, 32, 3)))["params"]
+    params = jax.device_put(params, sharding.state_sharding(params, one_device))
+    setup = evals.Setup(
+        config=tiny_config,
+        model=model,
+        class_names=("a", "b", "c"),
+        params_shapes=sharding.shapes_of(params),
+        batch_shape=(8, 32, 32, 3),
+        open_batches=functools.partial(input_pipeline.open_eval_batches, batch_size=8),
+    )
+    (evaluator,) = evals.create(evals.parse(tiny_config), setup, eval_step=None).values()
+    batches = list(evaluator.batches)
+    images = np.concatenate([batch["images"] for batch in batches])[:13]
+    labels = np.concatenate([batch["labels"] for batch in batches])[:13]
+    assert sorted((labels >= 0).sum(axis=1).tolist()) == [0] * 4 + [1] * 3 + [2] * 3 + [3] * 3
+    predicted = np.asarray(apply(model, {"params": params}, images / 127.5 - 1)).argmax(axis=1)
+    hits = [p in row for p, row in zip(predicted, labels.tolist(), strict=True) if row[0] >= 0]
+    assert evaluator(params, lambda: False) == {"accuracy": pytest.approx(np.mean(hits))}
+    tiny_config.dataset.update(name=str(builder.data_dir), train_split="validation")
+    with pytest.raises(UserError, match="has sets of labels, which only an entry of config.evals"):
+        input_pipeline.open_splits(tiny_config.dataset)

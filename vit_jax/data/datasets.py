@@ -21,6 +21,10 @@ from vit_jax.data.sources import (
 )
 from vit_jax.errors import UserError, first_line
 
+# The feature of TFDS's imagenet2012_real, the reassessed labels of arXiv:2006.07159.
+SETS_OF_LABELS = "real_label"
+MAX_LABELS = 32
+
 
 def open_source(
     name: str,
@@ -188,6 +192,8 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     """
     info = builder.info
     check_features(info)
+    has_sets = SETS_OF_LABELS in info.features
+    label = info.features[SETS_OF_LABELS].feature if has_sets else info.features["label"]
     array_record = tfds.core.FileFormat.ARRAY_RECORD
     if array_record in info.available_file_formats():  # maybe beside TFRecord files
         info.set_file_format(array_record, override=True, override_if_initialized=True)
@@ -202,7 +208,8 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     common = dict(
         name=f"{info.full_name}, split {split}",
         num_examples=num_examples,
-        class_names=tuple(info.features["label"].names),
+        class_names=tuple(label.names),
+        max_labels=MAX_LABELS if has_sets else None,
         describe=describe,
         fingerprint=f"{info.full_name}, {num_examples} examples",
         ranges=split_ranges(
@@ -218,7 +225,8 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
 
 def check_features(info: tfds.core.DatasetInfo) -> None:
     """Raises UserError if a dataset has no images with class labels."""
-    if not {"image", "label"} <= set(info.features):
+    has_sets = SETS_OF_LABELS in info.features
+    if "image" not in info.features or not (has_sets or "label" in info.features):
         raise UserError(
             f"Dataset {info.full_name} has the features {', '.join(info.features)}; it must have "
             "`image` and `label`"
@@ -229,7 +237,7 @@ def check_features(info: tfds.core.DatasetInfo) -> None:
             f"The image of dataset {info.full_name} is {image!r}; it must be a tfds.features.Image "
             "of uint8 or uint16"
         )
-    if not isinstance(info.features["label"], tfds.features.ClassLabel):
+    if not has_sets and not isinstance(info.features["label"], tfds.features.ClassLabel):
         kind = type(info.features["label"]).__name__
         raise UserError(
             f"The label of dataset {info.full_name} is a {kind}; it must be a ClassLabel"
@@ -276,7 +284,12 @@ def record_parser(features: tfds.features.FeaturesDict) -> Callable:
     def parse(record):
         tf.debugging.Assert(record != "", ["the record is corrupt or missing"])
         example = features.deserialize_example(record, decoders=decoders)
-        return example["image"], tf.cast(example["label"], tf.int64)
+        if SETS_OF_LABELS not in features:
+            return example["image"], tf.cast(example["label"], tf.int64)
+        labels = tf.cast(example[SETS_OF_LABELS], tf.int64)
+        padding = [[0, MAX_LABELS - tf.shape(labels)[0]]]  # more labels are an error
+        padded = tf.pad(labels, padding, constant_values=-1)
+        return example["image"], tf.ensure_shape(padded, (MAX_LABELS,))
 
     return parse
 

@@ -35,6 +35,8 @@ class Source:
         ranges: (whole split, first, last + 1) of each part of the dataset that the split selects.
         exif: whether images are turned upright as their EXIF data says, unless the configuration
             says otherwise.
+        max_labels: None if each example has one label; otherwise the largest number of labels that
+            one may have, to which they are padded with -1.
         corrupt: the indices of examples that were skipped so far.
     """
 
@@ -46,11 +48,17 @@ class Source:
     fingerprint: str | None = None
     ranges: tuple[tuple[str, int, int], ...] = ()
     exif: bool = False
+    max_labels: int | None = None
     corrupt: set[int] = dataclasses.field(default_factory=set)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """The shape of an example's label."""
+        return () if self.max_labels is None else (self.max_labels,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.evaluation import statistics
-from vit_jax.training import augment, losses, metrics
+from vit_jax.training import augment, losses
 
 COLUMNS = ("index", "labels", "mask")  # of a batch, for `collect`
 
@@ -23,7 +23,7 @@ def evaluate(
     """Returns the metrics over all batches; each real example counts once.
 
     Args:
-        eval_step: (params, batch) -> `metrics.batch_sums`.
+        eval_step: (params, batch) -> sums over the batch, such as `metrics.batch_sums`.
         batches: global batches on the devices, with a mask.
         stop_requested: called before each batch; if it returns True, None is returned.
     """
@@ -37,7 +37,9 @@ def evaluate(
 
 
 def means(sums: list[dict]) -> dict[str, float]:
-    """Returns the mean of each metric over all examples, from a list of `metrics.batch_sums`.
+    """Returns the mean of each metric over all examples, from a list of sums over batches.
+
+    Each has a number for each metric, `count`, and `unlabeled` if labels may be missing.
 
     Raises:
         UserError: labels that aren't among the classes, as in splits published without labels.
@@ -47,8 +49,36 @@ def means(sums: list[dict]) -> dict[str, float]:
     def total(name):
         return np.sum([batch[name] for batch in sums], dtype=np.float64)
 
-    check_labeled(int(total("unlabeled")), int(total("count")))
-    return {name: float(total(name) / total("count")) for name in metrics.NAMES}
+    count = total("count")
+    if "unlabeled" in sums[0]:
+        check_labeled(int(total("unlabeled")), int(count))
+    names = [name for name in sums[0] if name not in ("count", "unlabeled")]
+    return {name: float(total(name) / count) for name in names}
+
+
+def make_label_set_step(model, config) -> Callable:
+    """Returns the function (params, batch) -> sums of a batch whose examples have sets of labels.
+
+    An example is right if the most probable class is in its set; examples with an empty set don't
+    count, as for ReaL (arXiv:2006.07159, section 3).
+
+    Args:
+        model: the VisionTransformer.
+        config: a run's configuration, of which `augment.mean` and `augment.std` are used.
+    """
+
+    def step(params, batch):
+        images = augment.normalize(batch["images"], config.augment.mean, config.augment.std)
+        logits = model.apply({"params": params}, images, train=False)
+        labels = batch["labels"]  # (N, max_labels), padded with -1
+        hits = (labels == jnp.argmax(logits, axis=-1)[:, None]).any(axis=1)
+        counts = batch["mask"] & (labels >= 0).any(axis=1)
+        return {
+            "accuracy": jnp.sum(hits & counts, dtype=jnp.float32),
+            "count": jnp.sum(counts, dtype=jnp.float32),
+        }
+
+    return step
 
 
 def check_labeled(unlabeled: int, count: int) -> None:

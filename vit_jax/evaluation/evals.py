@@ -156,7 +156,8 @@ class Setup(NamedTuple):
         config: its configuration.
         model: the VisionTransformer.
         class_names: those of the model's classes.
-        params_shapes, batch_shapes: arguments of a step, as shapes with shardings on the mesh.
+        params_shapes: the parameters as shapes with shardings on the mesh.
+        batch_shape: of a global batch of images.
         open_batches: `input_pipeline.open_eval_batches`, with the arguments that tell which part
             of each batch this process loads.
     """
@@ -165,17 +166,22 @@ class Setup(NamedTuple):
     model: Any
     class_names: tuple[str, ...]
     params_shapes: dict
-    batch_shapes: dict
+    batch_shape: tuple[int, int, int, int]
     open_batches: Callable
 
     @property
     def mesh(self):
-        return jax.tree.leaves(self.batch_shapes)[0].sharding.mesh
+        return jax.tree.leaves(self.params_shapes)[0].sharding.mesh
 
-    def compile(self, step: Callable):
+    def compile(self, step: Callable, label_shape: tuple[int, ...] = ()):
         """Compiles a step (params, batch) -> arrays that every process then has whole."""
-        shapes, everywhere = (self.params_shapes, self.batch_shapes), replicated(self.mesh)
-        return sharding.compile_for_shapes(step, *shapes, out_shardings=everywhere)
+        batch_size, *image_shape = self.batch_shape
+        batch_shapes = sharding.batch_shapes(
+            batch_size, image_shape, self.mesh, for_evaluation=True, label_shape=label_shape
+        )
+        return sharding.compile_for_shapes(
+            step, self.params_shapes, batch_shapes, out_shardings=replicated(self.mesh)
+        )
 
 
 class AccuracyEvaluator:
@@ -259,6 +265,17 @@ def create(evaluations: Mapping[str, Evaluation], setup: Setup, eval_step: Calla
     Raises:
         UserError: an unknown dataset or split, or one with other classes.
     """
+
+    @functools.cache
+    def label_set_step(label_shape):
+        step = accuracy.make_label_set_step(setup.model, setup.config)
+        return setup.compile(step, label_shape)
+
+    def step_for(source):
+        if source.max_labels is None:
+            return eval_step
+        return functools.partial(label_set_step, source.label_shape)
+
     evaluators = {}
     for name, evaluation in evaluations.items():
         if evaluation.kind in KINDS:
@@ -271,5 +288,5 @@ def create(evaluations: Mapping[str, Evaluation], setup: Setup, eval_step: Calla
                 data_dir=evaluation.data_dir,
                 class_names=setup.class_names,
             )
-            evaluators[name] = AccuracyEvaluator(eval_step, batches, setup.mesh)
+            evaluators[name] = AccuracyEvaluator(step_for(batches.source), batches, setup.mesh)
     return evaluators

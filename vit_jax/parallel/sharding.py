@@ -167,15 +167,22 @@ def num_bytes_on_device(tree) -> int:
     )
 
 
-def batch_shapes(batch_size: int, image_shape, mesh: Mesh, for_evaluation: bool = False) -> dict:
+def batch_shapes(
+    batch_size: int,
+    image_shape,
+    mesh: Mesh,
+    for_evaluation: bool = False,
+    label_shape: tuple[int, ...] = (),
+) -> dict:
     """Returns a global batch's shapes with shardings, to compile a step for.
 
     Args:
         image_shape: (H, W, C).
         for_evaluation: whether to include the mask and the indices of an evaluation batch.
+        label_shape: of the label of an example.
     """
     sharding = batch_sharding(mesh)
-    fields = {"images": (image_shape, jnp.uint8), "labels": ((), jnp.int32)}
+    fields = {"images": (image_shape, jnp.uint8), "labels": (label_shape, jnp.int32)}
     if for_evaluation:
         fields |= {"index": ((), jnp.int32), "mask": ((), jnp.bool_)}
     return {

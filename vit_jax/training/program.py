@@ -115,7 +115,10 @@ class Program:
     def eval_step(self):
         """The compiled evaluation step, see `steps.make_eval_step`."""
         step = steps.make_eval_step(self.model, self.config)
-        return sharding.compile_for_shapes(step, self.shapes.eval_params, self.eval_batch_shapes)
+        batch = sharding.batch_shapes(
+            self.eval_batch_size, self.image_shape, self.mesh, for_evaluation=True
+        )
+        return sharding.compile_for_shapes(step, self.shapes.eval_params, batch)
 
     def compile(self) -> None:
         """Compiles both steps now: an out-of-memory error is raised before the first step."""
@@ -152,13 +155,6 @@ class Program:
     def batch_shapes(self) -> dict:
         """The shapes of a global training batch."""
         return sharding.batch_shapes(self.config.batch_size, self.image_shape, self.mesh)
-
-    @property
-    def eval_batch_shapes(self) -> dict:
-        """The shapes of a global evaluation batch."""
-        return sharding.batch_shapes(
-            self.eval_batch_size, self.image_shape, self.mesh, for_evaluation=True
-        )
 
     @property
     def eval_batch_size(self) -> int:

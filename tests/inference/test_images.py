@@ -145,13 +145,14 @@ def test_files_that_pillow_refuses():
 
 
 @pytest.mark.parametrize(("sides", "size"), [((60, 200), (32, 48)), ((200, 60), (16, 16))])
-def test_box_is_the_part_that_the_view_shows(sides, size):
+@pytest.mark.parametrize("eval_crop", [0.875, "squeeze"])
+def test_box_is_the_part_that_the_view_shows(sides, size, eval_crop):
     """The pixels of a ramp tell their places."""
-    top, left, bottom, right = view_box(sides, size, 0.875)
+    top, left, bottom, right = view_box(sides, size, eval_crop)
     ends = ((top, bottom), (left, right))
     for axis, (start, end) in enumerate(ends):
         ramp = np.indices(sides)[axis]
-        view = evaluation_view(np.uint8(ramp), size, 1, 0.875)[..., 0].astype(float)
+        view = evaluation_view(np.uint8(ramp), size, 1, eval_crop)[..., 0].astype(float)
         places = view.mean(axis=1 - axis)
         scale = (end - start) / size[axis]
         expected = start + (np.arange(size[axis]) + 0.5) * scale - 0.5

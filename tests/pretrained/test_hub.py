@@ -107,16 +107,27 @@ def test_preprocessing_of_transformers(processor, view, hf_folder, caplog):
         ({"mean": [0.5]}, (0.875, "bicubic")),
         ({"crop_pct": 0.9, "interpolation": "bilinear"}, (0.9, "bilinear")),
         ({"crop_pct": 1.0, "crop_mode": "squash"}, ("squeeze", "bicubic")),
-        ({"crop_pct": 0.9, "crop_mode": "border", "interpolation": "lanczos"}, (0.9, "bicubic")),
         ({}, (None, None)),
     ],
 )
-def test_preprocessing_of_timm(settings, view, caplog):
+def test_preprocessing_of_timm(settings, view):
     """What is left out has timm's default; without a config.json, nothing is known."""
     path = GOLDEN / CASES["timm_token"]["weights"]
     read = hub.convert("w", hub.read_safetensors(path), settings, {}, 4)
     assert (read["eval_crop"], read["eval_method"]) == view
-    assert ("crop_mode is 'border'" in caplog.text) == ("border" in str(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "view", "message"),
+    [
+        ({"interpolation": "lanczos"}, (0.875, "bicubic"), "interpolation is 'lanczos', which"),
+        ({"crop_mode": "border"}, (0.875, "bicubic"), "crop_mode is 'border', which isn't supp"),
+        ({"crop_mode": "squash"}, ("squeeze", "bicubic"), "squashed is 0.875, which isn't supp"),
+    ],
+)
+def test_preprocessing_of_timm_that_is_not_supported(settings, view, message, caplog):
+    assert (hub.timm_crop("w", settings), hub.timm_method("w", settings)) == view
+    assert message in caplog.text
 
 
 def test_damaged_and_incomplete_folders(hf_folder):

@@ -272,15 +272,14 @@ def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:
 
 
 def timm_crop(path: str, settings: dict) -> float | str:
-    """Returns the `eval_crop` of timm's pretrained_cfg; the defaults are timm's.
-
-    If images are squeezed and then cropped, they are only cropped here.
-    """
+    """Returns the `eval_crop` of timm's pretrained_cfg; the defaults are timm's."""
     share = get_setting(settings, path, "crop_pct", (int, float)) or 0.875
     mode = get_setting(settings, path, "crop_mode", str, "center")
     if mode not in ("center", "squash"):
         warn_unsupported(path, "crop_mode", mode, "center")
-    return SQUEEZE if mode == "squash" and share == 1.0 else share
+    if mode == "squash" and share != 1.0:  # a crop of what was squeezed
+        warn_unsupported(path, "crop_pct of images that are squashed", share, 1.0)
+    return SQUEEZE if mode == "squash" else share
 
 
 def timm_method(path: str, settings: dict) -> str:
@@ -320,7 +319,7 @@ def processor_method(path: str, processor: dict) -> str:
     return warn_unsupported(path, "resample", code, "bilinear")
 
 
-def warn_unsupported(path: str, name: str, value, used: str) -> str:
+def warn_unsupported(path: str, name: str, value, used):
     """Logs a warning that a setting of evaluation isn't supported; returns what is used instead."""
     logger.warning(f"{path}: {name} is {value!r}, which isn't supported: evaluation uses {used!r}")
     return used

@@ -224,6 +224,7 @@ def write(target: Target, result: Result, out) -> None:
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
         eval_crop=config.augment.eval_crop,
+        eval_method=config.augment.eval_method,
         loss=config.loss,
     )
     images = functools.partial(input_pipeline.load_images, target.eval_set, config)

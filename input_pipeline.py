@@ -229,7 +229,7 @@ def eval_batches(
     Args:
         source: the split.
         config: a run's configuration. Used here: `batch_size`, `image_size`, `dataset` and
-            `augment.eval_crop`.
+            `augment`: `eval_crop` and `eval_method`.
         batch_size: the global batch size; None: `config.batch_size`.
         share_index, num_shares: which share of the split to load, and how many there are.
             Every process yields the same number of batches.
@@ -243,6 +243,14 @@ def eval_batches(
         UserError: the batch can't be divided among the processes, or an example is corrupt.
     """
     *size, channels = image_shape(config)
+    eval_image = functools.partial(
+        preprocess.eval_image,
+        size=size,
+        channels=channels,
+        keep=config.augment.eval_crop,
+        method=config.augment.eval_method,
+        exif=uses_exif(source, config.dataset),
+    )
     local_batch = local_batch_size(batch_size or config.batch_size, num_shares)
     first, last = share_range(source.num_examples, share_index, num_shares)
 
@@ -251,9 +259,7 @@ def eval_batches(
 
     def view(index, handle):
         encoded, label = source.fetch(handle)
-        keep, exif = config.augment.eval_crop, uses_exif(source, config.dataset)
-        image = preprocess.eval_image(encoded, size=size, channels=channels, keep=keep, exif=exif)
-        return {"images": image, "labels": tf.cast(label, tf.int32)}
+        return {"images": eval_image(encoded), "labels": tf.cast(label, tf.int32)}
 
     batches = make_batches(examples_from, view, source, config, local_batch)
     empty = {

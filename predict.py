@@ -89,6 +89,7 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None, **sett
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
         eval_crop=config.augment.eval_crop,
+        eval_method=config.augment.eval_method,
         loss=config.loss,
     )
 
@@ -108,7 +109,7 @@ def predictions(classifier: Classifier, source) -> Iterator[tuple]:
     config = common.get_config()
     config.image_size = classifier.image_size
     config.dataset.update(channels=classifier.channels, on_error="skip")
-    config.augment.eval_crop = classifier.eval_crop
+    config.augment.update(eval_crop=classifier.eval_crop, eval_method=classifier.eval_method)
     batch_size, first = min(BATCH_SIZE, source.num_examples), 0
     for batch in input_pipeline.eval_batches(source, config, batch_size=batch_size):
         probabilities = classifier.probabilities(batch["images"])

@@ -4,7 +4,7 @@ import ast
 import difflib
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from configs import recipes
 
@@ -68,7 +68,11 @@ def get_config() -> ConfigDict:
     config.augment.color_jitter = (0.0, 0.0, 0.0)  # strengths: brightness, contrast, color
     config.augment.randaugment_layers = 0  # 0: no RandAugment
     config.augment.randaugment_magnitude = 10.0
-    config.augment.eval_crop = 0.875  # share of the shorter side that evaluation sees
+    # Of the images that evaluation sees, the share of the shorter side, or "squeeze": the whole
+    # image, whose proportions aren't kept. docs/evaluation.md tells whose numbers need what.
+    config.augment.eval_crop = FieldReference(0.875, field_type=object)
+    # Or "bicubic", "area"; "bilinear_aliased", "bicubic_aliased": without antialiasing.
+    config.augment.eval_method = "bilinear"
     # On the device, for each batch: vit_jax/training/augment.py.
     config.augment.mean = (0.5,)  # for pixels in [0, 1]; one number, or one per channel
     config.augment.std = (0.5,)

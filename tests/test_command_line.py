@@ -11,9 +11,12 @@ import types
 import forked
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import command_line
 import input_pipeline
+from configs import digits, finetune
 from vit_jax.errors import UserError
 
 
@@ -44,6 +47,16 @@ def test_presets_are_found_from_any_folder(monkeypatch, tmp_path):
     mine.touch()
     located = command_line.with_preset_located(["train.py", "--config=configs/digits.py"])
     assert located[1].endswith("=configs/digits.py")
+
+
+@pytest.mark.parametrize(("text", "value"), [("squeeze", "squeeze"), ("0.9", 0.9), ("1", 1)])
+@pytest.mark.parametrize("preset", [digits, finetune])
+def test_a_crop_is_a_number_or_a_word(text, value, preset, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config.augment.eval_crop={text}"])
+    parsed = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", preset.get_config(), flag_values=parsed)
+    parsed(sys.argv)
+    assert parsed.config.augment.eval_crop == value
 
 
 def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):

@@ -137,6 +137,25 @@ def check_normalization(mean, std, channels: int, group: str = "") -> None:
             check_range(f"{group}{name}, for pixels in [0, 1],", number, valid)
 
 
+# How images are resized for evaluation; docs/evaluation.md tells whose numbers each reproduces.
+EVAL_METHODS = ("bilinear", "bicubic", "area", "bilinear_aliased", "bicubic_aliased")
+SQUEEZE = "squeeze"  # `eval_crop`: the whole image, resized without keeping its proportions
+
+
+def check_eval_view(eval_crop, eval_method, group: str = "") -> None:
+    """Raises UserError if images can't be cropped and resized so for evaluation.
+
+    Args:
+        eval_crop: the share of the shorter side that is seen, or SQUEEZE.
+        eval_method: one of EVAL_METHODS.
+        group: what messages put before the fields' names, such as "config.augment.".
+    """
+    share = Range(0, 1, above=True)
+    if eval_crop not in share and eval_crop != SQUEEZE:
+        raise UserError(f"{group}eval_crop is {eval_crop!r}; it must be {share}, or {SQUEEZE!r}")
+    check_choice(f"{group}eval_method", eval_method, EVAL_METHODS)
+
+
 def check_class_names(names, num_classes: int) -> None:
     """Raises UserError unless `names` is None, or a list with a name for each class."""
     if names is None:

@@ -287,7 +287,9 @@ def test_a_batch_that_cannot_be_divided_among_processes(data_config):
         ({"augment.pad": -1}, "augment.pad is -1"),
         ({"augment.randaugment_layers": -1}, "augment.randaugment_layers is -1"),
         ({"augment.color_jitter": (0.1,)}, "augment.color_jitter is .* must be the strengths"),
-        ({"augment.eval_crop": 1.5}, "augment.eval_crop is 1.5"),
+        ({"augment.eval_crop": 1.5}, "augment.eval_crop is 1.5; .* <= 1, or 'squeeze'"),
+        ({"augment.eval_crop": "squash"}, "augment.eval_crop is 'squash'"),
+        ({"augment.eval_method": "box"}, "augment.eval_method is 'box'; it must be 'bilinear',"),
         ({"augment.crop_area": (0.5, 0.1)}, "augment.crop_area"),
     ],
 )

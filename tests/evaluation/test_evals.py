@@ -1,13 +1,18 @@
 """`config.evals`: what may be in it, and runs with several evaluations."""
 
 import functools
+import io
+import json
+import types
 
 import datasets
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import whole_runs
 from conftest import apply, init, tiny_model
+from ml_collections import ConfigDict
 from whole_runs import quick_config, rows, stop_at
 
 import evaluate
@@ -15,6 +20,7 @@ import input_pipeline
 import train
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import evals
+from vit_jax.inference.images import evaluation_view
 from vit_jax.parallel import sharding
 from vit_jax.parallel.preemption import Preemption
 
@@ -34,7 +40,8 @@ from vit_jax.parallel.preemption import Preemption
         ({"a": {"kind": "knn", "neighbors": True}}, "a.neighbors is True; it must be a whole"),
         ({"a": {"split": 3}}, "a.split is 3; it must be text"),
         ({"a": {"every_steps": -1}}, "a.every_steps is -1"),
-        ({"a": {"eval_crop": 2.0}}, "a.eval_crop is 2.0"),
+        ({"a": {"eval_crop": 2.0}}, "a.eval_crop is 2.0; it must be .* <= 1, or 'squeeze'"),
+        ({"a": {"eval_method": "box"}}, "a.eval_method is 'box'; it must be 'bilinear', 'bicubic'"),
         ({"a": {"kind": "knn", "layer": 3}}, "a.layer is 3; the model has 2 blocks"),
     ],
 )
@@ -42,6 +49,38 @@ def test_mistakes_are_named(entries, message, tiny_config):
     tiny_config.evals = entries
     with pytest.raises(UserError, match=message):
         evals.check(tiny_config, depth=2)
+
+
+def test_each_has_its_own_preprocessing(plain, image_folder):
+    """What an entry leaves out is the run's; batches that are kept aren't shared."""
+    plain.dataset.update(name=str(image_folder), eval_split="val")
+    plain.augment.eval_crop = 0.5
+    plain.evals = {
+        "same": {},
+        "area": {"eval_method": "area"},
+        "squeezed": {"eval_crop": "squeeze", "eval_method": "bilinear_aliased"},
+    }
+    recorded = ConfigDict(json.loads(plain.to_json_best_effort()))  # where the crop is a number
+    setup = types.SimpleNamespace(
+        config=recorded,
+        class_names=("cat", "dog"),
+        open_batches=input_pipeline.open_eval_batches,
+        mesh=None,
+    )
+    created = evals.create(evals.parse(recorded), setup, None)
+    source = created["same"].batches.source
+    for _ in range(2):
+        for name, view in (
+            ("same", (0.5, "bilinear")),
+            ("area", (0.5, "area")),
+            ("squeezed", ("squeeze", "bilinear_aliased")),
+        ):
+            batch = next(iter(created[name].batches))
+            encoded, _ = source.fetch(next(iter(source.in_order(0, 1)))[1])
+            with PIL.Image.open(io.BytesIO(encoded.numpy())) as image:
+                expected = evaluation_view(image, (16, 16), 3, *view).astype(int)
+            assert np.abs(batch["images"][0] - expected).max() <= 3, name  # of two JPEG decoders
+            assert sum(1 for _ in created[name].batches) == 2
 
 
 EVALS = {

@@ -138,6 +138,7 @@ def test_settings_that_do_not_fit_are_refused(classifier):
         (dict(std=(0.0,)), "std, for pixels"),
         (dict(mean=(127.5,)), "mean, for pixels"),
         (dict(eval_crop=87.5), "eval_crop is 87.5"),
+        (dict(eval_method="box"), "eval_method is 'box'"),
         (dict(class_names="0123456789"), "class_names is a str"),
         (dict(image_size=64), "the parameters have positions for"),
     ):

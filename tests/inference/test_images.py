@@ -10,24 +10,60 @@ import tensorflow as tf
 from datasets import picture
 from PIL import Image
 
+from vit_jax.checks import EVAL_METHODS
 from vit_jax.data import preprocess
 from vit_jax.errors import UserError
 from vit_jax.inference.images import evaluation_view, view_box
 
 
+def noise(shape, channels) -> np.ndarray:
+    """Returns random pixels, uint8 (*shape, channels), many of them black or white."""
+    rng = np.random.default_rng(0)
+    return np.uint8(np.clip(rng.normal(128, 150, (*shape, channels)), 0, 255))
+
+
 @pytest.mark.parametrize("shape", [(40, 30), (300, 500), (32, 32), (7, 90), (224, 225)])
-@pytest.mark.parametrize("eval_crop", [1.0, 0.875])
+@pytest.mark.parametrize("eval_crop", [1.0, 0.875, "squeeze"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_view_is_the_same_as_in_the_input_pipeline(shape, eval_crop, channels):
-    rng = np.random.default_rng(0)
-    image = np.uint8(rng.integers(0, 256, (*shape, channels)))
+    image = noise(shape, channels)
     encoded = tf.io.encode_png(image)
-    expected = preprocess.eval_image(encoded, size=(32, 24), channels=channels, keep=eval_crop)
-    view = evaluation_view(image, (32, 24), channels, eval_crop)
-    assert view.shape == (32, 24, channels)
-    assert view.dtype == np.uint8
-    # Values close to one half may be rounded either way.
-    assert np.abs(view.astype(int) - expected.numpy()).max() <= 1
+    for method in EVAL_METHODS:
+        expected = preprocess.eval_image(
+            encoded, size=(32, 24), channels=channels, keep=eval_crop, method=method
+        )
+        view = evaluation_view(image, (32, 24), channels, eval_crop, method)
+        assert view.shape == (32, 24, channels)
+        assert view.dtype == np.uint8
+        # Values close to one half may be rounded either way.
+        assert np.abs(view.astype(int) - expected.numpy()).max() <= 1, method
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (300, 500), (7, 90)])
+@pytest.mark.parametrize("method", EVAL_METHODS)
+def test_methods_are_those_of_tensorflow(shape, method):
+    """Google's code resizes by "bilinear_aliased" to a square, big_vision by "area", and crops."""
+    image, size = noise(shape, 3), (32, 24)
+    kernel, _, aliased = method.partition("_")
+    for eval_crop in ("squeeze", 0.5):
+        resized = size
+        if eval_crop != "squeeze":
+            resized = np.round(np.multiply(shape, np.max(np.divide(size, shape)) / eval_crop))
+        pixels = tf.image.resize(image, np.int32(resized), kernel, antialias=not aliased)
+        top, left = np.int32(np.subtract(resized, size)) // 2
+        expected = np.clip(pixels[top : top + size[0], left : left + size[1]], 0, 255)
+        view = evaluation_view(image, size, 3, eval_crop, method)
+        # Half a level by rounding; the kernel of "bicubic_aliased" comes from a table there.
+        assert np.abs(view - expected).max() <= (1.0 if method == "bicubic_aliased" else 0.51)
+
+
+@pytest.mark.parametrize(("method", "pillow"), [("bilinear", 2), ("bicubic", 3)])
+def test_methods_with_antialiasing_are_those_of_pillow(method, pillow):
+    """Thus those of timm and transformers."""
+    image = noise((300, 500), 3)
+    expected = np.asarray(Image.fromarray(image).resize((24, 32), pillow))
+    view = evaluation_view(image, (32, 24), 3, "squeeze", method)
+    assert np.abs(view.astype(int) - expected).max() <= 1
 
 
 def test_images_of_all_kinds():
@@ -109,13 +145,14 @@ def test_files_that_pillow_refuses():
 
 
 @pytest.mark.parametrize(("sides", "size"), [((60, 200), (32, 48)), ((200, 60), (16, 16))])
-def test_box_is_the_part_that_the_view_shows(sides, size):
+@pytest.mark.parametrize("eval_crop", [0.875, "squeeze"])
+def test_box_is_the_part_that_the_view_shows(sides, size, eval_crop):
     """The pixels of a ramp tell their places."""
-    top, left, bottom, right = view_box(sides, size, 0.875)
+    top, left, bottom, right = view_box(sides, size, eval_crop)
     ends = ((top, bottom), (left, right))
     for axis, (start, end) in enumerate(ends):
         ramp = np.indices(sides)[axis]
-        view = evaluation_view(np.uint8(ramp), size, 1, 0.875)[..., 0].astype(float)
+        view = evaluation_view(np.uint8(ramp), size, 1, eval_crop)[..., 0].astype(float)
         places = view.mean(axis=1 - axis)
         scale = (end - start) / size[axis]
         expected = start + (np.arange(size[axis]) + 0.5) * scale - 0.5

@@ -150,18 +150,33 @@ def test_settings_are_saved_with_the_weights(tmp_path):
             mean=mean,
             std=std,
             eval_crop=0.9,
+            eval_method="bicubic",
             class_names=["cat", "dog", "emu"],
         )
         stored = weights.read(folder)
         assert stored.class_names == ("cat", "dog", "emu")
         assert (stored.mean, stored.std) == (mean, std * 3)
         assert stored.image_size == (32, 32)
-        assert stored.eval_crop == (0.9 if format == "timm" else 1.0)
+        # The processor of transformers resizes to a square.
+        assert stored.eval_crop == (0.9 if format == "timm" else "squeeze")
+        assert stored.eval_method == "bicubic"
         pretrained.load(stored, model, mean=mean, std=std)
         with pytest.raises(UserError, match=r'--config.augment.mean="\(0.4, 0.5, 0.6\)"'):
             pretrained.load(stored, model, mean=(0.5,), std=std)
         with pytest.raises(UserError, match=r'set std=\(0.2,\) \(--config.augment.std="\(0.2,\)"'):
             pretrained.load(stored, model, mean=mean, std=(0.5,))
+
+
+def test_squeezing_is_saved_for_timm(tmp_path):
+    """Of methods that timm doesn't have, the closest is written."""
+    model, params, _ = random_model(gelu="exact")
+    for method, closest in (("area", "bilinear"), ("bicubic_aliased", "bicubic")):
+        view = dict(eval_crop="squeeze", eval_method=method)
+        pretrained.save(params, tmp_path / "timm", "timm", model=model, **view)
+        config = json.loads((tmp_path / "timm/config.json").read_text())["pretrained_cfg"]
+        assert (config["crop_mode"], config["crop_pct"]) == ("squash", 1.0)
+        stored = weights.read(tmp_path / "timm")
+        assert (stored.eval_crop, stored.eval_method) == ("squeeze", closest)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +238,8 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
         pretrained.save(params, path, "timm", model=model, mean=(127.5,))
     with pytest.raises(UserError, match="eval_crop is 87.5; it must be a number > 0 and <= 1"):
         pretrained.save(params, path, "timm", model=model, eval_crop=87.5)
+    with pytest.raises(UserError, match="eval_method is 'box'; it must be 'bilinear', 'bicubic',"):
+        pretrained.save(params, path, "timm", model=model, eval_method="box")
     assert not path.exists()
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from vit_jax import pretrained
 from vit_jax.errors import UserError
-from vit_jax.pretrained import weights
+from vit_jax.pretrained import hub, weights
 
 
 @pytest.fixture
@@ -78,10 +78,56 @@ def test_class_names_and_crop_of_transformers(hf_folder):
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     stored = weights.read(folder)
     assert stored.class_names == ("a", "class 1", "c")
-    assert stored.eval_crop == 0.875
+    assert (stored.eval_crop, stored.eval_method) == (0.875, "bilinear")
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"a": "b"}}))
     with pytest.raises(UserError, match="both must be in pixels, above 0"):
         weights.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("processor", "view"),
+    [
+        ({"size": 224, "resample": 3}, ("squeeze", "bicubic")),
+        ({"size": {"height": 224, "width": 224}}, ("squeeze", "bilinear")),
+        ({"size": {"shortest_edge": 224}, "resample": 1}, (1.0, "bilinear")),
+    ],
+)
+def test_preprocessing_of_transformers(processor, view, hf_folder, caplog):
+    """What is left out has the default of ViTImageProcessor; Lanczos (1) is reported."""
+    folder, _ = hf_folder
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    stored = weights.read(folder)
+    assert (stored.eval_crop, stored.eval_method) == view
+    assert ("resample is 1, which isn't supported" in caplog.text) == ("shortest" in str(processor))
+
+
+@pytest.mark.parametrize(
+    ("settings", "view"),
+    [
+        ({"mean": [0.5]}, (0.875, "bicubic")),
+        ({"crop_pct": 0.9, "interpolation": "bilinear"}, (0.9, "bilinear")),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, ("squeeze", "bicubic")),
+        ({}, (None, None)),
+    ],
+)
+def test_preprocessing_of_timm(settings, view):
+    """What is left out has timm's default; without a config.json, nothing is known."""
+    path = GOLDEN / CASES["timm_token"]["weights"]
+    read = hub.convert("w", hub.read_safetensors(path), settings, {}, 4)
+    assert (read["eval_crop"], read["eval_method"]) == view
+
+
+@pytest.mark.parametrize(
+    ("settings", "view", "message"),
+    [
+        ({"interpolation": "lanczos"}, (0.875, "bicubic"), "interpolation is 'lanczos', which"),
+        ({"crop_mode": "border"}, (0.875, "bicubic"), "crop_mode is 'border', which isn't supp"),
+        ({"crop_mode": "squash"}, ("squeeze", "bicubic"), "squashed is 0.875, which isn't supp"),
+    ],
+)
+def test_preprocessing_of_timm_that_is_not_supported(settings, view, message, caplog):
+    assert (hub.timm_crop("w", settings), hub.timm_method("w", settings)) == view
+    assert message in caplog.text
 
 
 def test_damaged_and_incomplete_folders(hf_folder):

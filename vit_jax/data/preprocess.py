@@ -27,7 +27,6 @@ from vit_jax.errors import UserError
 STRENGTH = checks.Range(0, 100)
 RANGES = {
     "crop_keep": checks.Range(0, 1, above=True),
-    "eval_crop": checks.Range(0, 1, above=True),
     "pad": checks.COUNT_OR_ZERO,
     "randaugment_layers": checks.Range(0, 10, whole=True),
     "randaugment_magnitude": STRENGTH,
@@ -60,20 +59,32 @@ def train_image(
 
 
 def eval_image(
-    encoded, *, size: tuple[int, int], channels: int, keep: float, exif: bool = False
+    encoded,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    keep: float | str,
+    method: str = "bilinear",
+    exif: bool = False,
 ) -> tf.Tensor:
     """Returns the view of an image for evaluation, uint8 (*size, channels).
 
     Resizes with the proportions kept until `keep` of the shorter side (0.875: 224 of 256 pixels)
-    fills `size`, and crops the center.
+    fills `size`, and crops the center; if `keep` is "squeeze", resizes the whole image to `size`.
+
+    Args:
+        encoded, size, channels, exif: see `train_image`.
+        keep, method: `eval_crop` and `eval_method` of `config.augment`.
     """
-    return resize_and_crop(EncodedImage(encoded, channels, exif).decode(), size, keep)
+    image = EncodedImage(encoded, channels, exif).decode()
+    return resize_and_crop(image, size, keep, method=method)
 
 
 def check(augment) -> None:
     """Raises UserError for settings of `config.augment` that are invalid on the host."""
     checks.check_choice("config.augment.crop", augment.crop, CROPS)
     checks.check_ranges("config.augment", augment, RANGES)
+    checks.check_eval_view(augment.eval_crop, augment.eval_method, "config.augment.")
     checks.check_numbers("config.augment.color_jitter", augment.color_jitter)
     strengths = tuple(augment.color_jitter)
     if len(strengths) != 3 or any(strength not in STRENGTH for strength in strengths):
@@ -366,34 +377,70 @@ def to_gray(image) -> tf.Tensor:
     return to_uint8(tf.tensordot(tf.cast(image, tf.float32), [[0.2989], [0.587], [0.114]], 1))
 
 
-def resize_and_crop(image, size: tuple[int, int], keep: float, offset=None) -> tf.Tensor:
+def resize_and_crop(
+    image, size: tuple[int, int], keep: float | str, offset=None, method: str = "bilinear"
+) -> tf.Tensor:
     """Resizes with the proportions kept until `keep` of the image fills `size`, and crops.
 
-    Shrinking averages over pixels. Pixels outside the crop aren't computed.
+    Pixels outside the crop aren't computed.
 
     Args:
         image: uint8 (H, W, C).
         size: (height, width) of the crop.
-        keep: the share of the image, along the side that limits it, that the crop shows.
+        keep: the share of the image, along the side that limits it, that the crop shows; or
+            "squeeze": all of it, whatever its proportions.
         offset: where the crop lies, float32 (2,) in [0, 1): 0 is the top or left; None: the center.
+        method: one of EVAL_METHODS in vit_jax/checks.py.
 
     Returns:
         uint8 (*size, C).
     """
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = tf.reduce_max(tf.constant(size, tf.float32) / keep / sides)
-    resized = tf.maximum(tf.round(sides * scale), size)
+    if keep == checks.SQUEEZE:
+        resized = tf.constant(size, tf.float32)
+    else:
+        scale = tf.reduce_max(tf.constant(size, tf.float32) / keep / sides)
+        resized = tf.maximum(tf.round(sides * scale), size)
     margin = resized - size
     first = tf.floor(margin / 2.0 if offset is None else offset * (margin + 1.0))
-    pixels = tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=size,
-        scale=resized / sides,
-        translation=-first,
-        kernel_type="triangle",
-        antialias=True,
-    )
-    return tf.ensure_shape(to_uint8(pixels[0]), (*size, image.shape[-1]))
+    if method == "area":
+        pixels = tf.cast(image, tf.float32)
+        for axis in (0, 1):
+            shrinkage = sides[axis] / resized[axis]
+            pixels = average_areas(pixels, axis, first[axis], size[axis], shrinkage)
+    else:
+        kernel, _, aliased = method.partition("_")
+        pixels = tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=size,
+            scale=resized / sides,
+            translation=-first,
+            kernel_type={"bilinear": "triangle", "bicubic": "keyscubic"}[kernel],
+            antialias=not aliased,
+        )[0]
+        if kernel == "bicubic":  # it overshoots
+            pixels = tf.clip_by_value(pixels, 0.0, 255.0)
+    return tf.ensure_shape(to_uint8(pixels), (*size, image.shape[-1]))
+
+
+def average_areas(pixels, axis: int, first, size: int, shrinkage) -> tf.Tensor:
+    """Averages an axis over the area of each new pixel, as `tf.image.resize(method="area")` does.
+
+    Args:
+        pixels: float32 (H, W, C).
+        axis: 0 or 1.
+        first, size: the first new pixel, float32 (), and how many there are.
+        shrinkage: old pixels per new one, float32 ().
+    """
+    starts = (tf.range(size, dtype=tf.float32)[:, None] + first) * shrinkage
+    overlapped = tf.range(tf.math.ceil(shrinkage) + 1.0)
+    old = tf.floor(starts) + overlapped  # (size, old pixels per new one)
+    shares = tf.minimum(starts + shrinkage, old + 1.0) - tf.maximum(starts, old)
+    shares = tf.maximum(shares, 0.0)
+    last = tf.shape(pixels)[axis] - 1
+    parts = tf.gather(pixels, tf.minimum(tf.cast(old, tf.int32), last), axis=axis)
+    equation = ("ikwc,ik->iwc", "hikc,ik->hic")[axis]
+    return tf.einsum(equation, parts, shares / shrinkage)
 
 
 def resize(image, size: tuple[int, int]) -> tf.Tensor:

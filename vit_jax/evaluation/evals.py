@@ -42,7 +42,7 @@ class Evaluation:
         split: the split to evaluate on; None: `config.dataset.eval_split`.
         every_steps: how often training evaluates it, besides at the end; None:
             `config.eval_every_steps`.
-        eval_crop: as `config.augment.eval_crop`; None: that of the run.
+        eval_crop, eval_method: as in `config.augment`; None: those of the run.
         train_split: the split that the classifier is fitted to; None: `config.dataset.train_split`.
         train_examples: at most so many of its examples are used, evenly spaced; None: all.
         layer: None for the features that the head gets, or the number of a block, from 1, whose
@@ -55,14 +55,16 @@ class Evaluation:
     data_dir: str | None = None
     split: str | None = None
     every_steps: int | None = None
-    eval_crop: Any = None
+    eval_crop: float | str | None = None
+    eval_method: str | None = None
     train_split: str | None = None
     train_examples: int | None = 100_000
     layer: int | None = None
     settings: Mapping = dataclasses.field(default_factory=dict)
 
 
-OF_ACCURACY = ("kind", "name", "data_dir", "split", "every_steps", "eval_crop")
+OF_VIEWS = ("eval_crop", "eval_method")
+OF_ACCURACY = ("kind", "name", "data_dir", "split", "every_steps", *OF_VIEWS)
 OF_FEATURES = (*OF_ACCURACY, "train_split", "train_examples", "layer")
 TEXTS = ("name", "data_dir", "split", "train_split")
 
@@ -136,8 +138,9 @@ def check_common(field: str, entry: Mapping) -> None:
         checks.check_range(f"{field}.{key}", entry.get(key), optional_count)
     every = dataclasses.replace(checks.COUNT_OR_ZERO, optional=True)
     checks.check_range(f"{field}.every_steps", entry.get("every_steps"), every)
-    if entry.get("eval_crop") is not None:
-        checks.check_range(f"{field}.eval_crop", entry["eval_crop"], checks.Range(0, 1, above=True))
+    views = {"eval_crop": checks.SQUEEZE, "eval_method": checks.EVAL_METHODS[0]}
+    views |= {key: value for key, value in entry.items() if key in views and value is not None}
+    checks.check_eval_view(**views, group=f"{field}.")
 
 
 def check(config, depth: int) -> None:
@@ -243,10 +246,10 @@ class FeatureEvaluator:
 
 def with_preprocessing(config, evaluation: Evaluation):
     """Returns a configuration with the preprocessing of an evaluation."""
-    if evaluation.eval_crop is None:
-        return config
+    own = {key: getattr(evaluation, key) for key in OF_VIEWS}
     config = config.copy_and_resolve_references()
-    config.augment.eval_crop = float(evaluation.eval_crop)
+    with config.ignore_type():  # "squeeze", where the run has a number, or the other way round
+        config.augment.update({key: value for key, value in own.items() if value is not None})
     return config
 
 

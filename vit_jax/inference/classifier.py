@@ -12,6 +12,7 @@ from vit_jax import models, pretrained
 from vit_jax.checks import (
     Range,
     check_class_names,
+    check_eval_view,
     check_normalization,
     check_range,
     size_pair,
@@ -22,7 +23,7 @@ from vit_jax.inference.images import evaluation_view, is_pillow
 from vit_jax.inference.rollout import attention_rollout
 from vit_jax.models import VisionTransformer
 from vit_jax.pretrained import weights
-from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD, Weights
+from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD, Weights
 from vit_jax.training import augment, losses
 
 logger = logging.getLogger("vit_jax")
@@ -42,7 +43,9 @@ class Classifier:
         channels: 1 or 3.
         class_names: in the order of the labels, or None.
         mean, std: how images are normalized; of pixels in [0, 1].
-        eval_crop: the share of the resized image's shorter side that the model sees.
+        eval_crop: the share of the resized image's shorter side that the model sees; or
+            "squeeze": the whole image, whose proportions aren't kept.
+        eval_method: how images are resized, one of EVAL_METHODS in `vit_jax/checks.py`.
         loss: the loss of the training, a key of LOSSES in `vit_jax/training/losses.py`; it
             determines how logits become probabilities.
     """
@@ -54,14 +57,15 @@ class Classifier:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
-    eval_crop: float = EVAL_CROP
+    eval_crop: float | str = EVAL_CROP
+    eval_method: str = EVAL_METHOD
     loss: str = "softmax"
 
     def __post_init__(self):
         self.check_classes()
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
         check_normalization(self.mean, self.std, self.channels)
-        check_range("eval_crop", self.eval_crop, Range(0, 1, above=True))
+        check_eval_view(self.eval_crop, self.eval_method)
         losses.create(self.loss)
         self.check_positions()
 
@@ -107,7 +111,7 @@ class Classifier:
             class_names: None: the file's, if it has them.
             **settings: other fields of `Classifier`.
         """
-        for name in ("mean", "std", "eval_crop", "loss"):
+        for name in ("mean", "std", "eval_crop", "eval_method", "loss"):
             if name not in settings and getattr(stored, name) is not None:
                 settings[name] = getattr(stored, name)
         if "mean" not in settings:
@@ -208,9 +212,8 @@ class Classifier:
             images = [images]  # not an image, as the error says
         if not len(images):
             return np.zeros((0, *view_shape), np.uint8)
-        return np.stack(
-            [evaluation_view(i, self.image_size, self.channels, self.eval_crop) for i in images]
-        )
+        view = (self.image_size, self.channels, self.eval_crop, self.eval_method)
+        return np.stack([evaluation_view(image, *view) for image in images])
 
     def map_batches(self, function: Callable, images, batch_size: int) -> np.ndarray:
         """Applies a compiled function of (params, views) to images in batches of one size."""

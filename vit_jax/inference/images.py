@@ -4,21 +4,30 @@ import contextlib
 
 import numpy as np
 
+from vit_jax import checks
 from vit_jax.errors import UserError
-from vit_jax.pretrained.resize import linear_weights, multiply_axis
+from vit_jax.pretrained.resize import area_weights, cubic_weights, linear_weights, multiply_axis
+
+WEIGHTS = {"bilinear": linear_weights, "bicubic": cubic_weights, "area": area_weights}
 
 
-def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: float) -> np.ndarray:
+def evaluation_view(
+    image,
+    size: tuple[int, int],
+    channels: int,
+    eval_crop: float | str,
+    eval_method: str = "bilinear",
+) -> np.ndarray:
     """Resizes and center-crops an image as `eval_image` of `vit_jax/data/preprocess.py` does.
-
-    Keeps the proportions, and averages over pixels if the image shrinks.
 
     Args:
         image: a PIL image, which is turned upright as its EXIF data says, or uint8 (H, W) or
             (H, W, 1, 3 or 4). Transparency is dropped; of 16-bit values, the high byte is used.
         size: (height, width) of the view.
         channels: 1 or 3.
-        eval_crop: the share of the resized image's shorter side that is kept.
+        eval_crop: the share of the resized image's shorter side that is kept; or "squeeze": the
+            whole image, whose proportions aren't kept.
+        eval_method: one of EVAL_METHODS in vit_jax/checks.py.
 
     Returns:
         uint8 (*size, channels).
@@ -31,15 +40,17 @@ def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: floa
     image = with_channels(np.asarray(image), channels)
     sides = image.shape[:2]
     starts, shrinkages = crop(sides, size, eval_crop)
+    kernel, _, aliased = eval_method.partition("_")
     for axis, shrinkage in enumerate(shrinkages):
         centers = (np.arange(size[axis]) + starts[axis] + 0.5) * shrinkage - 0.5
-        weights = linear_weights(centers, sides[axis], width=max(shrinkage, 1.0))
+        width = shrinkage if kernel == "area" else 1.0 if aliased else max(shrinkage, 1.0)
+        weights = WEIGHTS[kernel](centers, sides[axis], width)
         image = multiply_axis(weights.astype(np.float32), image, axis)
-    return (image + 0.5).astype(np.uint8)
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
 def crop(
-    sides: tuple[int, int], size: tuple[int, int], eval_crop: float
+    sides: tuple[int, int], size: tuple[int, int], eval_crop: float | str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns where an image's view starts, and how much the image was shrunk for it.
 
@@ -52,13 +63,15 @@ def crop(
         of the view, along its height and width.
     """
     sides = np.array(sides)
+    if eval_crop == checks.SQUEEZE:
+        return np.zeros(2), sides / size
     scale = np.max(np.array(size) / eval_crop / sides)
     resized = np.maximum(np.round(sides * scale), size)
     return np.floor((resized - size) / 2), sides / resized
 
 
 def view_box(
-    sides: tuple[int, int], size: tuple[int, int], eval_crop: float
+    sides: tuple[int, int], size: tuple[int, int], eval_crop: float | str
 ) -> tuple[float, float, float, float]:
     """Returns the part of an image that its view shows: (top, left, bottom, right), in its pixels.
 

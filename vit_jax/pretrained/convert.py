@@ -57,6 +57,7 @@ def convert(
         mean=weights.mean,
         std=weights.std,
         eval_crop=weights.eval_crop,
+        eval_method=weights.eval_method,
         class_names=class_names or weights.class_names,
         approximate=approximate,
     )

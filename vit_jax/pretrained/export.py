@@ -12,11 +12,11 @@ import safetensors.numpy
 from etils import epath
 
 from vit_jax.checks import (
-    Range,
+    SQUEEZE,
     check_choice,
     check_class_names,
+    check_eval_view,
     check_normalization,
-    check_range,
     size_pair,
 )
 from vit_jax.errors import UserError
@@ -26,7 +26,7 @@ from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
-from vit_jax.pretrained.weights import EVAL_CROP, MEAN, STD
+from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
 from vit_jax.runs import run_folder
 
 FORMATS = ("google", "timm", "hf")
@@ -84,7 +84,7 @@ class Export:
         model: the VisionTransformer.
         image_size: (height, width).
         mean, std: how images are normalized; of pixels in [0, 1].
-        eval_crop: the share of the resized image's shorter side that evaluation sees.
+        eval_crop, eval_method: what evaluation sees of images, see `Weights`.
         class_names: in the order of the labels, or None.
     """
 
@@ -93,12 +93,19 @@ class Export:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    eval_crop: float
+    eval_crop: float | str
+    eval_method: str
     class_names: Sequence[str] | None
 
     @property
     def channels(self) -> int:
         return num_channels(self.params)
+
+    @property
+    def interpolation(self) -> str:
+        """The method of timm and transformers that is closest to `eval_method`."""
+        kernel = self.eval_method.partition("_")[0]
+        return kernel if kernel in hub.RESAMPLE_CODES else "bilinear"
 
 
 def save(
@@ -110,7 +117,8 @@ def save(
     image_size: Sequence[int] | int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    eval_crop: float | None = None,
+    eval_crop: float | str | None = None,
+    eval_method: str | None = None,
     class_names: Sequence[str] | None = None,
     approximate: bool = False,
 ) -> None:
@@ -127,8 +135,11 @@ def save(
         model: the VisionTransformer.
         image_size: an int, or (height, width); None: that of a square grid of positions.
         mean, std: how images are normalized; of pixels in [0, 1]. None: 0.5.
-        eval_crop: the share of the resized image's shorter side that evaluation sees; None:
-            0.875. The processor of transformers never crops.
+        eval_crop: the share of the resized image's shorter side that evaluation sees, or "squeeze";
+            None: 0.875. The processor of transformers always squeezes.
+        eval_method: how images are resized for it, one of EVAL_METHODS in `vit_jax/checks.py`;
+            None: "bilinear". timm and transformers have "bilinear" and "bicubic"; instead of
+            another one, the closest is written.
         class_names: in the order of the labels, for config.json.
         approximate: whether to write a model whose GELU, LayerNorm epsilon or normalization the
             other codebase can't represent; it then computes slightly different logits.
@@ -139,8 +150,9 @@ def save(
     """
     check_choice("format", format, FORMATS)
     check_target(path, format)
-    if eval_crop is not None:
-        check_range("eval_crop", eval_crop, Range(0, 1, above=True))
+    eval_crop = EVAL_CROP if eval_crop is None else eval_crop
+    eval_method = EVAL_METHOD if eval_method is None else eval_method
+    check_eval_view(eval_crop, eval_method)
     if not isinstance(params, Mapping) or "params" in params:
         raise UserError("params must be the tree of parameters: variables['params']")
     mean, std = tuple(mean or MEAN), tuple(std or STD)
@@ -156,7 +168,7 @@ def save(
     if model.posemb != "learned":
         has_class_token = CLS in flat
         flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, has_class_token)
-    export = Export(flat, model, size, mean, std, eval_crop or EVAL_CROP, class_names)
+    export = Export(flat, model, size, mean, std, eval_crop, eval_method, class_names)
     path = epath.Path(path)
     try:
         {"google": write_google, "timm": write_timm, "hf": write_hf}[format](path, export)
@@ -345,8 +357,9 @@ def timm_config(export: Export) -> dict:
         "pretrained_cfg": {
             "input_size": [channels, *export.image_size],
             "fixed_input_size": True,
-            "interpolation": "bilinear",
-            "crop_pct": export.eval_crop,
+            "interpolation": export.interpolation,
+            "crop_pct": 1.0 if export.eval_crop == SQUEEZE else export.eval_crop,
+            "crop_mode": "squash" if export.eval_crop == SQUEEZE else "center",
             "mean": per_channel(export.mean, channels),
             "std": per_channel(export.std, channels),
             "num_classes": model.num_classes or 0,
@@ -397,7 +410,7 @@ def hf_processor(export: Export) -> dict:
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear
+        "resample": hub.RESAMPLE_CODES[export.interpolation],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

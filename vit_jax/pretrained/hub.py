@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import numbers
 import re
 import tempfile
@@ -11,13 +12,18 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from vit_jax.checks import size_pair
+from vit_jax.checks import SQUEEZE, size_pair
 from vit_jax.errors import UserError, first_line
 from vit_jax.pretrained import architecture, formats
+
+logger = logging.getLogger("vit_jax")
 
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_tanh")
 # The SigLIP models of timm 1.0.31 with the tanh GELU; their config.json doesn't mention it.
 TANH_SIGLIPS = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip\w*_512"
+
+# `eval_method` -> Pillow's number in preprocessor_config.json; timm has the same names.
+RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}
 
 TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 
@@ -179,6 +185,7 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
         std=get_numbers(processor, path, "image_std") if normalizes else (1.0,),
         image_size=get_size(config, path, "image_size"),
         eval_crop=processor_crop(path, processor) if processor else None,
+        eval_method=processor_method(path, processor) if processor else None,
         class_names=class_names(get_setting(config, path, "id2label", dict, {})),
         loss="sigmoid" if multi_label else None,
     )
@@ -218,7 +225,8 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         mean=get_numbers(pretrained, path, "mean"),
         std=get_numbers(pretrained, path, "std"),
         image_size=image_size,
-        eval_crop=get_setting(pretrained, path, "crop_pct", (int, float)),
+        eval_crop=timm_crop(path, pretrained) if pretrained else None,
+        eval_method=timm_method(path, pretrained) if pretrained else None,
         class_names=tuple(map(str, names)) if isinstance(names, list) else None,
     )
 
@@ -263,11 +271,34 @@ def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:
     return TIMM_POOLS[pool]
 
 
-def processor_crop(path: str, processor: dict) -> float:
-    """Returns the share of the resized image's shorter side that a processor keeps."""
+def timm_crop(path: str, settings: dict) -> float | str:
+    """Returns the `eval_crop` of timm's pretrained_cfg; the defaults are timm's."""
+    share = get_setting(settings, path, "crop_pct", (int, float)) or 0.875
+    mode = get_setting(settings, path, "crop_mode", str, "center")
+    if mode not in ("center", "squash"):
+        warn_unsupported(path, "crop_mode", mode, "center")
+    if mode == "squash" and share != 1.0:  # a crop of what was squeezed
+        warn_unsupported(path, "crop_pct of images that are squashed", share, 1.0)
+    return SQUEEZE if mode == "squash" else share
+
+
+def timm_method(path: str, settings: dict) -> str:
+    """Returns the `eval_method` of timm's pretrained_cfg; the default is timm's."""
+    method = get_setting(settings, path, "interpolation", str, "bicubic")
+    if method in RESAMPLE_CODES:
+        return method
+    return warn_unsupported(path, "interpolation", method, "bicubic")
+
+
+def processor_crop(path: str, processor: dict) -> float | str:
+    """Returns the `eval_crop` of a processor: the share of the shorter side, or SQUEEZE.
+
+    If images are squeezed and then cropped, they are only cropped here.
+    """
     crop, resized = processor.get("crop_size"), processor.get("size")
     if not processor.get("do_center_crop") or not crop or not resized:
-        return 1.0
+        keeps_proportions = isinstance(resized, dict) and "shortest_edge" in resized
+        return 1.0 if keeps_proportions else SQUEEZE
     sides = []
     for size in (crop, resized):
         side = min(size.values(), default=None) if isinstance(size, dict) else size
@@ -277,6 +308,21 @@ def processor_crop(path: str, processor: dict) -> float:
             )
         sides.append(side)
     return min(sides[0] / sides[1], 1.0)
+
+
+def processor_method(path: str, processor: dict) -> str:
+    """Returns the `eval_method` of a processor; the default is that of ViTImageProcessor."""
+    code = get_setting(processor, path, "resample", int, RESAMPLE_CODES["bilinear"])
+    for method, known in RESAMPLE_CODES.items():
+        if code == known:
+            return method
+    return warn_unsupported(path, "resample", code, "bilinear")
+
+
+def warn_unsupported(path: str, name: str, value, used):
+    """Logs a warning that a setting of evaluation isn't supported; returns what is used instead."""
+    logger.warning(f"{path}: {name} is {value!r}, which isn't supported: evaluation uses {used!r}")
+    return used
 
 
 def class_names(id2label: dict) -> tuple[str, ...] | None:

@@ -36,10 +36,11 @@ FIELDS_TO_READ = tuple(
     field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *FIELDS_OF_TRAINING)
 )
 
-# What Google's code and big_vision compute, how they normalize images, and their evaluation crop.
+# What Google's code and big_vision compute, and how they normalize images.
 FLAX_FIELDS = dict(gelu="tanh", layer_norm_eps=1e-6, pool_norm="before")
 MEAN = STD = (0.5,)
-EVAL_CROP = 0.875
+# What evaluation sees of images if nothing tells: the defaults of configs/common.py.
+EVAL_CROP, EVAL_METHOD = 0.875, "bilinear"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,7 +55,9 @@ class Weights:
         fields: fields of the model that the file determines besides those in the shapes.
         mean, std: how images are normalized; of pixels in [0, 1].
         image_size: (height, width).
-        eval_crop: the share of the resized image's shorter side that evaluation sees.
+        eval_crop: the share of the resized image's shorter side that evaluation sees; or
+            "squeeze": the whole image, whose proportions aren't kept.
+        eval_method: how images are resized for it, one of EVAL_METHODS in `vit_jax/checks.py`.
         class_names: in the order of the labels.
         loss: a key of LOSSES in `vit_jax/training/losses.py`.
     """
@@ -66,7 +69,8 @@ class Weights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] | None = None
-    eval_crop: float | None = None
+    eval_crop: float | str | None = None
+    eval_method: str | None = None
     class_names: tuple[str, ...] | None = None
     loss: str | None = None
 
@@ -209,6 +213,7 @@ def read_run(name: str, workdir: epath.Path, step: int | None, item: str | None)
         std=tuple(config.augment.std),
         image_size=size_pair("config.image_size", config.image_size),
         eval_crop=config.augment.eval_crop,
+        eval_method=config.augment.eval_method,
         class_names=run_folder.read_class_names(workdir),
         loss=config.loss,
     )

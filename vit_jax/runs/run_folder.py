@@ -276,6 +276,8 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         fill_in_mlp_dim(config)
         if "exif" not in config.dataset:
             config.dataset.exif = False  # nothing read EXIF data then
+        if "eval_method" not in config.augment:
+            config.augment.eval_method = "bilinear"  # the only one then
         return config
     if checkpoint_steps(workdir):
         raise LostConfigError(

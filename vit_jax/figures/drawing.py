@@ -17,7 +17,7 @@ def create_figure(title: str, width: float, height: float):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=11)
+    figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=11, parse_math=False)
     return figure
 
 
@@ -43,7 +43,7 @@ def show_image(axis, image, caption: str = "") -> None:
     image = as_rgb(image)
     smoothing = "bicubic" if max(image.shape) < MANY_PIXELS else "antialiased"
     axis.imshow(image, interpolation=smoothing)
-    axis.set_title(caption, fontsize=9, loc="left")
+    axis.set_title(caption, fontsize=9, loc="left", parse_math=False)  # "$" is no formula
     axis.axis("off")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax.checks import PNG_METADATA
 
+DPI = 100
 OUTSIDE = 0.4  # the brightness of an image outside the part that the model sees
 DARKEST = 0.3  # the brightness of black under values, whose colors couldn't be told there
 MANY_PIXELS = 64  # smaller images are smoothed when they are enlarged
@@ -23,7 +24,7 @@ def create_figure(title: str, width: float, height: float):
 
 def save(figure, path) -> None:
     """Writes a figure as a PNG that a later call may overwrite, see `checks.check_png`."""
-    figure.savefig(path, dpi=100, metadata=PNG_METADATA)
+    figure.savefig(path, dpi=DPI, metadata=PNG_METADATA)
 
 
 def as_rgb(image) -> np.ndarray:

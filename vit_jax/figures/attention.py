@@ -111,7 +111,7 @@ def heads(image, maps, token_pixels=(1, 1), title: str = "Attention by block and
     left, right = figure.subplots(1, 2, width_ratios=(2.6, width + 1.2))
     show_image(left, image)
     left.set_anchor("N")
-    highest = max(10.0, 10 ** math.ceil(math.log10(np.nanmax(joined))))
+    highest = 10.0 ** max(1, math.ceil(math.log10(max(maps.max() * rows * columns, 1))))
     norm = LogNorm(0.1, highest, clip=True)
     drawn = right.imshow(joined, COLORS, norm=norm, aspect=aspect, interpolation="nearest")
     right.set_xticks(column_centers, range(1, num_heads + 1))

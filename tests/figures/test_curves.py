@@ -1,5 +1,6 @@
 """Curves of runs."""
 
+import io
 import json
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     runs = [write_rows(tmp_path / str(i) / "run", {"step": 1, "train/loss": 1.0}) for i in range(2)]
     texts = [text.get_text() for text in curves.curves(runs).legends[0].get_texts()]
     assert texts == [f"{run}: train" for run in runs]
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    """Matplotlib would hide a label that starts with "_", and read "$...$" as a formula."""
+    run = write_rows(tmp_path / "_a$^{$", {"step": 1, "train/loss": 1.0})
+    figure = curves.curves([run, write_rows(tmp_path / "b", {"step": 1, "train/loss": 1.0})])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["_a$^{$: train", "b: train"]
+    figure.savefig(io.BytesIO())
 
 
 def test_many_runs_have_different_colors(tmp_path):

@@ -72,7 +72,12 @@ def test_every_position_embedding_has_a_figure(posemb, pool):
     """Each small map is brightest at its own place, on a grid that is no square."""
     model = tiny_model(posemb=posemb, pool=pool, patch_size=(4, 8))
     size = (72, 16)  # 18 x 2 patches; 16 rows are drawn
-    figure = embeddings.positions(model, random_params(model, size), size)
+    params = random_params(model, size)
+    if posemb == "learned":  # the class token's place comes first
+        stored = params["Transformer"]["posembed_input"]["pos_embedding"][0, -36:]
+        table = embeddings.position_table(model, params, (18, 2))
+        np.testing.assert_array_equal(table, stored.reshape(18, 2, 32))
+    figure = embeddings.positions(model, params, size)
     axis, bar = figure.axes
     assert len(axis.get_yticks()) == 16
     rows = [int(label.get_text()) for label in axis.get_yticklabels()]

@@ -5,7 +5,15 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.figures.drawing import create_figure, mean_aspect, mosaic, save, show_image, show_over
+from vit_jax.figures.drawing import (
+    DPI,
+    create_figure,
+    mean_aspect,
+    mosaic,
+    save,
+    show_image,
+    show_over,
+)
 
 COLORS = "plasma"  # from violet (least) to yellow (most)
 
@@ -96,13 +104,14 @@ def heads(image, maps, token_pixels=(1, 1), title: str = "Attention by block and
     depth, num_heads, rows, columns = maps.shape
     joined, row_centers, column_centers = mosaic(maps * rows * columns)
     aspect = token_pixels[0] / token_pixels[1]
-    side = min(1.0, 10 / max(depth, num_heads)) / max(columns, rows * aspect)  # inches
+    side = min(1.0, 10 / max(depth, num_heads)) / max(columns, rows * aspect)  # of a weight, inches
+    side = max(side, 1.1 / DPI)  # a pixel and the gaps
     width, height = num_heads * columns * side, max(depth * rows * side * aspect, 2.6)
     figure = create_figure(title, 2.6 + width + 2.0, height + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=(2.6, width + 1.2))
     show_image(left, image)
     left.set_anchor("N")
-    highest = max(10.0, 10 ** math.ceil(math.log10(np.nanmax(joined))))
+    highest = 10.0 ** max(1, math.ceil(math.log10(max(maps.max() * rows * columns, 1))))
     norm = LogNorm(0.1, highest, clip=True)
     drawn = right.imshow(joined, COLORS, norm=norm, aspect=aspect, interpolation="nearest")
     right.set_xticks(column_centers, range(1, num_heads + 1))

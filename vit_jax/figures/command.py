@@ -108,19 +108,19 @@ def draw_all(
     for name, draw in figures.items():
         try:
             save(draw(), out / f"{name}.png")
-            yield f"{out / f'{name}.png'}: {SUBJECTS[name]}"
+            yield f"{out / f'{name}.png'}: {DESCRIPTIONS[name]}"
         except UserError as error:
             yield f"{name} not drawn: {error}"
 
 
-SUBJECTS = {
+DESCRIPTIONS = {
     "rollout": "how much each part of the images contributes, by attention rollout",
     "heads": "attention by block and head",
     "distances": "mean attention distance by block and head",
     "filters": "principal components of the filters that see the pixels",
     "positions": "similarity of the position embeddings",
     "features": "features of some blocks as colors",
-    "curves": "the run's metrics",
+    "curves": "metrics of the run, and of those it is compared with",
 }
 
 

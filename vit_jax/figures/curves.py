@@ -42,6 +42,21 @@ def curves(workdirs: Sequence, title: str = ""):
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.axis("off")
+    handles = draw_lines(axes, runs, labels, names, groups)
+    columns = min(len(groups) if len(runs) > 1 else 6, 2 * columns)
+    style = dict(loc="outside lower center", ncols=columns, fontsize=9)
+    for text in figure.legend(handles.values(), handles, **style).get_texts():
+        text.set_parse_math(False)  # "$" in a run's name is no formula
+    return figure
+
+
+def draw_lines(axes, runs, labels, names, groups) -> dict:
+    """Draws the curves of runs, see `series`, in the panels of their metrics.
+
+    Returns:
+        {text: line} for a legend; a label of Matplotlib's own is hidden if it starts with "_".
+    """
+    handles = {}
     is_single = len(runs) == 1
     colors = palette(len(groups) if is_single else len(runs))
     for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
@@ -50,13 +65,10 @@ def curves(workdirs: Sequence, title: str = ""):
             line = LINES[groups.index(group) % len(LINES)]
             marker = "." if len(points) < 30 else None
             text = group if is_single else f"{label}: {group}"
+            steps, values = zip(*points, strict=True)
             axis = axes[names.index(name)]
-            axis.plot(*zip(*points, strict=True), line, color=color, marker=marker, label=text)
-    legends = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes)
-    handles = {text: handle for legend in legends for handle, text in legend}
-    columns = min(6 if is_single else len(groups), 2 * columns)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=9)
-    return figure
+            (handles[text],) = axis.plot(steps, values, line, color=color, marker=marker)
+    return handles
 
 
 def palette(count: int):

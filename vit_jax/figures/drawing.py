@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax.checks import PNG_METADATA
 
+DPI = 100
 OUTSIDE = 0.4  # the brightness of an image outside the part that the model sees
 DARKEST = 0.3  # the brightness of black under values, whose colors couldn't be told there
 MANY_PIXELS = 64  # smaller images are smoothed when they are enlarged
@@ -17,13 +18,13 @@ def create_figure(title: str, width: float, height: float):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=11)
+    figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=11, parse_math=False)
     return figure
 
 
 def save(figure, path) -> None:
     """Writes a figure as a PNG that a later call may overwrite, see `checks.check_png`."""
-    figure.savefig(path, dpi=100, metadata=PNG_METADATA)
+    figure.savefig(path, dpi=DPI, metadata=PNG_METADATA)
 
 
 def as_rgb(image) -> np.ndarray:
@@ -43,7 +44,7 @@ def show_image(axis, image, caption: str = "") -> None:
     image = as_rgb(image)
     smoothing = "bicubic" if max(image.shape) < MANY_PIXELS else "antialiased"
     axis.imshow(image, interpolation=smoothing)
-    axis.set_title(caption, fontsize=9, loc="left")
+    axis.set_title(caption, fontsize=9, loc="left", parse_math=False)  # "$" is no formula
     axis.axis("off")
 
 

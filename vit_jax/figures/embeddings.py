@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.figures.drawing import create_figure, mosaic, principal_components
+from vit_jax.figures.drawing import DPI, create_figure, mosaic, principal_components
 from vit_jax.models import posemb, resnet
 from vit_jax.paths import EMBEDDING, STEM_ROOT
 
@@ -102,7 +102,7 @@ def positions(model, params, image_size):
     height, width = model.token_pixels
     aspect = height / width
     side = np.clip(0.65 * max(similarity.shape[:2]), 4, 10)  # inches
-    side = side / max(joined.shape[1], joined.shape[0] * aspect)  # of a number in `joined`
+    side = max(side / max(joined.shape[1], joined.shape[0] * aspect), 1 / DPI)  # of a number
     figure = create_figure(
         f"Position embeddings{kind}: cosine similarity of each of {grid[0]}x{grid[1]} patches of "
         f"{height}x{width} pixels to all",

@@ -76,6 +76,25 @@ def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
     assert (run / "config.json").read_text() == before
 
 
+def test_a_model_that_is_there_is_replaced_only_if_asked(tmp_path, capsys):
+    target = tmp_path / "model"
+    assert convert.main([str(SOURCE), str(target), "--format=hf"]) == 0
+    assert convert.main([str(SOURCE), str(target), "--format=timm"]) == 2
+    assert f"{target} exists: write to another path, or add --overwrite" in capsys.readouterr().err
+    assert convert.main([str(SOURCE), str(target), "--format=timm", "--overwrite"]) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
+    command = [str(target), str(tmp_path / "w.npz"), "--format=google", "--num_heads=2"]
+    assert convert.main(command) == 2
+    assert "num_heads is 2, but" in capsys.readouterr().err
+
+
+def test_assumed_normalization_is_said(tmp_path, caplog):
+    source = GOLDEN / CASES["timm_token"]["weights"]  # a file without config.json
+    command = [str(source), str(tmp_path / "timm"), "--format=timm", "--num_heads=4"]
+    assert convert.main(command) == 0
+    assert "a mean and standard deviation of 0.5 are assumed" in caplog.text
+
+
 def test_grid_of_the_source(tmp_path, capsys):
     model, params, _ = random_model((16, 48))
     source, target = tmp_path / "w.npz", tmp_path / "timm"

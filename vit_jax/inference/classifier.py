@@ -92,6 +92,7 @@ class Classifier:
             UserError: as `pretrained.load`; a model without classes, or another number of names.
         """
         stored = weights.read(path, num_heads)
+        stored.check_num_heads(num_heads)
         model = models.create("B/16", **stored.model_fields)
         if image_size is None:
             image_size = pretrained.image_size_of(stored, model, grid)
@@ -115,10 +116,7 @@ class Classifier:
             if name not in settings and getattr(stored, name) is not None:
                 settings[name] = getattr(stored, name)
         if "mean" not in settings:
-            logger.warning(
-                f"{stored.path} doesn't specify how images are normalized: a mean and standard "
-                "deviation of 0.5 are assumed"
-            )
+            stored.warn_of_assumptions()
         return cls(
             model=model,
             params=jax.device_put(params),

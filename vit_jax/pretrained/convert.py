@@ -26,6 +26,7 @@ def convert(
     class_names: Sequence[str] | None = None,
     num_heads: int | None = None,
     approximate: bool = False,
+    overwrite: bool = False,
 ) -> str:
     """Reads weights in any format, and writes them in another one.
 
@@ -36,15 +37,22 @@ def convert(
         grid: (rows, columns) of the source's positions, if the file doesn't specify it.
         class_names: in the order of the labels; None: the source's.
         num_heads: used if the source doesn't tell.
+        overwrite: whether a model that is already there may be replaced.
 
     Returns:
         A short description of the model, such as "ViT-B/16".
 
     Raises:
-        UserError: as `pretrained.load` and `pretrained.save`; or the target is the source.
+        UserError: as `pretrained.load` and `pretrained.save`; the target is the source, or exists;
+            or the source has another number of heads.
     """
     weights = read(source, num_heads)
+    weights.check_num_heads(num_heads)
     export.check_target(target, format, source)
+    if not overwrite and export.exists(target):
+        raise UserError(f"{target} exists: write to another path, or add --overwrite")
+    if format != "google":  # which has no settings
+        weights.warn_of_assumptions()
     model = models.create("B/16", **weights.model_fields)
     stored_size = image_size_of(weights, model, grid) if grid else weights.image_size
     image_size = image_size or stored_size
@@ -102,6 +110,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="write a model whose GELU, LayerNorm epsilon or normalization the other codebase "
         "can't represent",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     return parser.parse_args(arguments)
 
 
@@ -121,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             class_names=read_class_names(args.class_names) if args.class_names else None,
             num_heads=args.num_heads,
             approximate=args.approximate,
+            overwrite=args.overwrite,
         )
         print(f"{args.source}, {description} -> {args.target}", flush=True)
     except (UserError, OSError) as error:

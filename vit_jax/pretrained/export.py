@@ -206,6 +206,14 @@ def check_target(path, format: str, source=None) -> None:
         )
 
 
+def exists(path) -> bool:
+    """Whether a file, or a folder with a model, is at a path."""
+    target = resolve(path)
+    if not target.is_dir():
+        return target.exists()
+    return any((target / name).exists() for name in FOLDER_FILES)
+
+
 def is_replaceable(path: epath.Path) -> bool:
     """Whether a config.json is missing, or that of a model of timm or transformers."""
     if not path.exists():
@@ -304,6 +312,7 @@ def write_timm(path: epath.Path, export: Export) -> None:
         write_files(path.parent, {path.name: tensors})
     else:
         write_files(path, {"config.json": timm_config(export), "model.safetensors": tensors})
+        (path / "preprocessor_config.json").unlink(missing_ok=True)  # of a model that was there
 
 
 def write_hf(path: epath.Path, export: Export) -> None:

@@ -354,6 +354,9 @@ def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head
         logger.info(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
 
 
+MAX_LISTED = 8  # differing parameters in a message
+
+
 def check_shapes(path: str, params, expected: architecture.Shapes) -> None:
     """Raises UserError listing each parameter that is missing, extra or of another shape."""
     shapes = {name: value.shape for name, value in params.items()}
@@ -375,7 +378,16 @@ def check_shapes(path: str, params, expected: architecture.Shapes) -> None:
         )
     if other.keys() == {"patch_size"}:
         hints.append("resize_patch=True (--config.init_from_patch=resize) resizes its patches")
-    hints += group_by_block(differing)
+    channels = [architecture.num_channels(s) for s in (shapes, expected) if stored and wanted]
+    if len(set(channels)) > 1:
+        hints.append(
+            f"it is for images of {channels[0]} channels, not {channels[1]}: set "
+            f"config.dataset.channels to {channels[0]}"
+        )
+    listed = group_by_block(differing)
+    hints += listed[:MAX_LISTED]
+    if len(listed) > MAX_LISTED:
+        hints.append(f"and {len(listed) - MAX_LISTED} more parameters")
     raise UserError(f"{path} holds another model: {'; '.join(hints)}")
 
 

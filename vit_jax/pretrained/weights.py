@@ -5,6 +5,7 @@ A file's format is recognized from its contents. `formats.py` converts names and
 """
 
 import dataclasses
+import logging
 import os
 import zipfile
 import zlib
@@ -35,6 +36,8 @@ FIELDS_OF_TRAINING = (
 FIELDS_TO_READ = tuple(
     field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *FIELDS_OF_TRAINING)
 )
+
+logger = logging.getLogger("vit_jax")
 
 # What Google's code and big_vision compute, and how they normalize images.
 FLAX_FIELDS = dict(gelu="tanh", layer_norm_eps=1e-6, pool_norm="before")
@@ -87,6 +90,22 @@ class Weights:
     def channels(self) -> int:
         """How many channels the model's images have."""
         return architecture.num_channels(self.shapes)
+
+    def check_num_heads(self, num_heads: int | None) -> None:
+        """Raises UserError if a user's number of heads isn't the one that the file specifies."""
+        stored = self.model_fields.get("num_heads")
+        if num_heads is not None and stored not in (None, num_heads):
+            raise UserError(
+                f"num_heads is {num_heads}, but {self.path} has {stored} heads: leave it out"
+            )
+
+    def warn_of_assumptions(self) -> None:
+        """Logs a warning if the file doesn't specify how images are normalized."""
+        if self.mean is None:
+            logger.warning(
+                f"{self.path} doesn't specify how images are normalized: a mean and standard "
+                "deviation of 0.5 are assumed"
+            )
 
 
 def read(path, num_heads: int | None = None) -> Weights:

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.resize import linear_weights, multiply_axis
+from vit_jax.interpolation import linear_weights, multiply_axis
 
 
 def evaluation_view(image, size: tuple[int, int], channels: int, eval_crop: float) -> np.ndarray:

@@ -240,7 +240,7 @@ def jax_files(classifier) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def no_source_locations():
-    """Keeps this machine's paths out of programs, which have the path and line of each operation."""
+    """Keeps the path and line of each operation, on this machine, out of programs."""
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:

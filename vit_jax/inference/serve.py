@@ -368,7 +368,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"Port {port} of {host} is in use: give another --port") from None
-        raise UserError(f"Can't listen on {host}, port {port}: {first_line(error)}") from None
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise UserError(f"Can't listen on {host}, port {port}: {reason}") from None
 
 
 def load(args: argparse.Namespace) -> Predictor:
@@ -425,7 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_packages()
         with listen(args.host, args.port) as listener:  # before the model takes its time
             print(f"Loading and compiling {args.run} ...", flush=True)
-            app = create_app(load(args), args.run, limits)
+            name = os.path.basename(os.path.abspath(args.run))  # the page doesn't tell where it is
+            app = create_app(load(args), name, limits)
             run(app, listener)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
@@ -452,6 +454,7 @@ def run(app, listener: socket.socket) -> None:
     import uvicorn
     from PIL import Image
 
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is told
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` has its own limit
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(

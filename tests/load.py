@@ -65,23 +65,32 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16, help="how many send at a time")
     parser.add_argument("--seconds", type=float, default=30.0, help="for how long")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        run = args.run or write_random_run(pathlib.Path(folder) / "run")
-        result = load_server(run, args.clients, args.seconds)
+    result = load_server(args.run, args.clients, args.seconds)
     print(describe(result))
     return 1 if result.wrong or result.lost or result.exit_code else 0
 
 
-def write_random_run(workdir):
+def write_random_run(folder):
     """Writes a run of a small random model of color images of 32x32."""
     config = quick_config(num_classes=10, image_size=32)
     config.dataset.channels = 3
     params = random_params(models.from_config(config), (32, 32))
-    return write_run(workdir, config, class_names=tuple("abcdefghij"), params=params)
+    return write_run(
+        pathlib.Path(folder) / "run", config, class_names=tuple("abcdefghij"), params=params
+    )
 
 
 def load_server(run, num_clients: int, seconds: float) -> Result:
-    """Starts a server, sends it images for a time, and stops it while it answers."""
+    """Starts a server, sends it images for a time, and stops it.
+
+    Args:
+        run: what to serve; None: a small random model.
+        num_clients: how many send at a time.
+        seconds: for how long.
+    """
+    if run is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return load_server(write_random_run(folder), num_clients, seconds)
     classifier = vit_jax.Classifier.load(run)
     good, damaged = good_images(classifier), damaged_images()
     command = [sys.executable, "-m", "vit_jax.inference.serve", str(run), "--port=0"]

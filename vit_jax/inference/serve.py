@@ -54,7 +54,7 @@ class Limits:
 
     Attributes:
         max_bytes: of a request.
-        max_pixels: of an image; decoding takes up to 16 bytes for each.
+        max_pixels: of an image; decoding takes about 16 bytes for each.
         max_images: in a request.
         max_requests: at a time.
         max_batch: images computed together, a power of two.

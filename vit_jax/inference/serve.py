@@ -432,6 +432,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before it was ready
+        print("Interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -146,8 +146,30 @@ class Service:
 
     async def classify(self, request):
         """Answers POST /classify: an image, or several as multipart/form-data."""
+        from python_multipart.exceptions import FormParserError
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect, Request
         from starlette.responses import JSONResponse
 
+        receive = limited(request.receive, request.headers, self.limits.max_bytes)
+        try:
+            response = JSONResponse(await self.images(Request(request.scope, receive)))
+        except Refusal as refusal:
+            response = refuse(refusal.status, refusal.message, refusal.headers)
+        except HTTPException as error:  # multipart/form-data that can't be read
+            response = refuse(error.status_code, error.detail)
+        except FormParserError:  # the same, in older versions of Starlette
+            response = refuse(400, "Invalid multipart data.")
+        except ClientDisconnect:
+            response = refuse(400, "The request ended early")
+        except Exception:
+            self.metrics.responses.labels(500).inc()
+            raise
+        self.metrics.responses.labels(response.status_code).inc()
+        return response
+
+    async def images(self, request) -> dict:
+        """Returns what is answered about the images of a request."""
         with self.slot(), self.metrics.seconds.time():
             top, attention = self.options(request.query_params)
             try:
@@ -157,7 +179,7 @@ class Service:
                 raise Refusal(408, f"The request didn't arrive within {READ_SECONDS:g} s") from None
             answers = await asyncio.gather(*(self.answer(*file, top, attention) for file in files))
         self.metrics.images.inc(len(answers))
-        return JSONResponse({"images": answers})
+        return {"images": answers}
 
     @contextlib.contextmanager
     def slot(self):
@@ -287,6 +309,13 @@ def limited(receive, headers: dict, max_bytes: int):
     return limited_receive
 
 
+def refuse(status: int, message: str, headers: dict | None = None):
+    """Returns the response of a status other than 200."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": message}, status, headers)
+
+
 def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
     """Returns an ASGI application, for any server of them; compiles the model.
 
@@ -298,31 +327,11 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
     service = Service(predictor, name, limits or Limits())
     page = pathlib.Path(__file__).with_name("page.html").read_text()
-
-    async def classify(request):
-        receive = limited(request.receive, request.headers, service.limits.max_bytes)
-        try:
-            response = await service.classify(Request(request.scope, receive))
-        except Refusal as refusal:
-            response = refuse(refusal.status, refusal.message, refusal.headers)
-        except HTTPException as error:  # multipart/form-data that can't be read
-            response = refuse(error.status_code, error.detail)
-        except ClientDisconnect:
-            response = refuse(400, "The request ended early")
-        except Exception:
-            service.metrics.responses.labels(500).inc()
-            raise
-        service.metrics.responses.labels(response.status_code).inc()
-        return response
-
-    def refuse(status: int, message: str, headers=None):
-        return JSONResponse({"error": message}, status, headers)
 
     async def refuse_path(request, error):
         return refuse(error.status_code, error.detail, error.headers)
@@ -348,7 +357,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
     return Starlette(
         routes=[
             Route("/", show_page),
-            Route("/classify", classify, methods=["POST"]),
+            Route("/classify", service.classify, methods=["POST"]),
             Route("/model", service.model),
             Route("/metrics", show_metrics),
             Route("/healthz", health),

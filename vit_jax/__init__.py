@@ -1,27 +1,30 @@
 """The Vision Transformer in JAX and Flax.
 
-The modules `models`, `pretrained`, `checkpoint` and `optim`, the class `Classifier` and the
-function `features` are imported on first use. Requires the packages in requirements-library.txt;
-only `vit_jax.data` requires TensorFlow.
+The modules `models`, `pretrained`, `checkpoint` and `optim`, the classes `Classifier` and
+`Exported` and the function `features` are imported on first use. Requires the packages in
+requirements-library.txt; only `vit_jax.data` requires TensorFlow. `Exported` requires only JAX,
+NumPy, safetensors and etils.
 """
 
 import importlib
 
 LAZY = {
     "Classifier": "vit_jax.inference.classifier",
+    "Exported": "vit_jax.inference.export",
     "checkpoint": "vit_jax.runs.checkpoint",
     "features": "vit_jax.inference.features",
     "models": "vit_jax.models",
     "optim": "vit_jax.training.optim",
     "pretrained": "vit_jax.pretrained",
 }
+MODULES = ("checkpoint", "models", "optim", "pretrained")  # the others are in such a module
 
 
 def __getattr__(name: str):
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(LAZY[name])
-    return getattr(module, name) if name in ("Classifier", "features") else module
+    return module if name in MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,13 @@
-"""Atomic writes, where a file is either complete or absent, and links to nothing."""
+"""Atomic writes, where a file is either complete or absent; JSON files; links to nothing."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 
 from etils import epath
+
+from vit_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -26,6 +29,17 @@ def write_atomically(path, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def read_json_object(path: epath.Path) -> dict:
+    """Reads a JSON file that holds an object; raises UserError for another, or a damaged one."""
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object")
+    return content
 
 
 def dangling_target(path) -> str | None:

@@ -163,3 +163,17 @@ def test_models_that_do_not_classify_images(tmp_path):
         vit_jax.Classifier.load(tmp_path / "hf")
     with pytest.raises(UserError, match="classifies each patch"):
         vit_jax.Classifier(tiny_model(pool="none"), {}, (32, 32))
+
+
+def test_few_sizes_of_batches_are_compiled(classifier):
+    sizes = set()
+
+    def spy(params, views):
+        sizes.add(len(views))
+        return views.reshape(len(views), -1)
+
+    images = np.arange(8, dtype=np.uint8)[:, None, None, None] + np.zeros((16, 16, 1), np.uint8)
+    for n in range(8):
+        rows = classifier.map_batches(spy, images[:n], 4)
+        np.testing.assert_array_equal(rows[:, 0], np.arange(n))
+    assert sizes == {1, 2, 4}

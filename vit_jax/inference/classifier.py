@@ -9,17 +9,10 @@ import jax
 import numpy as np
 
 from vit_jax import models, pretrained
-from vit_jax.checks import (
-    Range,
-    check_class_names,
-    check_eval_view,
-    check_normalization,
-    check_range,
-    size_pair,
-)
+from vit_jax.checks import check_normalization, size_pair
 from vit_jax.errors import UserError
 from vit_jax.inference import features
-from vit_jax.inference.images import evaluation_view, is_pillow
+from vit_jax.inference.predictor import BATCH_SIZE, Predictor
 from vit_jax.inference.rollout import attention_rollout
 from vit_jax.models import VisionTransformer
 from vit_jax.pretrained import weights
@@ -28,12 +21,11 @@ from vit_jax.training import augment, losses
 
 logger = logging.getLogger("vit_jax")
 
-BATCH_SIZE = 32
 ATTENTION_BATCH_SIZE = 4  # attention weights take L x L numbers per head and block
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(Predictor):
     """Classifies images: `Classifier.load("runs/digits")(images)`.
 
     Attributes:
@@ -63,9 +55,8 @@ class Classifier:
 
     def __post_init__(self):
         self.check_classes()
-        object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
+        self.check_settings()
         check_normalization(self.mean, self.std, self.channels)
-        check_eval_view(self.eval_crop, self.eval_method)
         losses.create(self.loss)
         self.check_positions()
 
@@ -126,21 +117,9 @@ class Classifier:
             **settings,
         )
 
-    def __call__(self, images, top: int = 5) -> list[list[tuple[str, float]]]:
-        """Returns the `top` most likely classes of each image as (name, probability), best first.
-
-        Args:
-            images: uint8 (N, H, W, C) or (N, H, W), or a list of images of any size, each a PIL
-                image or uint8 (H, W) or (H, W, C), or one such image. C is 1, 3 or 4; an array of
-                three dimensions whose last is 1, 3 or 4 is one image. Arrays may be of NumPy, JAX
-                or any library whose arrays NumPy converts.
-            top: at least 1; a model with fewer classes returns all.
-
-        Raises:
-            UserError: `top` isn't such a number, or an image is none of these, empty or corrupt.
-        """
-        check_range("top", top, Range(1, whole=True))
-        return [self.top_classes(row, top) for row in self.probabilities(images)]
+    @property
+    def num_classes(self) -> int | None:
+        return self.model.num_classes
 
     def check_classes(self) -> None:
         """Raises UserError if the model doesn't classify images, or has other class names."""
@@ -148,7 +127,7 @@ class Classifier:
             raise UserError("The model has no head, so it returns features instead of classes")
         if self.model.pool == "none":
             raise UserError("model.pool is 'none', so the model classifies each patch, not images")
-        check_class_names(self.class_names, self.model.num_classes)
+        super().check_classes()
 
     def check_positions(self) -> None:
         """Raises UserError if the parameters are for images of another size."""
@@ -161,18 +140,6 @@ class Classifier:
                 f"{table['pos_embedding'].shape[1]} tokens instead of {length}: load them for this "
                 "size (`image_size` of Classifier.load or pretrained.load)"
             )
-
-    def top_classes(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
-        """Returns the `top` largest of probabilities (num_classes,) as (name, probability)."""
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.class_name(i), float(probabilities[i])) for i in order]
-
-    def class_name(self, label: int) -> str:
-        return self.class_names[label] if self.class_names else f"class {label}"
-
-    def probabilities(self, images) -> np.ndarray:
-        """Returns float32 (N, num_classes); see `__call__` for `images`."""
-        return self.map_batches(self.forward, images, BATCH_SIZE)
 
     def attention(self, images) -> np.ndarray:
         """Returns how much each patch contributes: float32 (N, rows, columns), each summing to 1.
@@ -194,36 +161,6 @@ class Classifier:
         See `vit_jax/inference/features.py`, and `__call__` for `images`.
         """
         return self.map_batches(self.pooled_outputs, images, BATCH_SIZE)
-
-    def views(self, images) -> np.ndarray:
-        """Returns images as the model sees them, uint8 (N, *image_size, channels)."""
-        view_shape = (*self.image_size, self.channels)
-        if is_pillow(images):
-            images = [images]
-        elif hasattr(images, "__array__"):
-            images = np.asarray(images)
-            if images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
-                images = images[None]  # one image
-            if images.shape[1:] == view_shape and images.dtype == np.uint8:
-                return images
-        elif not isinstance(images, Sequence) or isinstance(images, str):
-            images = [images]  # not an image, as the error says
-        if not len(images):
-            return np.zeros((0, *view_shape), np.uint8)
-        view = (self.image_size, self.channels, self.eval_crop, self.eval_method)
-        return np.stack([evaluation_view(image, *view) for image in images])
-
-    def map_batches(self, function: Callable, images, batch_size: int) -> np.ndarray:
-        """Applies a compiled function of (params, views) to images in batches of one size."""
-        views = self.views(images)
-        batch_size = min(batch_size, max(len(views), 1))
-        results = [np.zeros((0, *jax.eval_shape(function, self.params, views[:0]).shape[1:]))]
-        for start in range(0, len(views), batch_size):
-            batch = views[start : start + batch_size]
-            padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), batch.dtype)
-            outputs = function(self.params, np.concatenate([batch, padding]))
-            results.append(outputs[: len(batch)])
-        return np.concatenate(results, dtype=np.float32)
 
     def of_views(self, function: Callable) -> Callable:
         """Compiles a function of (params, normalized images) to take uint8 views instead."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from vit_jax import checks
 from vit_jax.errors import UserError
-from vit_jax.pretrained.resize import area_weights, cubic_weights, linear_weights, multiply_axis
+from vit_jax.interpolation import area_weights, cubic_weights, linear_weights, multiply_axis
 
 WEIGHTS = {"bilinear": linear_weights, "bicubic": cubic_weights, "area": area_weights}
 

@@ -230,7 +230,7 @@ class MAPHead(nn.Module):
     @nn.compact
     def __call__(self, x, mask):  # (N, L, D), (N, L) or None -> (N, D)
         probe = self.param("probe", xavier_uniform, (1, 1, x.shape[-1]))
-        probe = jnp.broadcast_to(probe, (len(x), 1, x.shape[-1])).astype(x.dtype)
+        probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
         x = MultiHeadDotProductAttention(
             self.num_heads,
             xavier_uniform,

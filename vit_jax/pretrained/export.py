@@ -20,7 +20,7 @@ from vit_jax.checks import (
     size_pair,
 )
 from vit_jax.errors import UserError
-from vit_jax.files import atomic_path, write_atomically
+from vit_jax.files import atomic_path, read_json_object, write_atomically
 from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
@@ -178,10 +178,7 @@ def save(
 
 def check_target(path, format: str, source=None) -> None:
     """Raises UserError if writing to `path` would overwrite the source, or unrelated files."""
-    try:
-        target = resolve(path)
-    except KeyError:  # an unknown kind of storage
-        raise UserError(f"{path} can't be written: it must be a local path, or gs://") from None
+    target = resolve_target(path)
     is_file = format == "google" or target.suffix == ".safetensors"
     if not is_file and (target.suffix == ".npz" or (target.exists() and not target.is_dir())):
         allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"
@@ -191,9 +188,6 @@ def check_target(path, format: str, source=None) -> None:
         written = {target} if is_file else {target / name for name in FOLDER_FILES}
         if written & {source, *(source / name for name in FOLDER_FILES)}:
             raise UserError(f"{path} would overwrite the source: write to another path")
-    for folder in (target, *target.parents):
-        if folder.name == "checkpoints" and run_folder.has_config(folder.parent):
-            raise UserError(f"{path} is among a run's checkpoints: write to another path")
     if not is_file and run_folder.is_run(target):
         raise UserError(
             f"{path} is a run's folder, whose config.json would be overwritten: write to another "
@@ -214,14 +208,28 @@ def exists(path) -> bool:
     return any((target / name).exists() for name in FOLDER_FILES)
 
 
+def resolve_target(path) -> epath.Path:
+    """Returns the absolute path to write to.
+
+    Raises:
+        UserError: an unknown kind of storage, or a path among a run's checkpoints.
+    """
+    try:
+        target = resolve(path)
+    except KeyError:
+        raise UserError(f"{path} can't be written: it must be a local path, or gs://") from None
+    for folder in (target, *target.parents):
+        if folder.name == "checkpoints" and run_folder.has_config(folder.parent):
+            raise UserError(f"{path} is among a run's checkpoints: write to another path")
+    return target
+
+
 def is_replaceable(path: epath.Path) -> bool:
     """Whether a config.json is missing, or that of a model of timm or transformers."""
     if not path.exists():
         return True
     try:
-        return bool(
-            {"architecture", "architectures", "model_type"} & set(hub.read_json_object(path))
-        )
+        return bool({"architecture", "architectures", "model_type"} & set(read_json_object(path)))
     except UserError:
         return False
 

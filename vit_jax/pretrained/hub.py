@@ -1,7 +1,6 @@
 """Reads weights of timm and transformers, with the settings in the JSON files beside them."""
 
 import importlib
-import json
 import logging
 import numbers
 import re
@@ -14,6 +13,7 @@ from etils import epath
 
 from vit_jax.checks import SQUEEZE, size_pair
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import read_json_object
 from vit_jax.pretrained import architecture, formats
 
 logger = logging.getLogger("vit_jax")
@@ -122,17 +122,6 @@ def read_tensors(path, local) -> dict[str, np.ndarray]:
             if kind := FLOAT8.get(stored["dtype"]):
                 tensors[name] = np.frombuffer(stored["data"], kind).reshape(stored["shape"])
     return tensors
-
-
-def read_json_object(path: epath.Path) -> dict:
-    """Reads a JSON file that holds an object."""
-    try:
-        content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object")
-    return content
 
 
 def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | None) -> dict:

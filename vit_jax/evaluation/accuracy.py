@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.evaluation import statistics
-from vit_jax.training import augment, losses
+from vit_jax.training import augment, losses, metrics
 
 COLUMNS = ("index", "labels", "mask")  # of a batch, for `collect`
 
@@ -39,7 +39,7 @@ def evaluate(
 def means(sums: list[dict]) -> dict[str, float]:
     """Returns the mean of each metric over all examples, from a list of sums over batches.
 
-    Each has a number for each metric, `count`, and `unlabeled` if labels may be missing.
+    Each has some of `metrics.NAMES`, `count`, and `unlabeled` if labels may be missing.
 
     Raises:
         UserError: labels that aren't among the classes, as in splits published without labels.
@@ -52,7 +52,7 @@ def means(sums: list[dict]) -> dict[str, float]:
     count = total("count")
     if "unlabeled" in sums[0]:
         check_labeled(int(total("unlabeled")), int(count))
-    names = [name for name in sums[0] if name not in ("count", "unlabeled")]
+    names = [name for name in metrics.NAMES if name in sums[0]]
     return {name: float(total(name) / count) for name in names}
 
 

@@ -156,7 +156,8 @@ def evaluate(
     config, mesh = target.config, mesh_of(target.config)
     if evaluations is None:
         evaluations = evals.parse(config)
-    params = jax.device_put(target.params, sharding.state_sharding(target.params, mesh))
+    params = jax.device_get(target.params)  # which any process can split over a mesh of all
+    params = jax.device_put(params, sharding.state_sharding(params, mesh))
     batch_size = eval_batch_size(config, mesh)
     arguments = dict(
         batch_size=batch_size, share_index=jax.process_index(), num_shares=jax.process_count()

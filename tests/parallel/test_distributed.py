@@ -103,10 +103,17 @@ def test_two_processes_equal_one(tmp_path, whole):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(tmp_path, whole, on_one_device):
-    results = finish(launch("evaluate.py", f"--workdir={whole}", "--json"))
+    flags = ("--json", "--evals=knn", f"--out={tmp_path}")
+    results = finish(launch("evaluate.py", f"--workdir={whole}", *flags))
     lines = "".join(result.stdout for result in results).splitlines()
     (line,) = [line for line in lines if line.startswith("{")]  # Gloo prints too
-    assert json.loads(line) == pytest.approx(evaluate.evaluate(whole), rel=1e-3)
+    values, target = json.loads(line), evaluate.open_run(whole)
+    expected = evaluate.evaluate(target, evaluate.parse_evals("knn", target.config))
+    assert {name: values[name] for name in expected.metrics} == pytest.approx(
+        expected.metrics, rel=1e-3
+    )
+    assert values["evals"]["knn"] == pytest.approx(expected.evals["knn"], abs=0.01)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == values
 
 
 def test_a_stopped_run_resumes_to_the_bit(tmp_path, whole, on_one_device, monkeypatch):

@@ -370,7 +370,7 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
         f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",
-        f"Attention    {program.attention_impl}",
+        f"Attention    {program.attention}",
         f"Parameters   {flops.num_params(state.params):,}",
         f"FLOPs        {flops.forward_flops(model, program.image_shape) / 1e9:,.3g} G per image "
         f"of {height}x{width}x{channels}, forward",

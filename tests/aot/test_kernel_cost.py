@@ -6,6 +6,7 @@ import pytest
 
 from vit_jax.aot import hlo, hlo_cost, kernel_cost
 from vit_jax.aot.topology import Slice
+from vit_jax.errors import UserError
 
 # Of the program of a training step, shortened.
 # ruff: noqa: E501
@@ -54,7 +55,7 @@ def test_kernels_count_in_a_program_s_cost():
 def test_an_unknown_kernel_is_not_free():
     text = PROGRAM.replace("attention_forward", "other_kernel")
     instructions = hlo.Module(text).computations["main"]
-    with pytest.raises(ValueError, match="other_kernel.1 isn't known"):
+    with pytest.raises(UserError, match="kernel, other_kernel.1, whose cost isn't known"):
         kernel_cost.find_kernel(instructions["other_kernel.1"], instructions)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
+from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models import attention, tpu_attention
 from vit_jax.parallel import mesh as meshes
@@ -240,3 +241,14 @@ def test_a_model_of_another_device_runs_here(impl, caplog):
     np.testing.assert_array_equal(result, attention.attend(query, key, value, None, 2, "xla"))
     assert len(caplog.messages) == 1
     assert f"computed by XLA: model.attention_impl '{impl}' needs" in caplog.text
+
+
+def test_the_summary_tells_what_computes_attention():
+    model = models.create("H/14", num_classes=10, dtype="bfloat16")
+    assert attention.describe(model, "pallas", model.num_tokens((224, 224))) == "pallas"
+    text = attention.describe(model, "pallas", model.num_tokens((378, 378)))
+    assert text == "xla, since 730 tokens are too many for the kernel 'pallas'"
+    model = models.create("B/16", num_classes=10, attention_dropout_rate=0.1)
+    text = attention.describe(model, "cudnn", 197)
+    assert text == "xla in training, because of attention dropout; cudnn in evaluation"
+    assert attention.describe(model, "xla", 197) == "xla"

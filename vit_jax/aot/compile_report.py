@@ -60,7 +60,7 @@ def create_report(program: Program, target: Slice | Gpus) -> dict:
         "batch_size": config.batch_size,
         "batch_size_per_device": config.batch_size / num_shards(program.mesh),
         "accum_steps": config.accum_steps,
-        "attention": program.attention_impl,
+        "attention": program.attention,
         "remat": program.remat,
         "scan": config.model.scan,
         "available_bytes": target.memory_bytes,

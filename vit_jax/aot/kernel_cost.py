@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from vit_jax.aot.hlo import Instruction, array_shape
 from vit_jax.aot.topology import Slice, use_cpu
+from vit_jax.errors import UserError
 from vit_jax.models import tpu_attention
 
 # Guesses, on the safe side.
@@ -57,13 +58,17 @@ def find_kernel(op: Instruction, instructions: dict[str, Instruction]) -> Kernel
     """Returns the kernel that an instruction calls; None if it calls none.
 
     Raises:
-        ValueError: a kernel that this file doesn't know.
+        UserError: a kernel that this file doesn't know.
     """
     if op.opcode != "custom-call" or 'custom_call_target="tpu_custom_call"' not in op.text:
         return None
     name = re.search(r"attention_(?:forward|backward)", f"{op.name} {op.text[:10_000]}")
     if name is None:
-        raise ValueError(f"The cost of the kernel {op.name} isn't known")
+        raise UserError(
+            f"The program has a kernel, {op.name}, whose cost isn't known: count it in "
+            "vit_jax/aot/kernel_cost.py, or set config.model.attention_impl=xla if it is one of "
+            "attention"
+        )
     types = [instructions[operand].type for operand in op.operands]
     num_images, length, width = array_shape(types[0])
     # The forward pass returns the log-sum-exp, (N, groups, heads per group, L); the other takes it.

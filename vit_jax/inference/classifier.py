@@ -132,8 +132,7 @@ class Classifier(Predictor):
     def check_positions(self) -> None:
         """Raises UserError if the parameters are for images of another size."""
         table = self.params.get("Transformer", {}).get("posembed_input")
-        rows, columns = self.model.grid(self.image_size)
-        length = rows * columns + (self.model.pool == "cls")
+        length = self.model.num_tokens(self.image_size)
         if table is not None and table["pos_embedding"].shape[1] != length:
             raise UserError(
                 f"image_size is {self.image_size}, but the parameters have positions for "

@@ -184,6 +184,23 @@ def resolve(model, device) -> str:
     return model.attention_impl
 
 
+def describe(model, impl: str, num_tokens: int) -> str:
+    """Returns in words how a model's attention is computed.
+
+    Args:
+        model: the VisionTransformer.
+        impl: the result of `resolve`.
+        num_tokens: of an image.
+    """
+    if impl == "pallas":
+        sizes = num_tokens, model.width, model.num_heads, model.dtype
+        if not tpu_attention.fits(*sizes):
+            return f"xla, since {num_tokens:,} tokens are too many for the kernel 'pallas'"
+    if impl != "xla" and model.attention_dropout_rate:
+        return f"xla in training, because of attention dropout; {impl} in evaluation"
+    return impl
+
+
 def library_attention(query, key, value, mask):
     """Attention by `jax.nn`, as matrix products, (N, Lq, H, d)."""
     mask = None if mask is None else mask[:, None, None, :]

@@ -13,6 +13,7 @@ own, not for the layers that `scan` stacks.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -426,6 +427,10 @@ class VisionTransformer(nn.Module):
         """Returns the rows and columns of tokens of an image of (height, width, ...)."""
         sides = zip(image_size[:2], self.token_pixels, strict=True)
         return tuple(side // pixels for side, pixels in sides)
+
+    def num_tokens(self, image_size: Sequence[int]) -> int:
+        """Returns how many tokens an image of (height, width, ...) has, with the class token."""
+        return math.prod(self.grid(image_size)) + (self.pool == "cls")
 
 
 def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)

@@ -26,7 +26,7 @@ class Program:
 
     Attributes:
         model: the VisionTransformer.
-        attention_impl: how its attention is computed on the mesh; not "auto".
+        attention: how its attention is computed on the mesh, in words.
         remat: what the training step recomputes; not "auto" once the step is compiled.
         tx: the optax transformation.
         learning_rate: step -> learning rate.
@@ -59,8 +59,9 @@ class Program:
         self.config, self.image_shape, self.mesh = config, image_shape, mesh
         self.memory_bytes, self.recorded_remat = memory_bytes, recorded_remat
         model = models.from_config(config)
-        self.attention_impl = attention.resolve(model, mesh.devices.flat[0])
-        self.model = model.clone(attention_impl=self.attention_impl)
+        impl = attention.resolve(model, mesh.devices.flat[0])
+        self.model = model.clone(attention_impl=impl)
+        self.attention = attention.describe(model, impl, model.num_tokens(image_shape))
         self.remat = model.remat
         params = jax.eval_shape(
             lambda: train_state.init_params(self.model, image_shape, config.seed)

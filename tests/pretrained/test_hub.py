@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, tiny_model
 from published import CASES, assert_same, golden_model, golden_tensors
 from safetensors.numpy import load_file, save_file
 
@@ -236,3 +236,13 @@ def test_pooling_and_positions_of_timm(tmp_path):
     # The config.json of this model doesn't mention its GELU.
     with pytest.raises(UserError, match="--config.model.gelu=tanh"):
         load(tensors, architecture="vit_so400m_patch16_siglip_gap_256")
+
+
+def test_git_lfs_pointers_are_recognized(tmp_path):
+    """Alone, and as the file of a folder."""
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 99\n")
+    (tmp_path / "config.json").write_text("{}")
+    for path in (pointer, tmp_path):
+        with pytest.raises(UserError, match="is a Git LFS pointer instead of the weights: run"):
+            pretrained.load(path, tiny_model())

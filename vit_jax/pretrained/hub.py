@@ -102,7 +102,21 @@ def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
         try:
             return read_tensors(path, local)
         except safetensors.SafetensorError as error:
+            with path.open("rb") as file:
+                check_downloaded(path, file.read(len(LFS_POINTER)))
             raise UserError(f"{path} is damaged: {error}") from None
+
+
+LFS_POINTER = b"version https://git-lfs"
+
+
+def check_downloaded(path, start: bytes) -> None:
+    """Raises UserError if a file, which starts with these bytes, only points to the weights."""
+    if start.startswith(LFS_POINTER):
+        raise UserError(
+            f"{path} is a Git LFS pointer instead of the weights: run `git lfs pull` in its "
+            "repository, or download the file itself"
+        )
 
 
 def read_tensors(path, local) -> dict[str, np.ndarray]:

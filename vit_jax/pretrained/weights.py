@@ -194,10 +194,11 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
     if path.is_dir():
         return Weights(path=name, **hub.convert(name, *hub.read_folder(path), num_heads))
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(len(hub.LFS_POINTER))
+    hub.check_downloaded(name, start)
     if start.startswith(b"PK"):
         return read_npz(name, path)
-    if start[8:] == b"{":
+    if start[8:9] == b"{":
         tensors = hub.read_safetensors(path)
         return Weights(path=name, **hub.convert(name, tensors, {}, {}, num_heads))
     pickle = path.suffix in (".bin", ".pt", ".pth")

@@ -1,11 +1,12 @@
 """The classifier: published files, settings of the weights, images of all kinds."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, tiny_model
+from conftest import GOLDEN, init, tiny_model
 from PIL import Image
 from published import CASES, compute_logits, random_model, random_params, write_run
 from whole_runs import quick_config
@@ -177,3 +178,15 @@ def test_few_sizes_of_batches_are_compiled(classifier):
         rows = classifier.map_batches(spy, images[:n], 4)
         np.testing.assert_array_equal(rows[:, 0], np.arange(n))
     assert sizes == {1, 2, 4}
+
+
+def test_paths_and_images_with_channels_first_are_refused():
+    model = tiny_model()
+    params = init(model, np.zeros((1, 32, 32, 3)))["params"]
+    classifier = vit_jax.Classifier(model=model, params=params, image_size=(32, 32))
+    for path in ("a.png", pathlib.Path("a.png"), ["a.png"]):
+        with pytest.raises(UserError, match="An image is the path 'a.png': open it with"):
+            classifier(path)
+    with pytest.raises(UserError, match=r"\(3, 32, 32\): a color image must be \(H, W, 3\)"):
+        classifier(np.zeros((3, 32, 32), np.uint8))
+    assert len(classifier(np.zeros((3, 32, 32, 1), np.uint8))) == 3

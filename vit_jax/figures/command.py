@@ -100,6 +100,8 @@ def draw_all(
     check_layers(layers, subject.model.depth)
     drawn = Images(subject, read_images(images, workdir, subject.channels))
     figures = dict(model_figures(subject, drawn, layers))
+    for run in compare:
+        curves.series(run)  # raises if it isn't a run's folder
     if workdir is not None:
         figures["curves"] = lambda: curves.curves([workdir, *compare])
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Images as evaluation sees them, computed without TensorFlow."""
 
 import contextlib
+import os
 
 import numpy as np
 
@@ -35,6 +36,8 @@ def evaluation_view(
     Raises:
         UserError: not an image, an image without pixels, or a file that can't be decoded.
     """
+    if isinstance(image, (str, os.PathLike)):
+        raise UserError(f"An image is the path {str(image)!r}: open it with PIL.Image.open first")
     if is_pillow(image):
         image = pillow_pixels(image, channels)
     image = with_channels(np.asarray(image), channels)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax.checks import Range, check_class_names, check_eval_view, check_range, size_pair
+from vit_jax.errors import UserError
 from vit_jax.inference.images import evaluation_view, is_pillow
 
 BATCH_SIZE = 32
@@ -81,6 +82,11 @@ class Predictor(abc.ABC):
             images = [images]
         elif hasattr(images, "__array__"):
             images = np.asarray(images)
+            if images.ndim == 3 and self.channels == images.shape[0] == 3 != images.shape[-1]:
+                raise UserError(
+                    f"The images are {images.shape}: a color image must be (H, W, 3), and three "
+                    "gray ones (3, H, W, 1)"
+                )
             if images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
                 images = images[None]  # one image
             if images.shape[1:] == view_shape and images.dtype == np.uint8:

@@ -128,7 +128,7 @@ def save(
 
     Args:
         params: the model's parameters, on any devices.
-        path: the file or folder to write; local or gs://.
+        path: the file or folder to write; local or gs://. A model that is there is replaced.
         format: "google": an .npz like those under gs://vit_models. "timm": a .safetensors file,
             or a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`. "hf": a
             folder for `ViTForImageClassification.from_pretrained` (without a head: `ViTModel`).

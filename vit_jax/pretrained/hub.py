@@ -68,9 +68,11 @@ def read_folder(path: epath.Path) -> tuple[dict[str, np.ndarray], dict, dict]:
             found = "only pytorch_model.bin, a pickle, which is never read"
         elif any(path.glob("model-*.safetensors")):
             found = "parts of it without model.safetensors.index.json: download that too"
+        hint = "a run's folder has checkpoints/"
+        if path.name == "checkpoints":
+            hint = f"is it a run's? Give the run, {path.parent}, or a checkpoint, {path}/STEP"
         raise UserError(
-            f"{path} holds no weights: expected model.safetensors, found {found} (a run's folder "
-            "has checkpoints/)"
+            f"{path} holds no weights: expected model.safetensors, found {found} ({hint})"
         )
     if not (path / "config.json").exists():
         raise UserError(

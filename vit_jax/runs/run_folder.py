@@ -287,7 +287,10 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         )
     if problem == "is missing":
         return None
-    raise UserError(f"{path} {problem}: use another folder, or remove the file")
+    raise UserError(
+        f"{path} {problem}: {workdir} isn't a run's folder. If it holds weights of another "
+        "codebase, give it as config.init_from, or to pretrained.load"
+    )
 
 
 def check_structure(config: ml_collections.ConfigDict) -> None:

@@ -138,6 +138,8 @@ def run(
             stop("--profile is a flag of train.py only")
         if JSON.value and trains:
             stop("--json is a flag of evaluate.py and predict.py only")
+        if RECOVER_CONFIG.value and not trains:
+            stop("--recover_config is a flag of train.py only")
         if PROFILE.value and COMPILE_FOR.value:
             stop("--profile traces steps, and --compile_for takes none: leave one out")
         if needs_config or config_name():
@@ -223,10 +225,23 @@ def parse(argv: list[str]) -> list[str]:
         stop(place if is_python else unreadable_preset())
     except Exception as error:  # in the preset's code, or --config.dataset.name.x=1
         fields = f"Overrides must name a field, as in --config.dataset.name=cifar10 ({error})"
+        if field := re.search(r'because field "(\w+)" is None', str(error)):
+            fields = f"config.{field[1]} is set as a whole: --config.{field[1]}=VALUE"
         stop(preset_error(error) or fields)
     check_not_empty()
     expand_home()
+    prefer_num_epochs()
     return arguments
+
+
+def prefer_num_epochs() -> None:
+    """Lets --config.num_epochs override a preset's `total_steps`, which has precedence."""
+
+    def is_given(field):
+        return f"config.{field}" in flags.FLAGS and flags.FLAGS[f"config.{field}"].present
+
+    if is_given("num_epochs") and not is_given("total_steps"):
+        CONFIG.value.total_steps = None
 
 
 def check_single_preset(argv: list[str]) -> None:
@@ -339,6 +354,8 @@ def flag_error(text: str) -> str:
                 return group_error(field, value)
             return f"config.{field} is {value!r}; it must be {expected}"
     if without_preset := re.match(r"Unknown command line flag '(config\.[\w.]+)'", text):
+        if re.search(r"-workdir\b", " ".join(sys.argv)) and "train.py" not in sys.argv[0]:
+            return f"--workdir takes the run's own configuration: leave out --{without_preset[1]}"
         return f"--{without_preset[1]} overrides a field of a preset: add --config=FILE"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import ast
 import functools
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -156,6 +157,7 @@ def evaluate(
     config, mesh = target.config, mesh_of(target.config)
     if evaluations is None:
         evaluations = evals.parse(config)
+    evals.check_layers(evaluations, target.model.depth)
     params = jax.device_get(target.params)  # which any process can split over a mesh of all
     params = jax.device_put(params, sharding.state_sharding(params, mesh))
     batch_size = eval_batch_size(config, mesh)
@@ -309,7 +311,9 @@ def main():
         )
     out = args.out or (workdir and evaluation_folder(workdir))
     if args.report and out is None:
-        raise UserError("--report needs --out, the folder to write the report to")
+        raise UserError("--report needs --out, the folder to write its pictures to")
+    if out is not None and os.path.exists(out) and not os.path.isdir(out):
+        raise UserError(f"--out is {out}, which is a file: give a folder")
     if workdir is not None:
         target = open_run(workdir, args.step, **dataset)
     elif config is not None and config.init_from:
@@ -331,8 +335,10 @@ def main():
             print("\n" + "\n".join(results.class_table(result.classes)))
     if out is not None:
         write(target, result, out)
-    if args.report and out == evaluation_folder(workdir or ""):
-        print(f"\n{page.write(workdir)}")
+    is_page = args.report and out == evaluation_folder(workdir or "")
+    written = page.write(workdir) if is_page else out
+    if written and not command_line.JSON.value:
+        print(f"\n{written}")
 
 
 if __name__ == "__main__":

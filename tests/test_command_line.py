@@ -1,10 +1,12 @@
 """Commands from any folder, and paths that a shell would take apart."""
 
+import json
 import logging
 import pathlib
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import types
 
@@ -153,3 +155,38 @@ def test_a_run_inside_its_dataset_is_refused(tmp_path):
     with pytest.raises(UserError, match="would be taken for a class"):
         input_pipeline.check_workdir(dataset, tmp_path / "train" / "run")
     input_pipeline.check_workdir(types.SimpleNamespace(name="digits"), tmp_path)
+
+
+def parse(*arguments):
+    """Parses a command line in a process of its own, which prints the configuration."""
+    code = (
+        "import sys, command_line\n"
+        "command_line.parse(sys.argv)\n"
+        "print(command_line.CONFIG.value.to_json_best_effort())"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=command_line.ROOT, capture_output=True, text=True)
+
+
+def test_epochs_on_the_command_line_override_a_preset_s_steps():
+    quick = ("--config=configs/digits.py:quick", "--config.num_epochs=5")
+    config = json.loads(parse(*quick).stdout)
+    assert (config["num_epochs"], config["total_steps"]) == (5.0, None)
+    config = json.loads(parse(*quick, "--config.total_steps=7").stdout)
+    assert config["total_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/digits.py", "--config.evals.knn.k=5"],
+            "config.evals is set as a whole",
+        ),
+        (["--workdir=runs/x", "--config.batch_size=8"], "--workdir takes the run's own config"),
+    ],
+)
+def test_overrides_that_cannot_be_are_explained(arguments, message):
+    result = parse(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr

@@ -145,3 +145,16 @@ def test_sets_of_labels(tiny_config, tmp_path, one_device):
     tiny_config.dataset.update(name=str(builder.data_dir), train_split="validation")
     with pytest.raises(UserError, match="has sets of labels, which only an entry of config.evals"):
         input_pipeline.open_splits(tiny_config.dataset)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "knn", "neighbors": 5000}, "config.evals.a: neighbors is 5000, and there are"),
+        ({"kind": "fewshot", "shots": (1, 1000)}, "1000 shots of 10 classes are 10000 training"),
+        ({"kind": "probe", "train_examples": 5}, "There are 5 training examples of 10 classes"),
+    ],
+)
+def test_too_few_examples_are_found_at_the_start(entry, message, on_one_device, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.train(quick_config(evals={"a": entry}), tmp_path)

@@ -118,7 +118,7 @@ def test_images_of_all_kinds(classifier):
     for one in (gray, gray[..., None], jax.numpy.asarray(gray), jax.numpy.asarray(gray[..., None])):
         assert classifier(one) == expected
     assert classifier(jax.numpy.asarray(gray[None])) == expected
-    for invalid in (np.zeros((2, 16, 16, 1), np.float32), [gray / 255], ["a.png"], "a.png", None):
+    for invalid in (np.zeros((2, 16, 16, 1), np.float32), [gray / 255], None):
         with pytest.raises(UserError, match="must be a PIL image, or uint8"):
             classifier(invalid)
     for empty in (np.zeros((0, 8, 3), np.uint8), [np.zeros((8, 0), np.uint8)]):

@@ -261,3 +261,13 @@ def test_a_run_keeps_to_its_use_of_exif_data(run, tiny_config):
     tiny_config.dataset.exif = True
     with pytest.raises(UserError, match="dataset.exif: False -> True"):
         run_folder.check_config(run, run_folder.keep_recorded(run, tiny_config))
+
+
+def test_a_folder_with_another_program_s_config_is_left_alone(tmp_path, tiny_config):
+    """Such as weights of transformers."""
+    path = tmp_path / "config.json"
+    path.write_text('{"architectures": ["ViTModel"]}')
+    with pytest.raises(
+        UserError, match="config.json can't be read .model is missing.: use another"
+    ):
+        run_folder.check_resumable(tmp_path, tiny_config, train_set=None)

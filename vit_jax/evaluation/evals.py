@@ -8,9 +8,9 @@ An entry is a name and a dictionary, for instance in a preset
         "fewshot": {"kind": "fewshot", "shots": (5, 10), "train_split": "train[:5%]"},
     }
 
-To add a kind that classifies features, write a file like `knn.py` with a function `evaluate` and
-a table RANGES, and give it a row in KINDS. The function's keyword-only parameters are the kind's
-settings. A metric of single examples belongs in vit_jax/training/metrics.py.
+To add a kind that classifies features, write a file like `knn.py` with the functions `evaluate` and
+`check` and a table RANGES, and give it a row in KINDS. The keyword-only parameters of `evaluate`
+are the kind's settings. A metric of single examples belongs in vit_jax/training/metrics.py.
 """
 
 import dataclasses
@@ -145,7 +145,12 @@ def check_common(field: str, entry: Mapping) -> None:
 
 def check(config, depth: int) -> None:
     """Raises UserError if `config.evals` isn't valid for a model with `depth` blocks."""
-    for name, evaluation in parse(config).items():
+    check_layers(parse(config), depth)
+
+
+def check_layers(evaluations: Mapping[str, Evaluation], depth: int) -> None:
+    """Raises UserError if an evaluation is of a layer that a model with `depth` blocks lacks."""
+    for name, evaluation in evaluations.items():
         if evaluation.layer is not None and evaluation.layer > depth:
             raise UserError(
                 f"config.evals.{name}.layer is {evaluation.layer}; the model has {depth} blocks"
@@ -222,6 +227,7 @@ class FeatureEvaluator:
         )
         self.num_classes = len(class_names)
         self.sources = [self.train_batches.source, self.test_batches.source]
+        self.call(KINDS[evaluation.kind].check, self.train_batches.source.num_examples)
 
     @functools.cached_property
     def embed_step(self):
@@ -237,9 +243,12 @@ class FeatureEvaluator:
             )
             if sets[-1] is None:
                 return None
-        evaluate, settings = KINDS[self.evaluation.kind].evaluate, self.evaluation.settings
+        return self.call(KINDS[self.evaluation.kind].evaluate, *sets)
+
+    def call(self, function: Callable, *args):
+        """Calls a function of the kind; its errors name the entry."""
         try:
-            return evaluate(*sets, self.num_classes, **settings)
+            return function(*args, self.num_classes, **self.evaluation.settings)
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from None
 

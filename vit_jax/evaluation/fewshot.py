@@ -58,6 +58,16 @@ def evaluate(
     return results
 
 
+def check(num_examples: int, num_classes: int, *, shots=(1, 5, 10, 25), **_) -> None:
+    """Raises UserError if there are too few training examples in all."""
+    if num_examples < max(shots) * num_classes:
+        raise UserError(
+            f"{max(shots)} shots of {num_classes} classes are {max(shots) * num_classes} training "
+            f"examples, and there are {num_examples}: lower shots, or choose a larger train_split "
+            "or train_examples"
+        )
+
+
 def check_shots(labels: np.ndarray, num_classes: int, shots: int) -> None:
     """Raises UserError if a class has fewer examples than are to be drawn of it."""
     counts = np.bincount(labels, minlength=num_classes)

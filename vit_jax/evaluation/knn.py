@@ -34,11 +34,7 @@ def evaluate(
     Raises:
         UserError: there are fewer training examples than neighbors.
     """
-    if neighbors > len(train.labels):
-        raise UserError(
-            f"neighbors is {neighbors}, and there are {len(train.labels)} training examples: lower "
-            "it, or choose a larger train_split"
-        )
+    check(len(train.labels), num_classes, neighbors=neighbors)
     known = normalize(train.features)
     labels = jnp.asarray(train.labels)
     rows = max(1, min(len(test.labels), SIMILARITIES_AT_ONCE // len(train.labels)))
@@ -48,6 +44,15 @@ def evaluate(
         predictions = vote(known, labels, queries, neighbors, num_classes)
         hits += np.sum(np.asarray(predictions) == test.labels[start : start + rows])
     return {"accuracy": float(hits / len(test.labels))}
+
+
+def check(num_examples: int, num_classes: int, *, neighbors: int = 20) -> None:
+    """Raises UserError if there are fewer training examples than neighbors."""
+    if neighbors > num_examples:
+        raise UserError(
+            f"neighbors is {neighbors}, and there are {num_examples} training examples: lower it, "
+            "or choose a larger train_split"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("neighbors", "num_classes"))

@@ -59,6 +59,15 @@ def evaluate(
     return {"accuracy": accuracy(classifier, test), "l2": best}
 
 
+def check(num_examples: int, num_classes: int, **_) -> None:
+    """Raises UserError if there are fewer training examples than classes."""
+    if num_examples < num_classes:
+        raise UserError(
+            f"There are {num_examples} training examples of {num_classes} classes: choose a larger "
+            "train_split or train_examples"
+        )
+
+
 def accuracy(classifier, examples: Embeddings) -> float:
     predictions = jnp.argmax(logits(classifier, examples.features), axis=-1)
     return float(np.mean(np.asarray(predictions) == examples.labels))

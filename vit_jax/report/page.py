@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.evaluation.classes import AVERAGES, MEASURES
 from vit_jax.figures import curves
 from vit_jax.files import write_atomically
@@ -58,7 +58,8 @@ def write(workdir) -> pathlib.Path:
     try:
         write_atomically(folder / NAME, contents)
     except OSError as error:
-        raise UserError(f"{folder / NAME} can't be written: {error.strerror}") from None
+        reason = error.strerror or first_line(error)
+        raise UserError(f"{folder / NAME} can't be written: {reason}") from None
     return folder / NAME
 
 
@@ -121,11 +122,11 @@ def run_table(config, evaluation: dict) -> str:
 
 
 def curves_picture(folder: pathlib.Path) -> str:
-    """Returns the run's curves; nothing if it has none yet."""
+    """Returns the run's curves, or why there are none."""
     try:
         figure = curves.curves([folder])
-    except UserError:
-        return ""
+    except UserError as error:
+        return paragraph(f"No curves: {error}")
     names = sorted({name for name, _ in curves.series(folder)})
     description = f"Curves of {', '.join(names)} against the step"
     caption = "Metrics of the run, from metrics.jsonl"
@@ -182,6 +183,8 @@ def evaluation_picture(folder: pathlib.Path, name: str, description: str, captio
     path = folder / "evaluation" / f"{name}.png"
     if not path.exists():
         return ""
+    if not path.stat().st_size:
+        return paragraph(f"{path} is empty: evaluate.py --report draws it anew")
     return picture(path.read_bytes(), description, caption, is_wide=name in WIDE)
 
 

@@ -288,8 +288,8 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     if problem == "is missing":
         return None
     raise UserError(
-        f"{path} {problem}: {workdir} isn't a run's folder. If it holds weights of another "
-        "codebase, give it as config.init_from, or to pretrained.load"
+        f"{path} {problem}: use another folder or, if the file is of no use, remove the file. "
+        "Weights of another codebase are given as config.init_from, or to pretrained.load"
     )
 
 
@@ -340,11 +340,14 @@ def check_resumable(
         workdir, config, changed_fields, recover: see `check_config`.
 
     Raises:
-        UserError: as `check_config`; or the dataset has other classes now.
+        UserError: as `check_config`; the dataset has other classes now; or there is a config.json
+            that isn't a run's.
     """
     if checkpoint_steps(workdir):
         check_config(workdir, config, changed_fields, recover)
         check_class_names(workdir, train_set.class_names, train_set.name)
+    else:
+        read_config(workdir)  # raises if the config.json there isn't a run's
 
 
 def check_config(

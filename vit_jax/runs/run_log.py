@@ -167,8 +167,8 @@ class RunLog:
             consequence = "nothing has been saved since"
         raise NonFiniteError(
             f"Step {step}: {values}. The run has diverged, and {consequence}: lower "
-            "config.schedule.base_lr, lengthen config.schedule.warmup_steps or lower "
-            "config.grad_clip_norm, in another --workdir"
+            "config.schedule.base_lr, lengthen config.schedule.warmup_steps or set "
+            "config.grad_clip_norm lower (0: gradients aren't clipped), in another --workdir"
         )
 
     def write_step(self, step: int, metrics: dict) -> None:

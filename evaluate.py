@@ -15,8 +15,10 @@ if __name__ == "__main__":
 import ast
 import functools
 import json
+import logging
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -34,23 +36,36 @@ from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
 from vit_jax.runs import checkpoint, run_folder, run_log
-from vit_jax.runs.checkpoint_items import check_shapes
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
+logger = logging.getLogger("vit_jax")
+
 
 class Target(NamedTuple):
-    """A model, and the split that it is evaluated on."""
+    """A model, and the split that it is evaluated on.
 
-    config: Any  # a run's, or a preset's; `dataset` describes the split
+    Attributes:
+        config: the configuration of a run or a preset, with its own dataset.
+        model: the VisionTransformer.
+        mesh: the devices.
+        params: the parameters, on the mesh: the average, if the run keeps one.
+        raw_params: the parameters themselves, if `params` is their average; or None.
+        eval_set: the split, an `input_pipeline.Source`.
+        step: of the checkpoint, or None.
+    """
+
+    config: Any
     model: Any
+    mesh: Any
     params: dict
-    eval_set: Any  # an `input_pipeline.Source`
-    step: int | None = None  # of the checkpoint
+    raw_params: dict | None
+    eval_set: Any
+    step: int | None
 
 
 def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
-    """Opens a run's checkpoint, with the average of its parameters if the run keeps one.
+    """Opens a run's checkpoint, split over this machine's devices as `config.mesh` says.
 
     Args:
         workdir: the run's folder.
@@ -64,16 +79,27 @@ def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
         step = checkpoint.best_step(workdir)
     elif step == "latest":
         step = None
-    config, params = checkpoint.restore_params(workdir, step)
-    select_dataset(config, **dataset)
+    config, params, step = checkpoint.read_params(workdir, step, shapes=param_shapes)
+    raw_params, shapes = None, sharding.shapes_of(params)
+    if config.ema_decay:
+        _, raw_params, _ = checkpoint.read_params(workdir, step, "params", lambda _: shapes)
+    selected = select_dataset(config, **dataset)
     check(config)
-    eval_set = open_eval_set(config.dataset, run_folder.read_class_names(workdir))
+    eval_set = open_eval_set(selected, run_folder.read_class_names(workdir))
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return Target(config, models.from_config(config), mesh, params, raw_params, eval_set, step)
+
+
+def param_shapes(config):
+    """Returns the parameters of a configuration's model as shapes with shardings."""
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
-    expected = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
-    check_shapes(workdir, params, expected)
-    if step is None:
-        step = run_folder.checkpoint_steps(workdir)[-1]
-    return Target(config, model, params, eval_set, step)
+    shapes = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
+    shardings = sharding.state_sharding(shapes, mesh_of(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def open_weights(config, **dataset) -> Target:
@@ -87,14 +113,16 @@ def open_weights(config, **dataset) -> Target:
         UserError: unknown weights, dataset or split, or weights of a different model.
     """
     config = config.copy_and_resolve_references()
-    select_dataset(config, **dataset)
+    selected = select_dataset(config, **dataset)
     input_pipeline.check(config)
     pretrained.check(config)
-    eval_set = open_eval_set(config.dataset, None)
+    eval_set = open_eval_set(selected, None)
     config.num_classes = eval_set.num_classes
     model, shape = models.from_config(config), input_pipeline.image_shape(config)
-    params = pretrained.from_config(config, model, shape, new_head=False)
-    return Target(config, model, params, eval_set)
+    params, mesh = pretrained.from_config(config, model, shape, new_head=False), mesh_of(config)
+    params = jax.device_get(params)  # which any process can split over a mesh of all
+    params = jax.device_put(params, sharding.state_sharding(params, mesh))
+    return Target(config, model, mesh, params, None, eval_set, None)
 
 
 def open_eval_set(dataset, class_names: tuple[str, ...] | None):
@@ -124,20 +152,22 @@ def check(config) -> None:
 
 def select_dataset(
     config, name: str | None = None, data_dir: str | None = None, split: str | None = None
-) -> None:
-    """Sets the dataset to evaluate on; what is None stays as configured.
+):
+    """Returns `config.dataset` with another dataset to evaluate on; what is None stays.
 
     Args:
-        config: the configuration, changed in place.
+        config: the configuration.
         name: a TFDS name or a folder: `dataset.name`.
         data_dir: `dataset.data_dir`.
         split: `dataset.eval_split`.
     """
+    dataset = config.dataset.copy_and_resolve_references()
     fields = dict(name=name, data_dir=data_dir, eval_split=split)
-    with config.ignore_type():
-        config.dataset.update({field: value for field, value in fields.items() if value})
+    with dataset.ignore_type():
+        dataset.update({field: value for field, value in fields.items() if value})
     if name and split:  # the dataset may lack the split that the run was trained on
-        config.dataset.train_split = split
+        dataset.train_split = split
+    return dataset
 
 
 def evaluate(
@@ -147,41 +177,48 @@ def evaluate(
 ) -> Result:
     """Evaluates a model on its split, and by other evaluations.
 
-    The parameters are split over this machine's devices as `config.mesh` says, if it fits them.
+    If the run keeps an average of its parameters, the others have the accuracy of the parameters
+    themselves, "val_raw", and each evaluation of them, named <name>_raw.
 
     Args:
         target: the model and the split.
-        evaluations: by name, see `evals.parse`; None: those of `config.evals`.
+        evaluations: by name, see `evals.parse`; of the configuration's own dataset, unless they
+            name another. None: those of `config.evals`.
         reports_classes: whether the result has measures of each class.
     """
-    config, mesh = target.config, mesh_of(target.config)
+    config, mesh, model = target.config, target.mesh, target.model
     if evaluations is None:
         evaluations = evals.parse(config)
-    evals.check_layers(evaluations, target.model.depth)
-    params = jax.device_get(target.params)  # which any process can split over a mesh of all
-    params = jax.device_put(params, sharding.state_sharding(params, mesh))
+    evals.check_layers(evaluations, model.depth)
     batch_size = eval_batch_size(config, mesh)
+    rows = feeding.process_rows(mesh, batch_size)
     arguments = dict(
-        batch_size=batch_size, share_index=jax.process_index(), num_shares=jax.process_count()
+        batch_size=batch_size, share_index=rows["share_index"], num_shares=rows["num_shares"]
     )
     setup = evals.Setup(
         config=config,
-        model=target.model,
+        model=model,
         class_names=target.eval_set.class_names,
-        params_shapes=sharding.shapes_of(params),
+        params_shapes=sharding.shapes_of(target.params),
         batch_shape=(batch_size, *input_pipeline.image_shape(config)),
         open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
     )
-    eval_step = functools.cache(lambda: setup.compile(steps.make_eval_step(target.model, config)))
+    eval_step = functools.cache(lambda: setup.compile(steps.make_eval_step(model, config)))
     evaluators = evals.create(evaluations, setup, eval_step)
-    batches = input_pipeline.eval_batches(target.eval_set, config, **arguments)
-    predictions = accuracy.predict(
-        setup.compile(accuracy.make_predict_step(target.model, config)),
-        params,
-        feeding.to_devices(batches, mesh),
-        target.model.num_classes,
-    )
-    others = {name: evaluator(params, lambda: False) for name, evaluator in evaluators.items()}
+    batches = input_pipeline.EvalBatches(target.eval_set, config, **arguments)
+    predict_step = setup.compile(accuracy.make_predict_step(model, config))
+
+    def predict(params):
+        on_devices = feeding.to_devices(batches, mesh)
+        return accuracy.predict(predict_step, params, on_devices, model.num_classes)
+
+    predictions, others = predict(target.params), {}
+    if target.raw_params is not None:
+        others["val_raw"] = predict(target.raw_params).metrics()
+    for name, evaluator in evaluators.items():
+        others[name] = evaluator(target.params, lambda: False)
+        if target.raw_params is not None:
+            others[f"{name}_raw"] = evaluator(target.raw_params, lambda: False)
     sources = [source for evaluator in evaluators.values() for source in evaluator.sources]
     input_pipeline.report_corrupt(target.eval_set, *sources)
     return results.summarize(
@@ -193,7 +230,8 @@ def mesh_of(config):
     """Returns the mesh of a configuration; one that only splits batches, if it doesn't fit."""
     try:
         return create_mesh(**config.get("mesh", {}))
-    except UserError:
+    except UserError as error:
+        logger.warning(f"{error}. Only batches are split over the devices instead")
         return create_mesh()
 
 
@@ -218,18 +256,21 @@ def parse_evals(text: str | None, config) -> dict[str, evals.Evaluation] | None:
 def write(target: Target, result: Result, out) -> None:
     """Writes the results to a folder; see `results.write`."""
     config = target.config
-    classifier = Classifier(
-        model=target.model,
-        params=target.params,
-        image_size=input_pipeline.image_shape(config)[:2],
-        channels=config.dataset.channels,
-        class_names=target.eval_set.class_names,
-        mean=tuple(config.augment.mean),
-        std=tuple(config.augment.std),
-        eval_crop=config.augment.eval_crop,
-        eval_method=config.augment.eval_method,
-        loss=config.loss,
-    )
+    classifier = None
+    leaves = jax.tree.leaves(target.params)
+    if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
+        classifier = Classifier(
+            model=target.model,
+            params=jax.device_get(target.params),
+            image_size=input_pipeline.image_shape(config)[:2],
+            channels=config.dataset.channels,
+            class_names=target.eval_set.class_names,
+            mean=tuple(config.augment.mean),
+            std=tuple(config.augment.std),
+            eval_crop=config.augment.eval_crop,
+            eval_method=config.augment.eval_method,
+            loss=config.loss,
+        )
     images = functools.partial(input_pipeline.load_images, target.eval_set, config)
     try:
         results.write(result, classifier, images, pathlib.Path(out))
@@ -240,18 +281,31 @@ def write(target: Target, result: Result, out) -> None:
 def report(workdir) -> pathlib.Path:
     """Evaluates a run's latest checkpoint, and writes its report; returns the page.
 
+    Does nothing if that is done already.
+
     Raises:
         UserError: as `open_run`, or the folder can't be written.
     """
-    target = open_run(workdir)
-    result = evaluate(target, reports_classes=True)
-    write(target, result, evaluation_folder(workdir))
-    return page.write(workdir)
+    folder = evaluation_folder(workdir)
+    steps = run_folder.checkpoint_steps(workdir)
+    if not page.is_current(workdir, folder, steps[-1] if steps else None):
+        target = open_run(workdir)
+        result = evaluate(target, evaluations={}, reports_classes=True)
+        write(target, result, folder)
+        page.write(workdir, folder)
+    return pathlib.Path(workdir) / page.NAME
 
 
-def evaluation_folder(workdir) -> str:
-    """Returns where the results of a run's evaluation are written."""
-    return str(pathlib.Path(workdir) / "evaluation")
+def evaluation_folder(workdir, **dataset) -> pathlib.Path:
+    """Returns where the results of a run's evaluation are written.
+
+    Args:
+        workdir: the run's folder.
+        **dataset: see `select_dataset`; another dataset or split has a folder of its own.
+    """
+    folder = pathlib.Path(workdir) / "evaluation"
+    names = [re.sub(r"\W+", "_", value).strip("_") for value in dataset.values() if value]
+    return folder / "_".join(names) if names else folder
 
 
 class StepParser(flags.ArgumentParser):
@@ -309,7 +363,7 @@ def main():
         raise UserError(
             "--config can't be combined with --workdir or --step, which select a checkpoint"
         )
-    out = args.out or (workdir and evaluation_folder(workdir))
+    out = args.out or (workdir and evaluation_folder(workdir, **dataset))
     if args.report and out is None:
         raise UserError("--report needs --out, the folder to write its pictures to")
     if out is not None and os.path.exists(out) and not os.path.isdir(out):
@@ -324,6 +378,8 @@ def main():
             "--config.init_from to published weights"
         )
     evaluations = parse_evals(args.evals, target.config)
+    if evaluations is None and args.dataset:
+        evaluations = {}  # `config.evals` is of the run's own dataset, which may not be here
     result = evaluate(target, evaluations, reports_classes=args.report)
     if jax.process_index() != 0:
         return
@@ -335,9 +391,13 @@ def main():
             print("\n" + "\n".join(results.class_table(result.classes)))
     if out is not None:
         write(target, result, out)
-    is_page = args.report and out == evaluation_folder(workdir or "")
-    written = page.write(workdir) if is_page else out
-    if written and not command_line.JSON.value:
+    if out is None:
+        return
+    is_own = workdir is not None and out == evaluation_folder(workdir)
+    written = out
+    if args.report:  # of another dataset, the page is beside its numbers
+        written = page.write(workdir, out, workdir if is_own else out)
+    if not command_line.JSON.value:
         print(f"\n{written}")
 
 

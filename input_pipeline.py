@@ -35,7 +35,7 @@ from vit_jax.data.corrupt import (
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
 from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, share_range
-from vit_jax.data.sources import RandomAccess, RecordFiles, Source, num_shared, select
+from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -66,6 +66,7 @@ __all__ = [
     "shuffle_order",
     "train_batches",
     "uses_exif",
+    "warn_of_shared",
 ]
 
 
@@ -123,9 +124,7 @@ def check_single_labels(source: Source) -> None:
 
 def warn_of_shared(train_set: Source, eval_set: Source) -> None:
     """Logs a warning if a split to evaluate on has training examples."""
-    if train_set.name.partition(",")[0] != eval_set.name.partition(",")[0]:
-        return  # another dataset
-    if shared := num_shared(train_set, eval_set):
+    if shared := train_set.num_shared(eval_set):
         logger.warning(
             f"{shared:,} of the {eval_set.num_examples:,} evaluation examples of {eval_set.name} "
             f"are also in the training split, {train_set.name}"
@@ -285,7 +284,8 @@ class EvalBatches:
         arguments["num_shares"] = num_shares
         self.make = functools.partial(eval_batches, source, config, **arguments)
         num_bytes = source.num_examples * math.prod(image_shape(config)) / num_shares
-        self.keeps = num_bytes <= config.dataset.eval_cache_mb * 1e6
+        # `get`: the configuration may be of a run from before the field.
+        self.keeps = num_bytes <= config.dataset.get("eval_cache_mb", 1_000) * 1e6
         self.kept = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -352,7 +352,7 @@ def make_batches(
         Batches of these fields, with a bool field `corrupt` if corrupt examples are skipped.
     """
     if skips_corrupt(config):
-        view = mark_corrupt(view, image_shape(config))
+        view = mark_corrupt(view, image_shape(config), source.label_shape)
     # AutoGraph would take seconds to convert functions that already use tf.cond and tf.where.
     view = tf.autograph.experimental.do_not_convert(view)
     views = examples_from(0).map(view, num_parallel_calls=tf.data.AUTOTUNE)

@@ -103,7 +103,7 @@ def install(requirements: str) -> bool:
     if not PYTHON.exists():
         venv.create(VENV, with_pip=has_ensurepip)
     elif has_ensurepip and not has_pip():
-        venv.create(VENV, with_pip=True, clear=True)  # the first time was interrupted
+        subprocess.run([PYTHON, "-m", "ensurepip"])  # its creation was interrupted
     pip = [PYTHON, "-m", "pip"]
     if not has_ensurepip:
         pip = [sys.executable, "-m", "pip", "--python", PYTHON]

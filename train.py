@@ -99,18 +99,19 @@ def train(
     weights = None
     if config.init_from and not run_folder.checkpoint_steps(workdir):
         weights = pretrained.from_config(config, program.model, image_shape)
-    checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-    state = start(program, checkpoints, weights, workdir)
-    first_step = int(state.step)
-
-    batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
-    batches = feeding.to_devices(batches, mesh)
-    log_summary(program, train_set, evaluators, state)
-    run_folder.record(workdir, config, train_set.class_names, program.remat)
     with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
+        stack.callback(checkpoints.close)  # lets other programs train in the folder
+        state = start(program, checkpoints, weights, workdir)
+        first_step = int(state.step)
+
+        batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
+        batches = feeding.to_devices(batches, mesh)
+        log_summary(program, train_set, evaluators, state)
+        run_folder.record(workdir, config, train_set.class_names, program.remat)
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
-        stack.callback(checkpoints.close)
+        stack.callback(checkpoints.finish_saving)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
         trace = profile.Profile(workdir, profile_steps, first_step)
         stack.callback(trace.close)
@@ -158,8 +159,13 @@ def create_evaluators(program: Program, train_set, eval_set, share: dict) -> dic
         open_batches=functools.partial(input_pipeline.open_eval_batches, **arguments),
     )
     batches = input_pipeline.EvalBatches(eval_set, config, **arguments)
-    own = evals.AccuracyEvaluator(lambda: program.eval_step, batches, program.mesh)
-    return {"val": own, **evals.create(evals.parse(config), setup, lambda: program.eval_step)}
+    own = evals.AccuracyEvaluator(
+        lambda: program.eval_step, batches, program.mesh, config.eval_every_steps
+    )
+    others = evals.create(evals.parse(config), setup, lambda: program.eval_step)
+    for evaluator in others.values():
+        input_pipeline.warn_of_shared(train_set, evaluator.sources[-1])
+    return {"val": own, **others}
 
 
 def eval_sources(evaluators: dict) -> list:
@@ -185,7 +191,7 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
         state, values = run.program.train_step(state, batch)
         run.profile.after(step, state)
         log.record(step, values)
-        due = due_evaluations(config, step)
+        due = due_evaluations(run, step)
         saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
         if not (run.preemption.sync() or due or saves):
             continue
@@ -223,13 +229,14 @@ def saves_on_error(run: Run, state):
         raise
 
 
-def due_evaluations(config: ConfigDict, step: int) -> list[str]:
+def due_evaluations(run: Run, step: int) -> list[str]:
     """Returns the names of the evaluations that are due at a step."""
-    every = {"val": config.eval_every_steps}
-    for name, evaluation in evals.parse(config).items():
-        own = evaluation.every_steps
-        every[name] = config.eval_every_steps if own is None else own
-    return [name for name, steps in every.items() if is_due(step, steps, config.total_steps)]
+    last = run.config.total_steps
+    return [
+        name
+        for name, evaluator in run.evaluators.items()
+        if is_due(step, evaluator.every_steps, last)
+    ]
 
 
 def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] | None:
@@ -257,7 +264,7 @@ def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] |
 def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
     """Reruns the evaluations that the run was stopped in; returns None if there are none."""
     step, log = int(state.step), run.log
-    due = due_evaluations(run.config, step) if step else []
+    due = due_evaluations(run, step) if step else []
     # Only process 0 reads metrics.jsonl, which tells; all must agree.
     missing = [
         name for name in due if distributed.any_process(log.writes and name not in log.evaluated)

@@ -15,7 +15,6 @@ import input_pipeline
 from configs import common
 from input_pipeline import open_source
 from vit_jax.data import datasets
-from vit_jax.data.sources import num_shared
 from vit_jax.errors import UserError
 
 
@@ -158,7 +157,7 @@ def test_splits_that_overlap_are_told(tfds_folders, caplog, train_split, eval_sp
     dataset = common.get_config().dataset
     dataset.update(name=tfds_folders["tfrecord"], train_split=train_split, eval_split=eval_split)
     train_set, eval_set = input_pipeline.open_splits(dataset)
-    assert num_shared(train_set, eval_set) == shared
+    assert train_set.num_shared(eval_set) == shared
     assert (f"{shared} of the" in caplog.text) == bool(shared)
 
 

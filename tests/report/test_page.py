@@ -12,7 +12,7 @@ import train
 from vit_jax.errors import UserError
 from vit_jax.report import elements, page
 
-HOSTILE = "<script>alert(1)</script> & $x_1$"
+HOSTILE = "<script>alert(1)</script> & $x_1$ \udcff"  # and a byte that isn't UTF-8
 
 
 class Checker(html.parser.HTMLParser):
@@ -59,6 +59,8 @@ def test_it_contains_the_evaluation_and_its_pictures(run):
     checked = Checker(contents)
     assert not checked.open
     assert len(checked.pictures) == 5  # curves, confusion, mistakes, attention, calibration
+    assert page.is_current(run, run / "evaluation", 20)
+    assert not page.is_current(run, run / "evaluation", 30)
     assert all(checked.pictures)
 
 

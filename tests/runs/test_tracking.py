@@ -20,8 +20,9 @@ def sent(workdir) -> list[list]:
 
     starts = []
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
-        sent, records = [], []
+        sent, records, deadline = [], [], time.monotonic() + 60
         while not records or not records[-1].HasField("exit"):  # its own process still writes
+            assert time.monotonic() < deadline
             time.sleep(0.1)
             data = log_records(path.read_bytes())
             records = [wandb_internal_pb2.Record.FromString(record) for record in data]
@@ -32,7 +33,7 @@ def sent(workdir) -> list[list]:
                 items = record.history.item
                 row = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in items}
                 metrics = {name: value for name, value in row.items() if "/" in name}
-                sent.append((row["_step"], metrics))
+                sent.append((row["global_step"], metrics))
         starts.append(sent)
     return starts
 

@@ -87,17 +87,20 @@ def error_reason(error: tf.errors.OpError) -> str:
     return re.sub(r"Error in user-defined function .* transformation.*?: ", "", text).strip()
 
 
-def mark_corrupt(view: Callable, image_shape: tuple[int, int, int]) -> Callable:
+def mark_corrupt(
+    view: Callable, image_shape: tuple[int, int, int], label_shape: tuple[int, ...]
+) -> Callable:
     """Wraps the function `view` so that a corrupt example gives zeros instead of an error.
 
     Args:
         view: (..., index, handle) -> fields of an example.
         image_shape: (height, width, channels).
+        label_shape: of an example's label.
 
     Returns:
         The same function with two more fields: index, and corrupt, a bool.
     """
-    blank = {"images": tf.zeros(image_shape, tf.uint8), "labels": tf.constant(0)}
+    blank = {"images": tf.zeros(image_shape, tf.uint8), "labels": tf.zeros(label_shape, tf.int32)}
 
     def view_or_blank(*example):
         *_, index, _ = example

@@ -55,6 +55,17 @@ class Source:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def num_shared(self, other: Source) -> int:
+        """Returns how many examples this split shares with another of the same dataset."""
+        if self.name.partition(", split")[0] != other.name.partition(", split")[0]:
+            return 0
+        return sum(
+            max(0, min(end, other_end) - max(start, other_start))
+            for name, start, end in self.ranges
+            for other_name, other_start, other_end in other.ranges
+            if name == other_name
+        )
+
     @property
     def label_shape(self) -> tuple[int, ...]:
         """The shape of an example's label."""
@@ -256,16 +267,6 @@ def split_ranges(
     return tuple(
         (part.splitname, *slice(part.from_, part.to).indices(sizes[part.splitname])[:2])
         for part in parts
-    )
-
-
-def num_shared(first: Source, second: Source) -> int:
-    """Returns how many examples two splits of one dataset share."""
-    return sum(
-        max(0, min(end, other_end) - max(start, other_start))
-        for name, start, end in first.ranges
-        for other_name, other_start, other_end in second.ranges
-        if name == other_name
     )
 
 

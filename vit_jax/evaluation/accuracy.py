@@ -123,10 +123,17 @@ class Predictions(NamedTuple):
         }
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Returns the 95% bootstrap interval of each of `metrics`."""
-        return statistics.bootstrap_intervals(
-            lambda rows: self.select(rows).metrics(), len(self.labels)
-        )
+        """Returns the 95% bootstrap intervals of the means among `metrics`.
+
+        The calibration error has none: that of a sample drawn with replacement is larger.
+        """
+        in_top = (self.top == self.labels[:, None]).any(axis=1)
+        values = {"loss": self.loss, "accuracy": self.correct, "accuracy_top5": in_top}
+
+        def means(rows):
+            return {name: float(value[rows].mean()) for name, value in values.items()}
+
+        return statistics.bootstrap_intervals(means, len(self.labels))
 
     def select(self, rows) -> "Predictions":
         """Returns the predictions at indices, or where a mask is True."""
@@ -194,9 +201,10 @@ def collect(
         if stop_requested():
             return None
         parts.append(step(params, batch))
-        jax.block_until_ready(parts[-3:][0])  # dispatch at most two batches ahead
-    columns = jax.device_get(parts)
-    columns = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+        if len(parts) > 2:  # two batches are dispatched ahead; the others don't stay on the device
+            parts[-3] = jax.device_get(parts[-3])
+    parts = jax.device_get(parts)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rows = np.flatnonzero(columns["mask"])
     rows = rows[np.argsort(columns["index"][rows])]
     columns = {name: values[rows] for name, values in columns.items()}

@@ -195,9 +195,10 @@ class Setup(NamedTuple):
 class AccuracyEvaluator:
     """Evaluates the model's own predictions: (params, stop_requested) -> `metrics.NAMES`."""
 
-    def __init__(self, eval_step: Callable, batches, mesh):
+    def __init__(self, eval_step: Callable, batches, mesh, every_steps: int):
         """Takes () -> the compiled step of `steps.make_eval_step`, and the set's batches."""
         self.eval_step, self.batches, self.mesh = eval_step, batches, mesh
+        self.every_steps = every_steps
         self.sources = [batches.source]
 
     def __call__(self, params, stop_requested: Callable[[], bool]) -> dict[str, float] | None:
@@ -213,6 +214,7 @@ class FeatureEvaluator:
 
     def __init__(self, name: str, evaluation: Evaluation, setup: Setup):
         self.name, self.evaluation, self.setup = name, evaluation, setup
+        self.every_steps = every_steps(evaluation, setup.config)
         dataset, config = setup.config.dataset, with_preprocessing(setup.config, evaluation)
         open_batches = functools.partial(
             setup.open_batches, config, name=evaluation.name, data_dir=evaluation.data_dir
@@ -227,6 +229,7 @@ class FeatureEvaluator:
         )
         self.num_classes = len(class_names)
         self.sources = [self.train_batches.source, self.test_batches.source]
+        self.check_sources()
         self.call(KINDS[evaluation.kind].check, self.train_batches.source.num_examples)
 
     @functools.cached_property
@@ -245,12 +248,32 @@ class FeatureEvaluator:
                 return None
         return self.call(KINDS[self.evaluation.kind].evaluate, *sets)
 
+    def check_sources(self) -> None:
+        """Raises UserError if the examples have sets of labels, or are tested on themselves."""
+        fitted, tested = self.sources
+        if any(source.max_labels is not None for source in self.sources):
+            raise UserError(
+                f"config.evals.{self.name}: {tested.name} has sets of labels, which only the kind "
+                "'accuracy' can use"
+            )
+        if shared := fitted.num_shared(tested):
+            raise UserError(
+                f"config.evals.{self.name}: {shared:,} of the {tested.num_examples:,} examples of "
+                f"{tested.name} are also in its train_split, {fitted.name}: use other splits"
+            )
+
     def call(self, function: Callable, *args):
         """Calls a function of the kind; its errors name the entry."""
         try:
             return function(*args, self.num_classes, **self.evaluation.settings)
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from None
+
+
+def every_steps(evaluation: Evaluation, config) -> int:
+    """Returns how often training runs an evaluation, in steps."""
+    own = evaluation.every_steps
+    return config.eval_every_steps if own is None else own
 
 
 def with_preprocessing(config, evaluation: Evaluation):
@@ -272,7 +295,8 @@ def create(evaluations: Mapping[str, Evaluation], setup: Setup, eval_step: Calla
 
     Returns:
         For each name a function (params, stop_requested) -> numbers by name, or None as soon as
-        `stop_requested()` is True. Its attribute `sources` has the splits that it reads.
+        `stop_requested()` is True. Its attribute `sources` has the splits that it reads, the one
+        that it evaluates last, and `every_steps` how often training runs it.
 
     Raises:
         UserError: an unknown dataset or split, or one with other classes.
@@ -300,5 +324,7 @@ def create(evaluations: Mapping[str, Evaluation], setup: Setup, eval_step: Calla
                 data_dir=evaluation.data_dir,
                 class_names=setup.class_names,
             )
-            evaluators[name] = AccuracyEvaluator(step_for(batches.source), batches, setup.mesh)
+            every = every_steps(evaluation, setup.config)
+            step = step_for(batches.source)
+            evaluators[name] = AccuracyEvaluator(step, batches, setup.mesh, every)
     return evaluators

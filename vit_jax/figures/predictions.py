@@ -105,7 +105,7 @@ def mistakes(images, wrong: Sequence[Mapping], title: str = ""):
     for axis in axes:
         axis.axis("off")
     for axis, image, mistake in zip(axes, images, wrong, strict=False):
-        predicted, actual = (escape(mistake[key]) for key in ("predicted", "class"))
+        predicted, actual = (shorten(mistake[key]) for key in ("predicted", "class"))
         show_image(axis, image, f"{predicted}, {mistake['confidence']:.0%}\nis {actual}")
     return figure
 
@@ -138,7 +138,11 @@ def calibration(bins: Mapping, title: str = ""):
     return figure
 
 
-def escape(name: str, length: int = 20) -> str:
-    """Returns a name for a picture: cut if it is long, and without matplotlib's formulas."""
-    name = name if len(name) <= length else f"{name[: length - 1]}…"
-    return name.replace("$", r"\$")
+def escape(name: str) -> str:
+    """Returns a name for a label of an axis, where matplotlib reads formulas."""
+    return shorten(name).replace("$", r"\$")
+
+
+def shorten(name: str, length: int = 20) -> str:
+    """Returns a name, cut if it is long."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -33,8 +33,9 @@ class Preemption:
             return self  # only the main thread can handle signals
         handlers = self.previous_handlers
         handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self.on_signal)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
-            handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.on_signal)
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as it is under nohup
+            handlers[hangup] = signal.signal(hangup, self.on_signal)
         if not self.joined:
             handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self.on_signal)
         return self

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 
 def text(value) -> str:
-    """Returns a value as escaped text."""
-    return html.escape(str(value))
+    """Returns a value as escaped text; file names may have bytes that aren't UTF-8."""
+    readable = str(value).encode("utf-8", "backslashreplace").decode()
+    return html.escape(readable)
 
 
 def section(title: str, *parts: str) -> str:

@@ -32,28 +32,39 @@ NAME = "report.html"
 WIDE = ("mistakes", "attention")
 
 
-def write(workdir) -> pathlib.Path:
-    """Writes <workdir>/report.html from the run's files, and returns its path.
+def write(workdir, evaluation_folder=None, folder=None) -> pathlib.Path:
+    """Writes report.html from the files of a run and of an evaluation, and returns its path.
 
-    The numbers of the evaluation and their pictures are those in <workdir>/evaluation, which
-    evaluate.py --report writes.
+    Args:
+        workdir: the run's folder; None: the evaluation is of weights that aren't a run's.
+        evaluation_folder: what evaluate.py --report wrote; None: <workdir>/evaluation.
+        folder: where to write the page; None: the run's folder.
 
     Raises:
         UserError: the folder has no run, or can't be written.
     """
-    folder = pathlib.Path(workdir)
-    config = run_folder.read_config(folder)
-    if config is None:
-        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
-    evaluation = read_evaluation(folder)
-    title = f"{folder.resolve().name}: {config.model.variant} on {config.dataset.name}"
+    evaluation_folder = pathlib.Path(evaluation_folder or pathlib.Path(workdir) / "evaluation")
+    folder = pathlib.Path(folder or workdir)
+    evaluation, run = read_evaluation(evaluation_folder), []
+    title = evaluation.get("dataset", "")
+    if workdir is not None:
+        config = run_folder.read_config(workdir)
+        if config is None:
+            raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+        name = pathlib.Path(workdir).resolve().name
+        title = (
+            f"{name}: {config.model.variant} on {evaluation.get('dataset', config.dataset.name)}"
+        )
+        run = [
+            section("Run", run_table(config, evaluation)),
+            section("Curves", curves_picture(pathlib.Path(workdir))),
+        ]
     contents = page(
         title,
         *header(title, evaluation),
-        section("Run", run_table(config, evaluation)),
-        section("Curves", curves_picture(folder)),
-        *evaluation_sections(folder, evaluation),
-        section("Configuration", configuration(config)),
+        *run,
+        *evaluation_sections(evaluation_folder, evaluation),
+        section("Configuration", configuration(config)) if run else "",
     )
     try:
         write_atomically(folder / NAME, contents)
@@ -63,9 +74,16 @@ def write(workdir) -> pathlib.Path:
     return folder / NAME
 
 
+def is_current(workdir, evaluation_folder, step: int | None) -> bool:
+    """Whether a run's page exists, and its evaluation is of a step."""
+    evaluation = read_evaluation(pathlib.Path(evaluation_folder))
+    exists = (pathlib.Path(workdir) / NAME).exists()
+    return exists and "classes" in evaluation and evaluation.get("step") == step
+
+
 def read_evaluation(folder: pathlib.Path) -> dict:
     """Returns the contents of evaluation.json; {} if the run wasn't evaluated."""
-    path = folder / "evaluation" / "evaluation.json"
+    path = folder / "evaluation.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -87,9 +105,9 @@ def header(title: str, evaluation: dict) -> list[str]:
         return parts
     cards = []
     for name in ("accuracy", "accuracy_top5", "loss", "ece"):
-        low, high = (format_number(name, end) for end in evaluation["intervals"][name])
+        ends = [format_number(name, end) for end in evaluation["intervals"].get(name, ())]
         number = format_number(name, evaluation[name])
-        cards.append((TITLES.get(name, name), number, f"{low} to {high}"))
+        cards.append((TITLES.get(name, name), number, " to ".join(ends)))
     parts += [
         numbers(cards),
         paragraph(
@@ -179,8 +197,8 @@ def evaluation_sections(folder: pathlib.Path, evaluation: dict) -> list[str]:
 
 
 def evaluation_picture(folder: pathlib.Path, name: str, description: str, caption: str) -> str:
-    """Returns a picture of the evaluation; nothing if it wasn't drawn."""
-    path = folder / "evaluation" / f"{name}.png"
+    """Returns a picture of the evaluation in a folder; nothing if it wasn't drawn."""
+    path = folder / f"{name}.png"
     if not path.exists():
         return ""
     if not path.stat().st_size:

@@ -1,6 +1,7 @@
 """The results of an evaluation: as text, as JSON, and as files with pictures."""
 
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,7 +16,11 @@ from vit_jax.files import write_atomically
 from vit_jax.inference.classifier import Classifier
 from vit_jax.runs.curves import Curves
 
+logger = logging.getLogger("vit_jax")
+
 NUM_MISTAKES = 24  # that are listed and drawn
+MAX_CLASSES = 5_000  # more aren't reported: the confusion matrix would take gigabytes
+PICTURES = ("confusion", "calibration", "mistakes", "attention")
 NUM_EXAMPLES = 8  # whose attention is drawn
 TITLES = {"accuracy_top5": "top-5", "ece": "calibration error"}
 
@@ -25,7 +30,7 @@ class Result(NamedTuple):
 
     Attributes:
         metrics: loss, accuracy, accuracy_top5, and ece, the expected calibration error.
-        intervals: the 95% bootstrap interval of each.
+        intervals: the 95% bootstrap interval of each but ece.
         evals: the numbers of each entry of `config.evals`, by its name.
         dataset: what the split is called.
         step: the checkpoint's step; None for weights that aren't a run's.
@@ -61,7 +66,9 @@ def summarize(
         reports_classes: whether to report on each class.
     """
     report, mistakes = None, []
-    if reports_classes:
+    if reports_classes and source.num_classes > MAX_CLASSES:
+        logger.warning(f"{source.num_classes:,} classes are too many for a report of each")
+    elif reports_classes:
         report = classes.report(predictions.labels, predictions.top[:, 0], source.class_names)
         mistakes = [describe_mistake(predictions, i, source) for i in worst(predictions)]
     return Result(
@@ -98,8 +105,8 @@ def table(result: Result) -> list[str]:
     """Returns lines of text with each number, and its 95% interval."""
     rows = []
     for name, value in result.metrics.items():
-        low, high = (format_number(name, end) for end in result.intervals[name])
-        rows.append((TITLES.get(name, name), format_number(name, value), f"{low} to {high}"))
+        ends = [format_number(name, end) for end in result.intervals.get(name, ())]
+        rows.append((TITLES.get(name, name), format_number(name, value), " to ".join(ends)))
     for evaluation, values in result.evals.items():
         for name, value in values.items():
             title = f"{evaluation} {TITLES.get(name, name).replace('_', ' ')}"
@@ -157,7 +164,7 @@ def as_json(result: Result) -> dict:
         contents |= {
             "classes": dict(zip(names, report.per_class, strict=True)),
             "averages": report.averages,
-            "confusion": report.confusion.tolist(),
+            "confusion": nonzero(report.confusion),
             "most_confused": [
                 {"class": names[i], "predicted": names[j], "count": n}
                 for i, j, n in classes.most_confused(report.confusion)
@@ -167,12 +174,20 @@ def as_json(result: Result) -> dict:
     return contents
 
 
-def write(result: Result, classifier: Classifier, images: Callable, folder: pathlib.Path) -> None:
+def nonzero(matrix: np.ndarray) -> list[list[int]]:
+    """Returns [row, column, value] of each entry of a matrix that isn't 0."""
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
+
+
+def write(
+    result: Result, classifier: Classifier | None, images: Callable, folder: pathlib.Path
+) -> None:
     """Writes evaluation.json, TensorBoard's events and, if the classes are reported, pictures.
 
     Args:
         result: the numbers.
-        classifier: the model, whose attention is drawn.
+        classifier: the model, whose attention is drawn; or None.
         images: indices of examples -> their images, uint8 (N, H, W, C).
         folder: where to; made if it doesn't exist.
 
@@ -180,18 +195,21 @@ def write(result: Result, classifier: Classifier, images: Callable, folder: path
         OSError: it can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "evaluation.json", json.dumps(as_json(result), indent=2) + "\n")
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in as_json(result).items())
+    write_atomically(folder / "evaluation.json", "{\n" + ",\n".join(lines) + "\n}\n")
     step = result.step or 0
-    curves = Curves(folder, step)
+    curves = Curves(folder)
     for name, values in {"val": result.metrics, **result.evals}.items():
         curves.add(step, {f"{name}/{key}": value for key, value in values.items()})
     curves.close()
+    for name in PICTURES:  # of an earlier evaluation
+        (folder / f"{name}.png").unlink(missing_ok=True)
     if result.classes is not None:
         for name, figure in pictures(result, classifier, images):
             drawing.save(figure, folder / f"{name}.png")
 
 
-def pictures(result: Result, classifier: Classifier, images: Callable) -> Iterator[tuple]:
+def pictures(result: Result, classifier: Classifier | None, images: Callable) -> Iterator[tuple]:
     """Yields the name and the figure of each picture of a report; see `write`."""
     yield "confusion", figures.confusion(result.classes)
     predictions = result.predictions
@@ -200,15 +218,21 @@ def pictures(result: Result, classifier: Classifier, images: Callable) -> Iterat
     if result.mistakes:
         wrong = images([mistake["index"] for mistake in result.mistakes])
         yield "mistakes", figures.mistakes(wrong, result.mistakes)
+    if classifier is None:
+        return
     rows = examples(predictions)
     drawn = images(predictions.index[rows])
-    names = result.classes.class_names
-    captions = [
-        f"{figures.escape(names[predictions.top[i, 0]])}, {predictions.confidence[i]:.0%}"
-        + ("" if predictions.correct[i] else f"\nis {figures.escape(names[predictions.labels[i]])}")
-        for i in rows
-    ]
+    captions = [caption(predictions, row, result.classes.class_names) for row in rows]
     yield "attention", attention.rollout(drawn, classifier.attention(drawn), captions)
+
+
+def caption(predictions: Predictions, row: int, names: tuple[str, ...]) -> str:
+    """Returns what is predicted for an example, and what it is if that is wrong."""
+    predicted = figures.shorten(names[predictions.top[row, 0]])
+    text = f"{predicted}, {predictions.confidence[row]:.0%}"
+    if not predictions.correct[row]:
+        text += f"\nis {figures.shorten(names[predictions.labels[row]])}"
+    return text
 
 
 def examples(predictions: Predictions, count: int = NUM_EXAMPLES) -> np.ndarray:

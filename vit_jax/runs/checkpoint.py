@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -366,16 +367,40 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
     Needs neither the dataset nor the devices that the run had.
 
     Args:
-        workdir: the run's folder.
-        step: the step of the checkpoint; None: the latest that can be read.
-        item: "params" or "ema_params", their moving average; None: the one that the run
-            evaluates, which is the average if it keeps one.
+        workdir, step, item: see `read_params`.
 
     Returns:
         (config as a ConfigDict, the tree of parameters).
 
     Raises:
         UserError: the folder has no run, or no readable checkpoint of that step.
+    """
+    config, params, _ = read_params(workdir, step, item)
+    return config, params
+
+
+def read_params(
+    workdir,
+    step: int | None = None,
+    item: str | None = None,
+    shapes: Callable | None = None,
+):
+    """Reads a run's parameters.
+
+    Args:
+        workdir: the run's folder.
+        step: the step of the checkpoint; None: the latest that can be read.
+        item: "params" or "ema_params", their moving average; None: the one that the run
+            evaluates, which is the average if it keeps one.
+        shapes: config -> the expected shapes with shardings, on a mesh; None: they are put on the
+            first device.
+
+    Returns:
+        (config as a ConfigDict, the tree of parameters, the step of the checkpoint).
+
+    Raises:
+        UserError: the folder has no run, no readable checkpoint of that step, or one of another
+            model.
     """
     if step is not None:
         check_range("step", step, COUNT_OR_ZERO)
@@ -396,13 +421,13 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
     candidates = list(reversed(steps)) if step is None else [step]
     for candidate in candidates:
         try:
-            params = read_item(folder / str(candidate) / item)
+            params = read_item(folder / str(candidate) / item, shapes and shapes(config))
         except CorruptCheckpoint as error:
             logger.warning(str(error))
             continue
         if candidate != candidates[0]:
             logger.warning(f"Using the checkpoint of step {candidate} instead")
-        return config, params
+        return config, params, candidate
     raise UserError(f"No checkpoint in {folder} can be read (steps {sorted(candidates)})")
 
 

@@ -19,11 +19,17 @@ class Curves:
     the run would then wait forever once its queue is full.
     """
 
-    def __init__(self, workdir, first_step: int):
-        """Opens a new file; TensorBoard then hides what earlier files have after `first_step`."""
+    def __init__(self, workdir, first_step: int | None = None):
+        """Opens a new file.
+
+        Args:
+            workdir: the folder to write to.
+            first_step: TensorBoard hides what earlier files have after it; None: nothing.
+        """
         self.events = EventsWriter(str(pathlib.Path(workdir) / "events"))
-        start = SessionLog(status=SessionLog.START)
-        self.write(Event(step=first_step + 1, session_log=start))
+        if first_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self.write(Event(step=first_step + 1, session_log=start))
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Adds a point to the curve of each name."""

@@ -73,7 +73,7 @@ class RunLog:
             self.unwritten_rows = []  # until the disk has room for them
             self.curves = [Curves(workdir, first_step)]
             if config.wandb:
-                self.curves.append(tracking.Tracking(workdir, config))
+                self.curves.append(tracking.Tracking(workdir, first_step, config))
         self.progress_bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,

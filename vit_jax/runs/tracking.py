@@ -5,6 +5,8 @@ import logging
 import pathlib
 import secrets
 
+import jax
+
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import write_atomically
 
@@ -19,23 +21,27 @@ def check(config) -> None:
         )
 
 
+STEP = "global_step"
+
+
 class Tracking:
     """Sends what TensorBoard gets to a run of Weights & Biases too.
 
-    A resumed run goes on with the same run there, whose id is in <workdir>/wandb_id. Rows that it
-    repeats are dropped there: they have the same numbers. With WANDB_MODE=offline in the
-    environment, everything stays in <workdir>/wandb, for `wandb sync`.
+    A resumed run goes on with the same run there, whose id is in <workdir>/wandb_id; rows that it
+    repeats have the same numbers. With WANDB_MODE=offline in the environment, everything stays in
+    <workdir>/wandb, for `wandb sync`.
     """
 
-    def __init__(self, workdir, config):
+    def __init__(self, workdir, first_step: int, config):
         """Starts, or resumes, the run of a folder.
 
         Args:
             workdir: the run's folder.
+            first_step: the step that the run starts or resumes at.
             config: the run's configuration; `config.wandb` is the project.
 
         Raises:
-            UserError: Weights & Biases refuses, or can't be reached.
+            UserError: a new run of one process, and Weights & Biases refuses or can't be reached.
         """
         import wandb
 
@@ -44,21 +50,26 @@ class Tracking:
             self.run = wandb.init(
                 project=config.wandb,
                 dir=folder,
-                id=run_id(folder),
+                id=run_id(folder, is_new=first_step == 0),
                 name=folder.resolve().name,
                 resume="allow",
                 config=config.to_dict(),
                 settings=wandb.Settings(console="off", silent=True),
             )
+            self.run.define_metric("*", step_metric=STEP)
         except Exception as error:  # of many kinds
-            raise UserError(
+            problem = (
                 f"config.wandb is {config.wandb!r}, but Weights & Biases can't be used "
                 f"({first_line(error)}): run `wandb login`, or set WANDB_MODE=offline"
-            ) from None
+            )
+            if first_step == 0 and jax.process_count() == 1:
+                raise UserError(problem) from None
+            self.run = None
+            logger.error(problem)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Sends values of a step; an error ends the tracking, not the run."""
-        self.call(lambda run: run.log(values, step=step))
+        self.call(lambda run: run.log({STEP: step, **values}))
 
     def close(self) -> None:
         """Sends what is left."""
@@ -77,9 +88,9 @@ class Tracking:
             )
 
 
-def run_id(folder: pathlib.Path) -> str:
-    """Returns the id of a folder's run, made when it is first needed."""
+def run_id(folder: pathlib.Path, is_new: bool) -> str:
+    """Returns the id of a folder's run; a run that starts anew gets a new one."""
     path = folder / "wandb_id"
-    if not path.exists():
+    if is_new or not path.exists():
         write_atomically(path, secrets.token_hex(4))
     return path.read_text().strip()

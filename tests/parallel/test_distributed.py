@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -102,9 +103,16 @@ def test_two_processes_equal_one(tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(tmp_path, whole, on_one_device):
-    flags = ("--json", "--evals=knn", f"--out={tmp_path}")
-    results = finish(launch("evaluate.py", f"--workdir={whole}", *flags))
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_two_processes_evaluate_as_one(tmp_path, whole, on_one_device, tensor):
+    """Each with a part of the batch, or each with a part of the parameters."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(whole, run)
+    recorded = json.loads((run / "config.json").read_text())
+    recorded["mesh"] = {"data": -1, "fsdp": 1, "tensor": tensor}
+    (run / "config.json").write_text(json.dumps(recorded))
+    flags = ("--json", "--evals=knn", f"--out={out}")
+    results = finish(launch("evaluate.py", f"--workdir={run}", *flags))
     lines = "".join(result.stdout for result in results).splitlines()
     (line,) = [line for line in lines if line.startswith("{")]  # Gloo prints too
     values, target = json.loads(line), evaluate.open_run(whole)
@@ -113,7 +121,7 @@ def test_two_processes_evaluate_as_one(tmp_path, whole, on_one_device):
         expected.metrics, rel=1e-3
     )
     assert values["evals"]["knn"] == pytest.approx(expected.evals["knn"], abs=0.01)
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == values
+    assert json.loads((out / "evaluation.json").read_text()) == values
 
 
 def test_a_stopped_run_resumes_to_the_bit(tmp_path, whole, on_one_device, monkeypatch):

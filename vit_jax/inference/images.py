@@ -108,19 +108,21 @@ def pillow_pixels(image, channels: int) -> np.ndarray:
     Raises:
         UserError: the file can't be decoded, or the values have no known range.
     """
-    from PIL import ImageOps
+    from PIL import ExifTags, ImageOps
 
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"An image can't be decoded: {error}") from None
     with contextlib.suppress(Exception):  # Pillow raises many kinds for EXIF data that is broken
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+            image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("An image has the mode 'F', of any range: convert it to 'L' first")
     if image.mode.startswith("I"):  # 16 bits; `convert` would clip them
         return np.uint8(np.clip(np.asarray(image), 0, 2**16 - 1) >> 8)
-    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    mode = "L" if channels == 1 else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def check_pixels(image: np.ndarray) -> np.ndarray:

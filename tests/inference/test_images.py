@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -64,6 +65,25 @@ def test_methods_with_antialiasing_are_those_of_pillow(method, pillow):
     expected = np.asarray(Image.fromarray(image).resize((24, 32), pillow))
     view = evaluation_view(image, (32, 24), 3, "squeeze", method)
     assert np.abs(view.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(16, 100_000), (100_000, 16), (1, 800_000)])
+@pytest.mark.parametrize("method", EVAL_METHODS)
+def test_extreme_proportions_need_no_more_memory_than_the_image(shape, method):
+    """Stripes along the long side become stripes of the view, whatever the method."""
+    axis = int(np.argmax(shape))
+    ramp = np.linspace(0, 255, shape[axis])
+    image = np.uint8(np.broadcast_to(ramp if axis else ramp[:, None], shape))
+    for eval_crop in (0.875, "squeeze"):
+        tracemalloc.start()
+        try:
+            view = evaluation_view(image, (64, 64), 3, eval_crop, method)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 * image.size
+    expected = np.broadcast_to((np.arange(64) + 0.5) * 4, (64, 64))
+    np.testing.assert_allclose(view[..., 0], expected if axis else expected.T, atol=2)
 
 
 def test_images_of_all_kinds():

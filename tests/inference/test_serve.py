@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import io
 import json
+import logging
 import re
 import shutil
 import signal
@@ -40,10 +41,8 @@ def classifier():
 @contextlib.contextmanager
 def running(predictor):
     """Serves in a thread; yields the port."""
-    import uvicorn
-
-    app = serve.create_app(predictor, "a <model>", LIMITS)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    app = serve.create_app(predictor, "a <model>", LIMITS, ["127.0.0.1", "*.example.com"])
+    server = serve.create_server(app, LIMITS)
     with serve.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -135,6 +134,7 @@ def test_refusals(port):
         ("/classify", multipart(), 400, "The request has no files"),
         ("/classify", multipart(a=png) | dict(body=png), 400, "Invalid multipart"),
         ("/classify?top=none", dict(body=png), 400, "top is 'none'; it must be a whole number"),
+        (f"/classify?top={'1' * 5000}", dict(body=png), 400, "top is '1{20}'; it must be a whole"),
         ("/classify?attention=1", dict(body=png), 400, "attention is '1'; it must be true"),
         ("/nothing", dict(body=png), 404, "Not Found"),
     ):
@@ -148,7 +148,7 @@ def test_refusals(port):
 def send_half(port, content):
     """Returns a socket on which the first half of a request was sent."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-    head = f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:1\r\nContent-Length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content[: len(content) // 2])
     return connection
 
@@ -192,6 +192,88 @@ def test_too_many_at_once(port):
         assert send_rest(connection, content).startswith(b"HTTP/1.1 200")
 
 
+def test_a_refused_image_leaves_no_work_outside_of_the_limit(port, monkeypatch):
+    """The request counts until its other images are done too."""
+    content, decode = encode(noise()), serve.decode
+    started, proceed, answers = threading.Event(), threading.Event(), []
+
+    def slow_decode(file, *arguments):
+        if file == content:
+            started.set()
+            assert proceed.wait(60)
+        return decode(file, *arguments)
+
+    monkeypatch.setattr(serve, "decode", slow_decode)
+    files = multipart(a=b"hello", b=content)
+    client = threading.Thread(
+        target=lambda: answers.append(request(port, "POST", "/classify", **files))
+    )
+    client.start()
+    assert started.wait(60)
+    for _ in range(20):  # round trips, in which the refusal would be answered
+        assert requests_in_flight(port) == 1
+    assert not answers
+    proceed.set()
+    client.join()
+    assert answers[0][0] == 415
+    assert requests_in_flight(port) == 0
+
+
+def test_failures_are_told_in_the_log_only(port, classifier, monkeypatch, caplog):
+    def fail(*_):
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(type(classifier), "top_classes", fail)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    status, _, answer = request(port, "POST", "/classify", encode(noise()))
+    assert (status, answer) == (500, {"error": "The server failed; its log tells why"})
+    wait_for(lambda: "a secret" in caplog.text)  # logged after the answer
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_is_told(classifier, monkeypatch):
+    with running(classifier) as port:
+        assert request(port, "GET", "/healthz")[0] == 200
+
+        def end(batcher):
+            raise MemoryError
+
+        monkeypatch.setattr(serve.Batcher, "next_batch", end)
+        assert request(port, "POST", "/classify", encode(noise()))[0] == 200
+        wait_for(lambda: request(port, "GET", "/healthz")[0] == 503)
+        assert request(port, "POST", "/classify", encode(noise()))[0] == 500
+
+
+def test_names_of_the_server(port):
+    """Other names than its own may be an attack on a visitor's browser (DNS rebinding)."""
+    for host, status in (
+        ("127.0.0.1", 200),
+        ("127.0.0.1:80", 200),
+        ("a.example.com", 200),
+        ("example.org", 400),
+        ("127.0.0.1.example.org", 400),
+    ):
+        assert request(port, "GET", "/healthz", Host=host)[0] == status
+
+    def names(*arguments):
+        return serve.parse_allowed_hosts(serve.parse_flags(["run", *arguments]))
+
+    own = ["localhost", "127.0.0.1", "[::1]"]
+    assert names("--host=a") == [*own, "a"]
+    assert names("--host=fe80::1", "--allowed_hosts=b, *.c") == [*own, "[fe80::1]", "b", "*.c"]
+    assert names("--host=0.0.0.0") == ["*"]
+    assert "*" not in names("--host=0.0.0.0", "--allowed_hosts=b")
+
+
+def test_too_many_connections(port):
+    """The limit leaves room for connections that wait, and for reasons of refusals."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(4 * LIMITS.max_requests + 32):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+        assert request(port, "GET", "/healthz")[0] == 503
+    wait_for(lambda: request(port, "GET", "/healthz")[0] == 200)
+
+
 def test_request_that_does_not_arrive(port, monkeypatch):
     monkeypatch.setattr(serve, "READ_SECONDS", 0.1)
     with send_half(port, encode(noise())) as connection:
@@ -219,6 +301,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, monkeypatch):
             (["a", "--port=0", "--host=256.0.0.1"], "Can't listen on 256.0.0.1"),
             ([str(tmp_path / "none"), "--port=0"], "There is no"),
             (["a", "--max_batch=12"], "--max_batch is 12; it must be a power of two"),
+            (["a", "--allowed_hosts=a*"], "--allowed_hosts has 'a*'; * may only be all or the"),
             (["a", "--max_megabytes=-1"], "--max_megabytes is -1.0; it must be a number > 0"),
         ):
             assert serve.main(arguments) == 2

@@ -29,10 +29,20 @@ class Batcher:
         self.thread.start()
 
     def submit(self, example: np.ndarray) -> concurrent.futures.Future:
-        """Returns the future result of an example, or the exception that its batch raised."""
+        """Returns the future result of an example, or the exception that its batch raised.
+
+        Raises:
+            RuntimeError: the thread has ended.
+        """
+        if not self.is_alive():
+            raise RuntimeError("The batcher's thread has ended")
         future = concurrent.futures.Future()
         self.waiting.put((example, future))
         return future
+
+    def is_alive(self) -> bool:
+        """Returns whether examples are still computed."""
+        return self.thread.is_alive()
 
     def close(self) -> None:
         """Computes what waits, and ends the thread; `submit` must not be called any more."""
@@ -61,13 +71,18 @@ class Batcher:
         return batch, False
 
     def compute(self, batch: list) -> None:
+        # From here on, a future can't be cancelled any more.
+        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]
+        if not batch:
+            return
         examples, futures = zip(*batch, strict=True)
-        self.on_batch(len(batch))
         try:
+            self.on_batch(len(batch))
             results = self.function(np.stack(examples))
+            answers = list(zip(futures, results, strict=True))
         except Exception as error:
             for future in futures:
                 future.set_exception(error)
         else:
-            for future, result in zip(futures, results, strict=True):
+            for future, result in answers:
                 future.set_result(result)

@@ -1,15 +1,21 @@
 """Images as evaluation sees them, computed without TensorFlow."""
 
 import contextlib
+import functools
 import os
 
 import numpy as np
 
 from vit_jax import checks
 from vit_jax.errors import UserError
-from vit_jax.interpolation import area_weights, cubic_weights, linear_weights, multiply_axis
+from vit_jax.interpolation import area_weights, cubic_weights, linear_weights, sample_axis
 
-WEIGHTS = {"bilinear": linear_weights, "bicubic": cubic_weights, "area": area_weights}
+# The weights, and how many widths from a sample they end (half a pixel further, for areas).
+KERNELS = {
+    "bilinear": (linear_weights, 1.0),
+    "bicubic": (cubic_weights, 2.0),
+    "area": (area_weights, 0.5),
+}
 
 
 def evaluation_view(
@@ -40,15 +46,20 @@ def evaluation_view(
         raise UserError(f"An image is the path {str(image)!r}: open it with PIL.Image.open first")
     if is_pillow(image):
         image = pillow_pixels(image, channels)
-    image = with_channels(np.asarray(image), channels)
+    image = check_pixels(np.asarray(image))
     sides = image.shape[:2]
     starts, shrinkages = crop(sides, size, eval_crop)
-    kernel, _, aliased = eval_method.partition("_")
-    for axis, shrinkage in enumerate(shrinkages):
+    name, _, aliased = eval_method.partition("_")
+    kernel, num_widths = KERNELS[name]
+    # Rows first is faster, but a wide image of few rows would become a large one.
+    rows, columns = np.divide(sides, size)
+    for axis in (1, 0) if columns > 4 * rows else (0, 1):
+        shrinkage = shrinkages[axis]
         centers = (np.arange(size[axis]) + starts[axis] + 0.5) * shrinkage - 0.5
-        width = shrinkage if kernel == "area" else 1.0 if aliased else max(shrinkage, 1.0)
-        weights = WEIGHTS[kernel](centers, sides[axis], width)
-        image = multiply_axis(weights.astype(np.float32), image, axis)
+        width = shrinkage if name == "area" else 1.0 if aliased else max(shrinkage, 1.0)
+        weights = functools.partial(kernel, width=width)
+        image = sample_axis(image, axis, centers, weights, num_widths * width + 0.5)
+    image = with_channels(image, channels)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -97,23 +108,29 @@ def pillow_pixels(image, channels: int) -> np.ndarray:
     Raises:
         UserError: the file can't be decoded, or the values have no known range.
     """
-    from PIL import ImageOps
+    from PIL import ExifTags, ImageOps
 
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"An image can't be decoded: {error}") from None
     with contextlib.suppress(Exception):  # Pillow raises many kinds for EXIF data that is broken
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+            image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("An image has the mode 'F', of any range: convert it to 'L' first")
     if image.mode.startswith("I"):  # 16 bits; `convert` would clip them
         return np.uint8(np.clip(np.asarray(image), 0, 2**16 - 1) >> 8)
-    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    mode = "L" if channels == 1 else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Converts a gray, color or transparent image to float32 (H, W, channels)."""
+def check_pixels(image: np.ndarray) -> np.ndarray:
+    """Returns an array of pixels as (H, W, 1 or 3), without transparency.
+
+    Raises:
+        UserError: it isn't an image, or has no pixels.
+    """
     if image.ndim == 2:
         image = image[..., None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
@@ -123,7 +140,11 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
         )
     if not image.size:
         raise UserError(f"An image is {image.shape[0]} x {image.shape[1]} pixels, so it is empty")
-    image = image[..., :3].astype(np.float32)
+    return image[..., :3]
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Converts a gray or color image, float32 (H, W, 1 or 3), to (H, W, channels)."""
     if channels == 1 and image.shape[-1] == 3:
         return image @ np.array([[0.2989], [0.587], [0.114]], np.float32)
     return np.repeat(image, channels, axis=-1) if image.shape[-1] == 1 < channels else image

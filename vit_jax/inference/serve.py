@@ -41,6 +41,8 @@ NUM_DECODERS = min(4, os.cpu_count() or 1)  # images decoded at a time
 READ_SECONDS = 30.0  # for a request to arrive
 STOP_SECONDS = 30.0  # for what was accepted to be answered, after a signal
 TOP = 5
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+ALL_ADDRESSES = ("0.0.0.0", "::", "")  # of --host
 # The page is self-contained, and nothing else may be loaded or run.
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -138,9 +140,12 @@ class Service:
         predictor = self.predictor
         return predictor.map_batches(predictor.forward, views, self.limits.max_batch)
 
+    def batchers(self) -> list[Batcher]:
+        return [batcher for batcher in (self.classes, self.maps) if batcher]
+
     def close(self) -> None:
         """Ends the threads."""
-        for batcher in filter(None, (self.classes, self.maps)):
+        for batcher in self.batchers():
             batcher.close()
         self.decoders.shutdown()
 
@@ -177,9 +182,19 @@ class Service:
                     files = await self.read(request)
             except TimeoutError:
                 raise Refusal(408, f"The request didn't arrive within {READ_SECONDS:g} s") from None
-            answers = await asyncio.gather(*(self.answer(*file, top, attention) for file in files))
+            answers = await self.answers(files, top, attention)
         self.metrics.images.inc(len(answers))
         return {"images": answers}
+
+    async def answers(self, files: list, top: int, attention: bool) -> list[dict]:
+        """Returns what is answered about each image; raises the first failure."""
+        work = (self.answer(*file, top, attention) for file in files)
+        # Waits for all of them after a failure too: the slot is free once nothing is left to do.
+        results = await asyncio.gather(*work, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
 
     @contextlib.contextmanager
     def slot(self):
@@ -201,10 +216,10 @@ class Service:
     def options(self, query) -> tuple[int, bool]:
         """Returns how many classes to answer, and whether attention too."""
         top, attention = query.get("top", str(TOP)), query.get("attention", "false")
-        if not top.isdecimal() or not 1 <= int(top) <= 10**6:
-            raise Refusal(400, f"top is {top!r}; it must be a whole number >= 1")
+        if not top.isdecimal() or len(top) > 6 or int(top) < 1:
+            raise Refusal(400, f"top is {top[:20]!r}; it must be a whole number from 1 to 999999")
         if attention not in ("true", "false"):
-            raise Refusal(400, f"attention is {attention!r}; it must be true or false")
+            raise Refusal(400, f"attention is {attention[:20]!r}; it must be true or false")
         if attention == "true" and self.maps is None:
             raise Refusal(400, "This model is an exported artifact, which has no attention maps")
         return int(top), attention == "true"
@@ -316,17 +331,25 @@ def refuse(status: int, message: str, headers: dict | None = None):
     return JSONResponse({"error": message}, status, headers)
 
 
-def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
+def create_app(
+    predictor: Predictor,
+    name: str,
+    limits: Limits | None = None,
+    allowed_hosts: Sequence[str] = ("*",),
+):
     """Returns an ASGI application, for any server of them; compiles the model.
 
     Args:
         predictor: a Classifier or an Exported.
         name: of the model, for the page.
         limits: None: the defaults.
+        allowed_hosts: the names that a request's Host header may have; "*" allows any.
     """
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
@@ -337,7 +360,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
         return refuse(error.status_code, error.detail, error.headers)
 
     async def report_failure(request, error):
-        return refuse(500, f"The server failed: {first_line(error)}")
+        return refuse(500, "The server failed; its log tells why")  # the exception is logged
 
     async def show_page(request):
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
@@ -347,6 +370,8 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def health(request):
+        if not all(batcher.is_alive() for batcher in service.batchers()):
+            return refuse(503, "A thread of the server has ended: start it again")
         return JSONResponse({"status": "ok"})
 
     @contextlib.asynccontextmanager
@@ -354,6 +379,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
         yield
         service.close()
 
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
     return Starlette(
         routes=[
             Route("/", show_page),
@@ -362,6 +388,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None):
             Route("/metrics", show_metrics),
             Route("/healthz", health),
         ],
+        middleware=[hosts],
         exception_handlers={HTTPException: refuse_path, Exception: report_failure},
         lifespan=lifespan,
     )
@@ -401,6 +428,12 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: all of this machine"
     )
+    parser.add_argument(
+        "--allowed_hosts",
+        metavar="NAME,NAME",
+        help="further names that requests may call the server by, such as the one that a proxy "
+        "passes on; *.example.com: all below it; *: any, as with --host=0.0.0.0",
+    )
     for field in dataclasses.fields(Limits):
         if field.name not in ("max_bytes", "max_pixels"):
             parser.add_argument(f"--{field.name}", type=int, default=field.default)
@@ -426,18 +459,33 @@ def parse_limits(args: argparse.Namespace) -> Limits:
     )
 
 
+def parse_allowed_hosts(args: argparse.Namespace) -> list[str]:
+    """Returns what a request's Host header may be; raises UserError for an impossible pattern.
+
+    Else a page of any site could reach the server through a visitor's browser, by a name that it
+    points to the loopback address (DNS rebinding).
+    """
+    if args.allowed_hosts is None and args.host in ALL_ADDRESSES:
+        return ["*"]
+    names = [name.strip() for name in (args.allowed_hosts or "").split(",") if name.strip()]
+    for name in names:
+        if name != "*" and "*" in name.removeprefix("*."):
+            raise UserError(f"--allowed_hosts has {name!r}; * may only be all or the start, as *.")
+    return [*LOOPBACK_NAMES, f"[{args.host}]" if ":" in args.host else args.host, *names]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_flags(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        limits = parse_limits(args)
+        limits, allowed_hosts = parse_limits(args), parse_allowed_hosts(args)
         check_packages()
         with listen(args.host, args.port) as listener:  # before the model takes its time
             print(f"Loading and compiling {args.run} ...", flush=True)
             name = os.path.basename(os.path.abspath(args.run))  # the page doesn't tell where it is
-            app = create_app(load(args), name, limits)
-            run(app, listener)
+            app = create_app(load(args), name, limits, allowed_hosts)
+            run(create_server(app, limits), listener)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -461,25 +509,33 @@ def check_packages() -> None:
         ) from None
 
 
-def run(app, listener: socket.socket) -> None:
-    """Serves until SIGTERM or Ctrl-C, and then answers what was accepted."""
+def create_server(app, limits: Limits):
+    """Returns the uvicorn.Server of an application."""
     import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        # With connections that wait, or are refused with a reason; beyond, uvicorn refuses them.
+        limit_concurrency=4 * limits.max_requests + 32,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def run(server, listener: socket.socket) -> None:
+    """Serves until SIGTERM or Ctrl-C, and then answers what was accepted."""
     from PIL import Image
 
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is told
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` has its own limit
     host, port = listener.getsockname()[:2]
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
     # Uvicorn raises the signals that ended it again, for these handlers: the exit code is 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     print(f"Ready: http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
     print("Stopped", flush=True)
 
 

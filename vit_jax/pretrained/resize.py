@@ -24,7 +24,7 @@ def resize_positions(
     table = rest.reshape(*old, -1)
     for axis in (0, 1):
         centers = np.linspace(0.0, old[axis] - 1, new[axis])
-        table = multiply_axis(linear_weights(centers, old[axis]), table, axis)
+        table = multiply_axis(linear_weights(centers, np.arange(old[axis])), table, axis)
     table = table.reshape(1, new[0] * new[1], -1).astype(np.float32)
     return np.concatenate([first, table], axis=1)
 
@@ -48,6 +48,6 @@ def resize_patches(kernel, new: tuple[int, int]) -> np.ndarray:
     for axis in (0, 1):
         old_side, side = kernel.shape[axis], new[axis]
         centers = (np.arange(side) + 0.5) * old_side / side - 0.5
-        inverse = np.linalg.pinv(linear_weights(centers, old_side).T)  # (side, old_side)
+        inverse = np.linalg.pinv(linear_weights(centers, np.arange(old_side)).T)  # (side, old_side)
         kernel = multiply_axis(inverse, kernel, axis)
     return kernel.astype(np.float32)

@@ -21,6 +21,7 @@ from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
 from vit_jax.pretrained import weights
 from vit_jax.runs import run_folder
+from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
 
@@ -277,23 +278,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help="the blocks whose features are drawn, from 1 (default: at the quarters of the depth)",
     )
-    parser.add_argument(
-        "--image_size",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="the image size to resize the positions to (default: the model's own)",
-    )
-    parser.add_argument(
-        "--grid",
-        nargs=2,
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
-        help="the grid of the weights' positions; required if they don't tell it",
-    )
-    parser.add_argument(
-        "--num_heads", type=int, help="the number of heads; required if the weights don't tell it"
-    )
+    add_weight_flags(parser)
     return parser.parse_args(arguments)
 
 

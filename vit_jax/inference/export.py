@@ -38,6 +38,7 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.files import atomic_path, read_json_object
 from vit_jax.inference.predictor import Predictor
 from vit_jax.paths import path_name
+from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
 
@@ -332,23 +333,7 @@ def onnx_error(classifier, session) -> float:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `load` takes."""
     parser.add_argument("run", help="a run's folder, or any weights: a file, hf:owner/name")
-    parser.add_argument(
-        "--image_size",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="the size that the model sees; the positions are resized to it",
-    )
-    parser.add_argument(
-        "--grid",
-        nargs=2,
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
-        help="the grid of the positions, if the weights don't tell it",
-    )
-    parser.add_argument(
-        "--num_heads", type=int, help="the number of heads, if the weights don't tell it"
-    )
+    add_weight_flags(parser)
     parser.add_argument("--class_names", help="a text file with the name of a class per line")
 
 

@@ -13,6 +13,7 @@ from vit_jax.pretrained import architecture, export
 from vit_jax.pretrained.export import save
 from vit_jax.pretrained.loading import image_size_of, load
 from vit_jax.pretrained.weights import read, read_class_names
+from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
 
@@ -83,24 +84,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "timm, a folder for hf",
     )
     parser.add_argument("--format", required=True, choices=export.FORMATS)
-    parser.add_argument(
-        "--image_size",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="the image size to resize the positions to; required if the source doesn't tell its "
-        "own",
-    )
-    parser.add_argument(
-        "--grid",
-        nargs=2,
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
-        help="the grid of the source's positions; required if the source doesn't tell it",
-    )
-    parser.add_argument(
-        "--num_heads", type=int, help="the number of heads; required if the source doesn't tell it"
-    )
+    add_weight_flags(parser)
     parser.add_argument(
         "--class_names", help="a text file with the name of a class per line, for config.json"
     )

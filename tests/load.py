@@ -1,7 +1,7 @@
 """Loads the server with good and damaged images at once, and checks every answer.
 
-    python tests/load.py                       # a small random model, 16 clients, 30 s
-    python tests/load.py --run=runs/digits --clients=4 --seconds=10
+    PYTHONPATH=. python tests/load.py                       # a small random model, 16 clients, 30 s
+    PYTHONPATH=. python tests/load.py --run=runs/digits --clients=4 --seconds=10
 
 One image in ten is damaged. A good one must be answered with the classes of `Classifier`, a
 damaged one refused with its status, none lost. Prints the server's memory before and after.

@@ -84,6 +84,8 @@ def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
     if config.ema_decay:
         _, raw_params, _ = checkpoint.read_params(workdir, step, "params", lambda _: shapes)
     selected = select_dataset(config, **dataset)
+    if not dataset.get("name"):  # the run's own, maybe in another place
+        config.dataset = selected
     check(config)
     eval_set = open_eval_set(selected, run_folder.read_class_names(workdir))
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -296,16 +298,16 @@ def report(workdir) -> pathlib.Path:
     return pathlib.Path(workdir) / page.NAME
 
 
-def evaluation_folder(workdir, **dataset) -> pathlib.Path:
+def evaluation_folder(workdir, name: str | None = None, split: str | None = None) -> pathlib.Path:
     """Returns where the results of a run's evaluation are written.
 
     Args:
         workdir: the run's folder.
-        **dataset: see `select_dataset`; another dataset or split has a folder of its own.
+        name, split: see `select_dataset`; another dataset or split has a folder of its own.
     """
     folder = pathlib.Path(workdir) / "evaluation"
-    names = [re.sub(r"\W+", "_", value).strip("_") for value in dataset.values() if value]
-    return folder / "_".join(names) if names else folder
+    words = re.findall(r"\w+", f"{name or ''} {split or ''}")
+    return folder / "_".join(words) if words else folder
 
 
 class StepParser(flags.ArgumentParser):
@@ -341,7 +343,8 @@ def define_flags() -> None:
         "evals",
         None,
         "More evaluations: names in the run's config.evals, or the kinds fewshot, knn and probe, "
-        "separated by commas; or a dictionary like config.evals. Default: config.evals.",
+        "separated by commas; or a dictionary like config.evals. Default: config.evals, unless "
+        "--dataset is given.",
     )
     flags.DEFINE_bool(
         "report",
@@ -363,7 +366,7 @@ def main():
         raise UserError(
             "--config can't be combined with --workdir or --step, which select a checkpoint"
         )
-    out = args.out or (workdir and evaluation_folder(workdir, **dataset))
+    out = args.out or (workdir and evaluation_folder(workdir, args.dataset, args.split))
     if args.report and out is None:
         raise UserError("--report needs --out, the folder to write its pictures to")
     if out is not None and os.path.exists(out) and not os.path.isdir(out):
@@ -389,11 +392,10 @@ def main():
         print("\n".join(results.table(result)))
         if result.classes is not None:
             print("\n" + "\n".join(results.class_table(result.classes)))
-    if out is not None:
-        write(target, result, out)
     if out is None:
         return
-    is_own = workdir is not None and out == evaluation_folder(workdir)
+    write(target, result, out)
+    is_own = workdir is not None and pathlib.Path(out) == evaluation_folder(workdir)
     written = out
     if args.report:  # of another dataset, the page is beside its numbers
         written = page.write(workdir, out, workdir if is_own else out)

@@ -96,12 +96,7 @@ def param_shapes(config):
     """Returns the parameters of a configuration's model as shapes with shardings."""
     model, image_shape = models.from_config(config), input_pipeline.image_shape(config)
     shapes = jax.eval_shape(lambda: train_state.init_params(model, image_shape, 0))
-    shardings = sharding.state_sharding(shapes, mesh_of(config))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    return sharding.with_shardings(shapes, mesh_of(config))
 
 
 def open_weights(config, **dataset) -> Target:

@@ -29,6 +29,15 @@ def state_sharding(state, mesh: Mesh):
     return jax.tree.map_with_path(leaf_sharding, state)
 
 
+def with_shardings(shapes, mesh: Mesh):
+    """Returns the shapes of a state, or of parameters, with the sharding of each leaf."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_sharding(shapes, mesh),
+    )
+
+
 def shapes_of(arrays):
     """Returns a tree of arrays on a mesh as shapes with shardings."""
     return jax.tree.map(

@@ -48,9 +48,7 @@ def write(workdir, evaluation_folder=None, folder=None) -> pathlib.Path:
     evaluation, run = read_evaluation(evaluation_folder), []
     title = evaluation.get("dataset", "")
     if workdir is not None:
-        config = run_folder.read_config(workdir)
-        if config is None:
-            raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+        config = run_folder.require_config(workdir)
         name = pathlib.Path(workdir).resolve().name
         title = (
             f"{name}: {config.model.variant} on {evaluation.get('dataset', config.dataset.name)}"

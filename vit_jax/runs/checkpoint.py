@@ -404,9 +404,7 @@ def read_params(
     """
     if step is not None:
         check_range("step", step, COUNT_OR_ZERO)
-    config = run_folder.read_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    config = run_folder.require_config(workdir)
     folder = epath.Path(workdir).resolve() / "checkpoints"
     steps = run_folder.checkpoint_steps(workdir)
     if not steps or (step is not None and step not in steps):
@@ -437,9 +435,7 @@ def best_step(workdir) -> int:
     Raises:
         UserError: the folder has no run, or none of its checkpoints was evaluated.
     """
-    config = run_folder.read_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    config = run_folder.require_config(workdir)
     metric = config.get("best_metric") or "accuracy"
     folder, values = epath.Path(workdir).resolve() / "checkpoints", {}
     for step in run_folder.checkpoint_steps(workdir):

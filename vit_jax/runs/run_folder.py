@@ -293,6 +293,18 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     )
 
 
+def require_config(workdir) -> ml_collections.ConfigDict:
+    """Returns the configuration of the run in a folder, as `read_config`.
+
+    Raises:
+        UserError: there is no run, or its file can't be read.
+    """
+    config = read_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+    return config
+
+
 def check_structure(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if a configuration lacks a field that every run records."""
     for field, kind in RECORDED.items():

@@ -72,13 +72,8 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
             skipped=jnp.copy(zero),
         )
 
-    shapes = jax.eval_shape(init)
-    shardings = sharding.state_sharding(shapes, mesh)
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    shapes = sharding.with_shardings(jax.eval_shape(init), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     return jax.jit(init, out_shardings=shardings), shapes
 
 

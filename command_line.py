@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from vit_jax.aot import topology
 from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
+from vit_jax.logs import profile
 from vit_jax.parallel import distributed
-from vit_jax.runs import profile
 
 # docs/operations.md has the table for users.
 EXIT_CRASHED = 1

@@ -31,11 +31,12 @@ from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.evaluation import accuracy, evals
 from vit_jax.inference.classifier import Classifier
+from vit_jax.logs import run_log
 from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
-from vit_jax.runs import checkpoint, run_folder, run_log
+from vit_jax.runs import checkpoint, run_folder
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 

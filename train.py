@@ -27,10 +27,11 @@ from vit_jax import checks, models, pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError, first_line
 from vit_jax.evaluation import evals
+from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
-from vit_jax.runs import checkpoint, profile, run_folder, run_log
+from vit_jax.runs import checkpoint, resuming, run_folder
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -86,14 +87,14 @@ def train(
     share = feeding.process_rows(mesh, config.batch_size)
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    changed_fields = run_folder.fields_that_differ(config, common.get_config())
-    config = run_folder.keep_recorded(workdir, config)
+    changed_fields = resuming.fields_that_differ(config, common.get_config())
+    config = resuming.keep_recorded(workdir, config)
     config = resolve(config, train_set, share["num_shares"])
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
     recorded_remat = run_folder.recorded(workdir, "model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
-    run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
+    resuming.check_resumable(workdir, config, train_set, changed_fields, recover_config)
     evaluators = create_evaluators(program, train_set, eval_set, share)
 
     weights = None

@@ -15,7 +15,8 @@ import train
 from configs import common
 from vit_jax import checkpoint, pretrained
 from vit_jax.errors import UserError
-from vit_jax.runs import run_folder, run_log
+from vit_jax.logs import run_log
+from vit_jax.runs import run_folder
 
 
 def slow(*values):

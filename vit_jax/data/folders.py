@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.data import tf
 from vit_jax.data.sources import RandomAccess, select_split
 from vit_jax.errors import UserError
-from vit_jax.files import dangling_target
+from vit_jax.storage.files import dangling_target
 
 logger = logging.getLogger("vit_jax")
 

@@ -35,9 +35,9 @@ from jax import export as jax_export
 
 from vit_jax.checks import check_choice
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import atomic_path, read_json_object
 from vit_jax.inference.predictor import Predictor
 from vit_jax.paths import path_name
+from vit_jax.storage.files import atomic_path, read_json_object
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")

@@ -20,7 +20,6 @@ from vit_jax.checks import (
     size_pair,
 )
 from vit_jax.errors import UserError
-from vit_jax.files import atomic_path, read_json_object, write_atomically
 from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
@@ -28,6 +27,7 @@ from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import atomic_path, read_json_object, write_atomically
 
 FORMATS = ("google", "timm", "hf")
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")

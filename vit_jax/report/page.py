@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from vit_jax.errors import UserError, first_line
 from vit_jax.evaluation.classes import AVERAGES, MEASURES
 from vit_jax.figures import curves
-from vit_jax.files import write_atomically
 from vit_jax.report.elements import (
     details,
     figure_png,
@@ -26,6 +25,7 @@ from vit_jax.report.elements import (
 )
 from vit_jax.report.results import TITLES, format_number
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import write_atomically
 
 MAX_CLASSES = 30  # listed at once; of more, those that are recognized worst
 NAME = "report.html"

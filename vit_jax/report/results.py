@@ -12,9 +12,9 @@ from vit_jax.evaluation import classes, statistics
 from vit_jax.evaluation.accuracy import Predictions
 from vit_jax.figures import attention, drawing
 from vit_jax.figures import predictions as figures
-from vit_jax.files import write_atomically
 from vit_jax.inference.classifier import Classifier
-from vit_jax.runs.curves import Curves
+from vit_jax.logs.curves import Curves
+from vit_jax.storage.files import write_atomically
 
 logger = logging.getLogger("vit_jax")
 

@@ -25,10 +25,10 @@ from etils import epath, epy
 
 from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import write_atomically
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
+from vit_jax.storage.files import write_atomically
 from vit_jax.training import metrics
 from vit_jax.training.train_state import TrainState
 

@@ -8,7 +8,7 @@ import secrets
 import jax
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import write_atomically
+from vit_jax.storage.files import write_atomically
 
 logger = logging.getLogger("vit_jax")
 

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from whole_runs import rows
 
-from vit_jax.runs import run_log
+from vit_jax.logs import run_log
 
 NAMES = ("loss", "accuracy", "learning_rate")
 EVALUATION = dict(loss=0.1, accuracy=0.9, accuracy_top5=1.0)

@@ -18,9 +18,10 @@ from etils import epath
 
 from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError
-from vit_jax.files import write_atomically
-from vit_jax.runs import run_folder, tracking
-from vit_jax.runs.curves import Curves
+from vit_jax.logs import tracking
+from vit_jax.logs.curves import Curves
+from vit_jax.runs import run_folder
+from vit_jax.storage.files import write_atomically
 
 logger = logging.getLogger("vit_jax")
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.runs import run_log, tracking
+from vit_jax.logs import run_log, tracking
 
 wandb = pytest.importorskip("wandb")
 

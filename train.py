@@ -80,7 +80,7 @@ def train(
     if config.init_from_required and not config.init_from:
         raise UserError(config.init_from_hint)
     input_pipeline.check_workdir(config.dataset, workdir)
-    run_log.start_logging(workdir)
+    files = run_log.start_logging(workdir)
     run_folder.check_shared(workdir)
     mesh = create_mesh(**config.mesh)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
@@ -113,8 +113,8 @@ def train(
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        trace = profile.Profile(workdir, profile_steps, first_step)
+        log = stack.enter_context(contextlib.closing(run_log.RunLog(files, first_step, config)))
+        trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
         run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
         results = loop(run, state, batches)
@@ -205,7 +205,7 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
                 write_evaluations(log, step, results)
             # Saved after each evaluation too: it may turn out to be the best.
             if saves or run.preemption.stopping or (values and config.best_metric):
-                run.checkpoints.save(step, state, values)
+                save(run, step, state, values)
         if run.preemption.stopping and (step < config.total_steps or not results):
             raise stopped_after(step)
     if not results or "val" not in results:  # no step was left to take
@@ -226,8 +226,16 @@ def saves_on_error(run: Run, state):
     except UserError:
         if jax.process_count() == 1 and int(state.step):
             run.log.flush()  # raises if a value isn't finite
-            run.checkpoints.save(int(state.step), state)
+            save(run, int(state.step), state)
         raise
+
+
+def save(run: Run, step: int, state, values: dict[str, float] | None = None) -> None:
+    """Saves a checkpoint, whose rows are in the run's folder before it is complete."""
+    if run.log.upload():
+        run.checkpoints.save(step, state, values)
+    else:
+        run.checkpoints.log_failure("the logs can't be written", step)
 
 
 def due_evaluations(run: Run, step: int) -> list[str]:

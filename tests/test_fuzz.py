@@ -17,6 +17,7 @@ from vit_jax import checkpoint, pretrained
 from vit_jax.errors import UserError
 from vit_jax.logs import run_log
 from vit_jax.runs import run_folder
+from vit_jax.storage.mirror import Mirror
 
 
 def slow(*values):
@@ -109,7 +110,7 @@ def metrics(folder):
     folder.mkdir()
     rows = [{"step": step, "train/loss": 1.0} for step in range(10, 60, 10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return lambda: run_log.RunLog(folder, 30, quick_config()).close()
+    return lambda: run_log.RunLog(Mirror(folder), 30, quick_config()).close()
 
 
 def dataset(folder, source):

@@ -224,8 +224,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(UserError, match=rf"{folder} can't be written \(.*{problem}.*--workdir"):
             run_folder.make(folder)
     assert run_folder.checkpoint_steps(tmp_path / "run") == []
-    with pytest.raises(UserError, match="must be a folder, not a bucket"):
-        run_folder.make("gs://bucket/run")
+    with pytest.raises(UserError, match="must be a folder, or gs://BUCKET"):
+        run_folder.make("ftp://bucket/run")
 
 
 def test_checkpoints_can_be_read_again_from_any_folder_that_is_accepted(tmp_path, monkeypatch):

@@ -21,17 +21,13 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
-from etils import epath, epy
+from etils import epy
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import variants
 from vit_jax.parallel import distributed
+from vit_jax.storage import buckets, files, lease
 from vit_jax.storage.files import dangling_target, write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 with epy.lazy_imports():  # takes a second
     import orbax.checkpoint as ocp
@@ -61,6 +57,9 @@ def make(workdir) -> None:
             such a path.
     """
     check_path(workdir)
+    if buckets.is_bucket(workdir):
+        buckets.check_writable(workdir)
+        return
     path = folder = pathlib.Path(workdir)
     try:
         check_links(folder)
@@ -79,12 +78,7 @@ def make(workdir) -> None:
 
 def check_path(workdir) -> None:
     """Raises UserError if checkpoints can't be kept at such a path."""
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
-            "checkpoints renamed. With several processes, all of them must see it"
-        )
-    check_characters(os.path.realpath(workdir))
+    check_characters(str(files.open_path(workdir)))
     check_nesting(workdir)
 
 
@@ -100,7 +94,7 @@ def check_characters(path: str) -> None:
 
 def check_nesting(workdir) -> None:
     """Raises UserError if a folder is among the files of another run, which may remove it."""
-    folder = pathlib.Path(workdir).resolve()
+    folder = files.open_path(workdir)
     for path in (folder, *folder.parents):
         if path.name in FOLDERS and has_config(path.parent):
             raise UserError(
@@ -121,9 +115,9 @@ def check_shared(workdir) -> None:
     """Raises UserError if the processes don't see the same folder."""
     if jax.process_count() == 1:
         return
-    token = epath.Path(workdir) / ".seen_by_all"
+    token = files.open_path(workdir) / ".seen_by_all"
     if jax.process_index() == 0:
-        token.touch()
+        token.write_text("")
     distributed.barrier("token of the shared folder written")
     for _ in range(50):  # a network file system may show it late
         if seen := token.exists():
@@ -135,38 +129,33 @@ def check_shared(workdir) -> None:
     if missing:
         raise UserError(
             f"--workdir={workdir} isn't the same folder for all processes: use one on a file "
-            "system that they share"
+            "system that they share, or in a bucket"
         )
 
 
 def lock(workdir):
-    """Keeps other programs from training in a run's folder, until the result is closed.
+    """Keeps other programs from training in a run's folder, until the result is released.
 
     Returns:
-        The open file of the lock, on process 0; None on others, and where files can't be locked.
+        The lease, on process 0; None on others, and where files can't be locked.
 
     Raises:
         UserError: another program trains there.
     """
-    file, is_taken = None, False
-    if fcntl is not None and jax.process_index() == 0:
+    held, taken = None, None
+    if jax.process_index() == 0:
         try:
-            file = open(pathlib.Path(workdir) / ".lock", "a")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_taken = True
-        except OSError:  # a file system without locks
-            file = None
-    if distributed.any_process(is_taken):
-        raise UserError(
-            f"Another program trains in {workdir}: wait until it ends, or use another --workdir"
-        )
-    return file
+            held = lease.acquire(workdir)
+        except lease.Taken as error:
+            taken = error
+    if distributed.any_process(taken is not None):
+        raise taken or UserError(f"Another program trains in {workdir}")
+    return held
 
 
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
-    folder = epath.Path(workdir).resolve() / "checkpoints"
+    folder = files.open_path(workdir) / "checkpoints"
     try:
         return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     except PermissionError as error:
@@ -175,13 +164,13 @@ def checkpoint_steps(workdir) -> list[int]:
 
 def is_run(folder) -> bool:
     """Whether a folder is a run's: it has checkpoints, or the configuration of a run."""
-    return (epath.Path(folder) / "checkpoints").exists() or has_config(folder)
+    return (files.open_path(folder) / "checkpoints").exists() or has_config(folder)
 
 
 def has_config(folder) -> bool:
     """Whether the config.json in a folder was written by a run, not by another codebase."""
     try:
-        fields = json.loads((epath.Path(folder) / "config.json").read_text())
+        fields = json.loads((files.open_path(folder) / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(fields, dict) and fields.keys() >= {"model", "optimizer", "schedule"}
@@ -219,7 +208,7 @@ def recorded(workdir, group: str, field: str):
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     """Records a run's configuration."""
     text = config.to_json_best_effort(indent=2)
-    write_atomically(epath.Path(workdir) / "config.json", text + "\n")
+    write_atomically(files.open_path(workdir) / "config.json", text + "\n")
 
 
 def read_config(workdir) -> ml_collections.ConfigDict | None:
@@ -232,7 +221,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         LostConfigError: there are checkpoints, but the file is missing or can't be read.
         UserError: the file can't be read.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = files.open_path(workdir) / "config.json"
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         check_structure(config)
@@ -242,6 +231,10 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         problem = f"can't be read ({first_line(error)})"
     except OSError as error:  # a passing problem, or rights: the file may be whole
         raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except Exception as error:  # of a bucket's client
+        if not buckets.is_bucket(path):
+            raise
+        raise UserError(f"{path} can't be read: {buckets.problem(error)}") from None
     else:
         fill_in_mlp_dim(config)
         if "exif" not in config.dataset:
@@ -300,7 +293,7 @@ def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
 def write_class_names(workdir, class_names: Sequence[str]) -> None:
     """Records the names of a run's classes, in the order of its labels."""
     text = json.dumps(class_names, indent=0)
-    write_atomically(epath.Path(workdir) / "class_names.json", text + "\n")
+    write_atomically(files.open_path(workdir) / "class_names.json", text + "\n")
 
 
 def read_class_names(workdir) -> tuple[str, ...] | None:
@@ -309,7 +302,7 @@ def read_class_names(workdir) -> tuple[str, ...] | None:
     Raises:
         UserError: the file isn't a list of names.
     """
-    path = epath.Path(workdir) / "class_names.json"
+    path = files.open_path(workdir) / "class_names.json"
     if not path.exists():
         return None
     try:

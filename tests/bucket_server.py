@@ -60,8 +60,7 @@ class BucketServer:
         self.lock = threading.Lock()
         self.generations = itertools.count(time.time_ns() // 1000)
         handler = type("BoundHandler", (Handler,), {"bucket": self})
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self):
@@ -104,6 +103,16 @@ class BucketServer:
                 return None
             self.objects[name] = Object(name, content, next(self.generations))
             return self.objects[name]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves each connection in a thread; clients that are killed don't matter to it."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        pass
 
 
 @dataclasses.dataclass

@@ -156,7 +156,8 @@ class Checkpoints:
         place = self.folder / str(self.last_step)
         with self.log_write_errors(), says_if_waiting(f"write checkpoint {place}", 60):
             self.manager.wait_until_finished()
-        if self.failed_step is not None:  # its partial files take up space
+        if self.failed_step is not None and not buckets.is_bucket(self.folder):
+            # Its partial files take up space.
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # still written to: the next save removes it
                     unfinished.rmtree(missing_ok=True)
@@ -208,7 +209,8 @@ class Checkpoints:
             if jax.process_count() > 1:
                 raise
             self.log_failure(first_line(error)[:200])
-            self.manager.reload()  # so that it forgets the failed step
+            with contextlib.suppress(Exception):  # the bucket is gone
+                self.manager.reload()  # so that it forgets the failed step
 
     def log_failure(self, reason: str, step: int | None = None) -> None:
         """Logs that a step, or else the last one, couldn't be saved, and remembers it."""

@@ -91,6 +91,31 @@ class RetriesHandler(logging.Handler):
             )
 
 
+def list_objects(folder) -> list[str]:
+    """Returns the names of all objects in a folder, relative to it, in order.
+
+    Raises:
+        UserError: the bucket can't be read.
+    """
+    import fsspec
+
+    with says_if_waiting(f"list {folder}"), translated_errors(folder):
+        system, path = fsspec.core.url_to_fs(str(folder))
+        return sorted(name.removeprefix(f"{path}/") for name in system.find(path))
+
+
+def read_object(path: bytes) -> bytes:
+    """Returns the contents of an object.
+
+    Args:
+        path: gs://BUCKET/NAME, as TensorFlow has it.
+    """
+    import fsspec
+
+    system, name = fsspec.core.url_to_fs(os.fsdecode(path))
+    return system.cat_file(name)
+
+
 def check_writable(folder) -> None:
     """Writes and removes an object in a folder.
 

@@ -97,7 +97,12 @@ def read_file(path: tf.Tensor, root) -> tf.Tensor:
     if not buckets.is_bucket(root):
         return tf.io.read_file(path)
     # TensorFlow's own client knows no other server than Google's, and no other credentials.
-    contents = tf.numpy_function(buckets.read_object, [path], tf.string, stateful=False)
+    contents = tf.numpy_function(
+        lambda path: buckets.read_object(os.fsdecode(np.asarray(path).item())),
+        [path],
+        tf.string,
+        stateful=False,
+    )
     return tf.ensure_shape(contents, ())
 
 

@@ -104,15 +104,11 @@ def list_objects(folder) -> list[str]:
         return sorted(name.removeprefix(f"{path}/") for name in system.find(path))
 
 
-def read_object(path: bytes) -> bytes:
-    """Returns the contents of an object.
-
-    Args:
-        path: gs://BUCKET/NAME, as TensorFlow has it.
-    """
+def read_object(path: str) -> bytes:
+    """Returns the contents of an object, gs://BUCKET/NAME."""
     import fsspec
 
-    system, name = fsspec.core.url_to_fs(os.fsdecode(path))
+    system, name = fsspec.core.url_to_fs(path)
     return system.cat_file(name)
 
 

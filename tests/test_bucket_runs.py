@@ -106,7 +106,9 @@ def test_mistakes_stop_before_training(bucket, faults, workdir, message):
 def test_a_killed_run_resumes_to_the_bit_and_keeps_others_out(bucket, on_disk):
     first = start(*ARGS)
     read_until(first, "step 10/60")
+    first.send_signal(signal.SIGSTOP)
     second = start(*ARGS).finish()
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert f"Another program trains in {RUN}: process {first.pid} on " in second.stderr
     while not any(name.endswith("20/commit_success.txt") for name in bucket.names("run/")):

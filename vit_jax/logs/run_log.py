@@ -246,6 +246,8 @@ class RunLog:
         Returns:
             Whether it is there, on every process.
         """
+        if self.files.is_local:
+            return True
         if self.writes:
             self.write_rows()
         return not distributed.any_process(not self.files.upload())
@@ -258,7 +260,9 @@ class RunLog:
             self.rows_file.close()
             for curves in self.curves:
                 curves.close()
-        self.files.upload()
+            self.files.upload()
+        else:
+            self.files.close()  # process 0 logs further lines
 
 
 def parse_row(line: bytes) -> dict | None:

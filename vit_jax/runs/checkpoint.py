@@ -163,7 +163,9 @@ class Checkpoints:
                     unfinished.rmtree(missing_ok=True)
 
     def check_lease(self) -> None:
-        """Raises UserError if another program has taken the run's folder."""
+        """Raises UserError if another program has taken the run's folder, in a bucket."""
+        if not buckets.is_bucket(self.folder):
+            return
         taken = None
         try:
             if self.lock is not None:

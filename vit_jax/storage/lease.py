@@ -90,7 +90,8 @@ class BucketLease:
 
     def __init__(self, folder):
         self.folder, self.key = str(folder), uuid.uuid4().hex
-        self.store = ts.KvStore.open(f"{self.folder.rstrip('/')}/").result()
+        retries = ts.Context({"gcs_request_retries": {"max_retries": 3}})  # by default for minutes
+        self.store = ts.KvStore.open(f"{self.folder.rstrip('/')}/", context=retries).result()
         self.lock, self.released = threading.Lock(), threading.Event()
         self.renewals, self.lost_to, self.is_lost = 0, None, False
         self.generation = self.take()
@@ -172,8 +173,8 @@ class BucketLease:
             if self.is_lost:
                 return
             try:
-                self.store.write(NAME, None, if_equal=self.generation).result()
-            except Exception as error:
+                self.store.write(NAME, None, if_equal=self.generation).result(RENEW_SECONDS)
+            except Exception as error:  # the server is gone
                 logger.debug(f"The lease of {self.folder} stays: {first_line(error)}")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import time
 
 from vit_jax.aot import compile_report, topology
@@ -11,7 +10,7 @@ from vit_jax.aot.topology import Slice
 from vit_jax.errors import DoesNotFit
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.runs import run_folder
-from vit_jax.storage.files import write_atomically
+from vit_jax.storage.files import open_path, write_atomically
 from vit_jax.training.program import Program
 
 logger = logging.getLogger("vit_jax")
@@ -106,7 +105,7 @@ def log_report(report: dict) -> None:
 
 def write_report(report: dict, workdir) -> None:
     if workdir:
-        path = pathlib.Path(workdir) / "compile_report.json"
+        path = open_path(workdir) / "compile_report.json"
         write_atomically(path, json.dumps(report, indent=2) + "\n")
 
 

@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
     config.schedule.end_lr = 0.0
     config.schedule.warmup_steps = 10_000
     config.schedule.timescale = 10_000  # for "rsqrt"
-    config.schedule.cooldown_steps = 0  # for "rsqrt"
+    config.schedule.cooldown_steps = 0  # at the end, to end_lr: for "rsqrt", "constant"
     config.schedule.decay_steps = 0  # for "step"
     config.schedule.decay_factor = 0.1  # for "step"
 

@@ -3,14 +3,12 @@
 import argparse
 import functools
 import logging
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from vit_jax.checks import check_png
 from vit_jax.errors import UserError
@@ -19,8 +17,7 @@ from vit_jax.figures.drawing import save
 from vit_jax.inference.classifier import ATTENTION_BATCH_SIZE, Classifier
 from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
-from vit_jax.pretrained import weights
-from vit_jax.runs import run_folder
+from vit_jax.runs import checkpoint_paths, run_folder
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -94,7 +91,8 @@ def draw_all(
     """
     out = pathlib.Path(out)
     subject = AnyModel.load(path, **settings)
-    workdir, *_ = weights.parse_run_path(epath.Path(os.path.expanduser(path))) or (None,)
+    run = checkpoint_paths.parse_run_path(path)
+    workdir = run and run.workdir
     if compare and workdir is None:
         raise UserError(f"--compare draws the curves of runs, but {path} is not a run's folder")
     layers = tuple(layers or quarter_layers(subject.model.depth))
@@ -287,7 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = vars(parse_flags(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        for line in draw_all(args.pop("run"), args.pop("out"), **args):
+        path = checkpoint_paths.at_step(args.pop("run"), args.pop("step"))
+        for line in draw_all(path, args.pop("out"), **args):
             print(line, flush=True)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)

@@ -23,11 +23,12 @@ import jax
 import numpy as np
 from etils import epath, epy
 
-from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
+from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
 from vit_jax.errors import UserError, first_line
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
+from vit_jax.runs.checkpoint_paths import parse_step
 from vit_jax.storage.files import write_atomically
 from vit_jax.training import metrics
 from vit_jax.training.train_state import TrainState
@@ -361,7 +362,7 @@ def fields(state: TrainState) -> dict:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def restore_params(workdir, step: int | None = None, item: str | None = None):
+def restore_params(workdir, step: int | str | None = None, item: str | None = None):
     """Returns a run's configuration and parameters, on the first device of this machine.
 
     Needs neither the dataset nor the devices that the run had.
@@ -381,7 +382,7 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
 
 def read_params(
     workdir,
-    step: int | None = None,
+    step: int | str | None = None,
     item: str | None = None,
     shapes: Callable | None = None,
 ):
@@ -389,7 +390,7 @@ def read_params(
 
     Args:
         workdir: the run's folder.
-        step: the step of the checkpoint; None: the latest that can be read.
+        step: the step of the checkpoint, or "best"; "latest" or None: the latest that can be read.
         item: "params" or "ema_params", their moving average; None: the one that the run
             evaluates, which is the average if it keeps one.
         shapes: config -> the expected shapes with shardings, on a mesh; None: they are put on the
@@ -403,7 +404,12 @@ def read_params(
             model.
     """
     if step is not None:
-        check_range("step", step, COUNT_OR_ZERO)
+        step = parse_step(step)
+    if step == "best":
+        step = best_step(workdir)
+        logger.info(f"{workdir}: the best checkpoint is that of step {step:,}")
+    elif step == "latest":
+        step = None
     config = run_folder.require_config(workdir)
     folder = epath.Path(workdir).resolve() / "checkpoints"
     steps = run_folder.checkpoint_steps(workdir)

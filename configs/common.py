@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
 
     # Start from published weights or a run: see docs/weights.md.
     config.init_from = placeholder(str)
+    # "weights": starts anew, from the parameters alone; or "continue": goes on from a checkpoint of
+    # a run, with its optimizer's state, step and order of examples: see docs/branches.md.
+    config.init_mode = "weights"
     config.init_from_depth = placeholder(str)  # "stack" or "append": fills a deeper model
     config.init_from_patch = placeholder(str)  # "resize": to the model's patch size
     # (rows, columns) of the positions in init_from, if they aren't a square.
@@ -56,6 +59,7 @@ def get_config() -> ConfigDict:
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.num_examples = placeholder(int)  # of the training split
     config.dataset.fingerprint = placeholder(str)  # of the names of its examples
+    config.dataset.offset = 0  # added to step * batch_size, where a step begins in the order
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()

@@ -32,12 +32,12 @@ class Tracking:
     <workdir>/wandb, for `wandb sync`.
     """
 
-    def __init__(self, workdir, first_step: int, config):
+    def __init__(self, workdir, is_new: bool, config):
         """Starts, or resumes, the run of a folder.
 
         Args:
             workdir: the run's folder.
-            first_step: the step that the run starts or resumes at.
+            is_new: whether the run starts anew, rather than resumes.
             config: the run's configuration; `config.wandb` is the project.
 
         Raises:
@@ -50,7 +50,7 @@ class Tracking:
             self.run = wandb.init(
                 project=config.wandb,
                 dir=folder,
-                id=run_id(folder, is_new=first_step == 0),
+                id=run_id(folder, is_new),
                 name=folder.resolve().name,
                 resume="allow",
                 config=config.to_dict(),
@@ -62,7 +62,7 @@ class Tracking:
                 f"config.wandb is {config.wandb!r}, but Weights & Biases can't be used "
                 f"({first_line(error)}): run `wandb login`, or set WANDB_MODE=offline"
             )
-            if first_step == 0 and jax.process_count() == 1:
+            if is_new and jax.process_count() == 1:
                 raise UserError(problem) from None
             self.run = None
             logger.error(problem)

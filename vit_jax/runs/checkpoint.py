@@ -27,7 +27,7 @@ from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
 from vit_jax.errors import UserError, first_line
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
-from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
+from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item, stored_counters
 from vit_jax.runs.checkpoint_paths import parse_step
 from vit_jax.storage.files import write_atomically
 from vit_jax.training import metrics
@@ -221,7 +221,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             items = None
             try:
-                items = self.read_items(step, shapes)
+                items = read_items(self.folder / str(step), shapes)
             except CorruptCheckpoint as error:
                 logger.warning(str(error))
             # Each process reads only its own part.
@@ -235,45 +235,10 @@ class Checkpoints:
             self.move_corrupt(corrupt)
             if corrupt:
                 self.manager.reload()
-            return self.as_state(step, items, shapes, init)
+            return as_state(self.folder / str(step), items, shapes, init)
         if corrupt:
             raise self.none_readable(corrupt)
         return None
-
-    def read_items(self, step: int, shapes: TrainState) -> dict:
-        """Returns the items of a checkpoint, {name: tree}, without those it was saved without."""
-        folder = self.folder / str(step)
-        return {
-            name: read_item(folder / name, item_shapes)
-            for name, item_shapes in stored_items(shapes).items()
-            if name in REQUIRED_ITEMS or lists_item(folder, name)
-        }
-
-    def as_state(self, step: int, items: dict, shapes: TrainState, init) -> TrainState:
-        """Returns the state of a checkpoint; items that it lacks start at their initial value."""
-        new = sorted(stored_items(shapes).keys() - items.keys())
-        initial = init() if new else None
-        for name in new:
-            logger.info(
-                f"Checkpoint {self.folder / str(step)} was saved without {name}, which starts at "
-                "its initial value"
-            )
-        wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
-        items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
-        items |= {name: getattr(initial, name) for name in new}
-        stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
-        if stored["step"] != step:
-            raise UserError(
-                f"Checkpoint {self.folder / str(step)} was saved as step {stored['step']}: "
-                "rename it back"
-            )
-        for name, shape in fields(shapes).items():
-            if is_counter(shape):
-                value = np.int32(stored.get(name, 0))
-                items[name] = jax.make_array_from_callback(
-                    (), shape.sharding, lambda _, value=value: value
-                )
-        return shapes.replace(**items)
 
     def move_unreadable_metadata(self) -> None:
         """Moves checkpoints whose JSON files are corrupt: Orbax can't start with them."""
@@ -329,6 +294,46 @@ class Checkpoints:
                 f"The last checkpoint, of step {self.failed_step}, couldn't be written to "
                 f"{self.folder}: free some space, and start the same command again"
             )
+
+
+def read_items(folder: epath.Path, shapes: TrainState) -> dict:
+    """Returns the items of a checkpoint, {name: tree}, without those it was saved without.
+
+    Args:
+        folder: <workdir>/checkpoints/<step>.
+        shapes: the state's shapes with shardings.
+
+    Raises:
+        CorruptCheckpoint, UserError: as `read_item`.
+    """
+    return {
+        name: read_item(folder / name, item_shapes)
+        for name, item_shapes in stored_items(shapes).items()
+        if name in REQUIRED_ITEMS or lists_item(folder, name)
+    }
+
+
+def as_state(folder: epath.Path, items: dict, shapes: TrainState, init) -> TrainState:
+    """Returns the state of a checkpoint; items that it lacks start at their initial value."""
+    new = sorted(stored_items(shapes).keys() - items.keys())
+    initial = init() if new else None
+    for name in new:
+        logger.info(
+            f"Checkpoint {folder} was saved without {name}, which starts at its initial value"
+        )
+    wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
+    items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
+    items |= {name: getattr(initial, name) for name in new}
+    stored = {"step": int(folder.name), **stored_counters(folder)}
+    if stored["step"] != int(folder.name):
+        raise UserError(f"Checkpoint {folder} was saved as step {stored['step']}: rename it back")
+    for name, shape in fields(shapes).items():
+        if is_counter(shape):
+            value = np.int32(stored.get(name, 0))
+            items[name] = jax.make_array_from_callback(
+                (), shape.sharding, lambda _, value=value: value
+            )
+    return shapes.replace(**items)
 
 
 SINGLE_ARRAY = "array"  # Orbax stores only trees: a field that is one array is wrapped
@@ -403,26 +408,17 @@ def read_params(
         UserError: the folder has no run, no readable checkpoint of that step, or one of another
             model.
     """
-    if step is not None:
-        step = parse_step(step)
-    if step == "best":
-        step = best_step(workdir)
-        logger.info(f"{workdir}: the best checkpoint is that of step {step:,}")
-    elif step == "latest":
-        step = None
     config = run_folder.require_config(workdir)
     folder = epath.Path(workdir).resolve() / "checkpoints"
-    steps = run_folder.checkpoint_steps(workdir)
-    if not steps or (step is not None and step not in steps):
-        wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+    candidates = [find_step(workdir, step)]
+    if step in (None, "latest"):
+        candidates = list(reversed(run_folder.checkpoint_steps(workdir)))
     if item == "ema_params" and not config.ema_decay:
         raise UserError(
             f"{workdir} has no average of its parameters (config.ema_decay is unset): leave out "
             "ema_params"
         )
     item = item or ("ema_params" if config.ema_decay else "params")
-    candidates = list(reversed(steps)) if step is None else [step]
     for candidate in candidates:
         try:
             params = read_item(folder / str(candidate) / item, shapes and shapes(config))
@@ -433,6 +429,25 @@ def read_params(
             logger.warning(f"Using the checkpoint of step {candidate} instead")
         return config, params, candidate
     raise UserError(f"No checkpoint in {folder} can be read (steps {sorted(candidates)})")
+
+
+def find_step(workdir, step: int | str | None) -> int:
+    """Returns the step that a name stands for; see `read_params`.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    step = "latest" if step is None else parse_step(step)
+    if step == "best":
+        step = best_step(workdir)
+        logger.info(f"{workdir}: the best checkpoint is that of step {step:,}")
+        return step
+    steps = run_folder.checkpoint_steps(workdir)
+    if not steps or step not in (*steps, "latest"):
+        wanted = "" if step == "latest" else f" of step {step}"
+        folder = epath.Path(workdir).resolve() / "checkpoints"
+        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+    return steps[-1] if step == "latest" else step
 
 
 def best_step(workdir) -> int:
@@ -451,8 +466,8 @@ def best_step(workdir) -> int:
             ]
     if not values:
         raise UserError(
-            f"None of the checkpoints in {folder} was evaluated, so none is the best: set --step "
-            "to one of them, or to latest"
+            f"None of the checkpoints in {folder} was evaluated, so none is the best: name one "
+            "by its step, or the latest"
         )
     sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
     return max(values, key=lambda step: sign * values[step])

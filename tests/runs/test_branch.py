@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from whole_runs import (
@@ -19,7 +20,9 @@ import input_pipeline
 import train
 from vit_jax import checkpoint
 from vit_jax.errors import UserError
+from vit_jax.parallel import mesh as meshes
 from vit_jax.runs import branch, resuming
+from vit_jax.training.program import Program
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
@@ -140,6 +143,21 @@ def test_what_may_be_changed(source, tmp_path):
     np.testing.assert_allclose(average, (before + after) / 2, rtol=1e-5, atol=1e-7)
 
 
+def test_on_another_mesh(source, tmp_path):
+    mesh = meshes.create_mesh(data=2, fsdp=2, tensor=2)
+    config = branch_of(source / "checkpoints" / "10", num_classes=10)
+    program = Program(config, (16, 16, 1), mesh)
+    origin = branch.find(config, tmp_path / "branch")
+    state = branch.restore(origin, program.shapes, program.init)
+    for item in ("params", "opt_state", "ema_params"):
+        expected = jax.tree.leaves(restore_item(origin.folder / item))
+        leaves = jax.tree.leaves(getattr(state, item))
+        for leaf, other in zip(leaves, expected, strict=True):
+            assert leaf.sharding.mesh == mesh
+            np.testing.assert_array_equal(leaf, other)
+    assert int(state.step) == 10
+
+
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 def test_another_batch_size_goes_on_with_the_next_example(kind, tfds_folders, plain):
     """In both orders; the 53 examples of an epoch all come once."""
@@ -185,6 +203,17 @@ def test_what_cannot_go_on_is_refused_by_name(source, tmp_path, fields, message)
     with pytest.raises(UserError, match=message) as raised:
         train.train(config, tmp_path / "branch")
     assert "\n" not in str(raised.value)
+
+
+def test_checkpoints_that_cannot_go_on(source, tmp_path):
+    config = branch_of(source / "checkpoints" / "10", num_classes=5)
+    origin = branch.find(config, tmp_path / "branch")
+    with pytest.raises(UserError, match="another model .*: num_classes: 10 -> 5"):
+        branch.check_compatible(origin, config)
+    left = shutil.copytree(source, tmp_path / "left")
+    (left / "checkpoints" / "10" / "opt_state" / "_METADATA").unlink()
+    with pytest.raises(UserError, match="10/opt_state can't be read.*branch from another step"):
+        train.train(branch_of(left / "checkpoints" / "10"), tmp_path / "branch")
 
 
 def test_paths_that_cannot_be_left(source, tmp_path):

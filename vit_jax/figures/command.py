@@ -72,6 +72,7 @@ def draw_all(
     images: Sequence[str] = (),
     compare: Sequence[str] = (),
     layers: Sequence[int] | None = None,
+    metrics: Sequence[str] = (),
     **settings,
 ):
     """Draws every figure of a run or of weights, and yields a line about each.
@@ -83,6 +84,7 @@ def draw_all(
             on them, otherwise the two photographs of scikit-learn.
         compare: folders of further runs, whose curves are drawn beside this run's.
         layers: the blocks whose features are drawn; None: at the quarters of the depth.
+        metrics: which curves are drawn; empty: all.
         **settings: `image_size`, `num_heads` and `grid`, see `Classifier.load`.
 
     Raises:
@@ -102,7 +104,7 @@ def draw_all(
     for run in compare:
         curves.series(run)  # raises if it isn't a run's folder
     if workdir is not None:
-        figures["curves"] = lambda: curves.curves([workdir, *compare])
+        figures["curves"] = lambda: curves.curves([workdir, *compare], metrics=metrics)
     out.mkdir(parents=True, exist_ok=True)
     for name in figures:
         check_png("--out", str(out / f"{name}.png"))
@@ -269,6 +271,14 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="RUN",
         help="folders of further runs, to draw their curves beside this run's",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METRIC",
+        help="which curves are drawn, such as loss learning_rate (default: all)",
     )
     parser.add_argument(
         "--layers",

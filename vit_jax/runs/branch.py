@@ -44,8 +44,10 @@ CAUSES = (
     ("params", "model", ("image_size", "dataset.channels")),
     ("opt_state", "optimizer", ("optimizer", "grad_clip_norm")),
 )
-# Differences that aren't the user's.
-NOT_LISTED = (*resuming.READ_AT_THE_START, "dataset.offset", "model.remat")
+# What may change without being listed: the numbers of training stay the same, or almost.
+NOT_LISTED = tuple(
+    field for field in resuming.MAY_CHANGE if field not in ("mesh", "on_nonfinite", "dataset.parts")
+)
 
 
 class Origin(NamedTuple):
@@ -266,7 +268,7 @@ def list_changes(origin: Origin, config, changed_fields: Collection[str]) -> lis
     if resuming.is_same_dataset(old, new):
         ignored += resuming.IDENTITY
     changes = resuming.list_changes(origin.config, config, changed_fields)
-    return [change for change in changes if change["field"] not in ignored]
+    return [change for change in changes if not resuming.is_in(change["field"], ignored)]
 
 
 def record(workdir, origin: Origin | None, config, changed_fields: Collection[str]) -> None:

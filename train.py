@@ -80,8 +80,8 @@ def train(
         Preempted: the run was asked to stop, and has saved a checkpoint.
     """
     check(config)
-    resumes = bool(run_folder.checkpoint_steps(workdir))
-    if config.init_from_required and not (config.init_from or resumes):
+    lacks_weights = config.init_from_required and not config.init_from
+    if lacks_weights and not run_folder.checkpoint_steps(workdir):
         raise UserError(config.init_from_hint)
     allowed = resuming.parse_allowed(allow_changes, config)
     input_pipeline.check_workdir(config.dataset, workdir)
@@ -91,11 +91,11 @@ def train(
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
 
-    origin = branch.find(config, workdir)
+    resumes, origin = bool(run_folder.checkpoint_steps(workdir)), branch.find(config, workdir)
     start_step = branch.start_step(workdir, origin)
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     changed_fields = resuming.fields_that_differ(config, common.get_config())
-    config = branch.go_on(origin, config) or resuming.keep_recorded(workdir, config)
+    config = branch.take_over(origin, workdir, config)
     config = resolve(config, train_set, share["num_shares"])
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
@@ -366,7 +366,8 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
         check_filled_in(f"dataset.{field}", config.dataset[field], value, train_set.name)
     config.dataset.update(resolved, parts=parts)
     if config.total_steps is None:
-        config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
+        num_seen = config.num_epochs * train_set.num_examples - config.dataset.offset
+        config.total_steps = round(num_seen / config.batch_size)
     if config.total_steps not in checks.COUNT:
         raise UserError(
             f"The run would have {config.total_steps:,} steps, and must have {checks.COUNT}: set "
@@ -388,7 +389,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     config, model, mesh = program.config, program.model, program.mesh
     height, width, channels = program.image_shape
     memory = program.train_step.memory_analysis()
-    epochs = config.total_steps * config.batch_size / train_set.num_examples
+    num_seen = config.dataset.offset + config.total_steps * config.batch_size
+    epochs = num_seen / train_set.num_examples
     mebibyte = 2**20
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "

@@ -193,6 +193,7 @@ def test_another_batch_size_goes_on_with_the_next_example(kind, tfds_folders, pl
         ({"optimizer.layer_decay": 0.5}, "another optimizer .*: optimizer.layer_decay: None -> 0"),
         ({"optimizer.frozen": ("head",)}, "another optimizer .*: optimizer.frozen: "),
         ({"init_from_depth": "stack"}, "init_from_depth is 'stack', which adapts weights"),
+        ({"dataset.offset": 8}, "dataset.offset is 8; it must be 0: a branch fills it in"),
         ({"init_mode": "branch"}, "init_mode is 'branch'; it must be 'weights' or 'continue'"),
         ({"init_from": None}, "which needs --config.init_from=RUN/checkpoints/STEP"),
     ],
@@ -214,6 +215,19 @@ def test_checkpoints_that_cannot_go_on(source, tmp_path):
     (left / "checkpoints" / "10" / "opt_state" / "_METADATA").unlink()
     with pytest.raises(UserError, match="10/opt_state can't be read.*branch from another step"):
         train.train(branch_of(left / "checkpoints" / "10"), tmp_path / "branch")
+    (left / "checkpoints" / "15" / "_CHECKPOINT_METADATA").write_text("{")
+    origin = branch.find(branch_of(left / "checkpoints" / "15"), tmp_path / "branch")
+    shapes = Program(branch_of(left, num_classes=10), (16, 16, 1), meshes.create_mesh()).shapes
+    with pytest.raises(UserError, match="15/.* can't be read: Expecting.*branch from another step"):
+        branch.restore(origin, shapes, None)
+
+
+def test_the_place_in_the_order_outlives_a_lost_configuration(tmp_path):
+    """With another batch size it is not what the given configuration would make it."""
+    (tmp_path / "checkpoints" / "15").mkdir(parents=True)
+    (tmp_path / "branch.json").write_text(json.dumps({"step": 10, "examples_seen": 640}))
+    config = branch.take_over(None, tmp_path, branch_of(tmp_path / "gone", batch_size=32))
+    assert config.dataset.offset + 10 * 32 == 640
 
 
 def test_paths_that_cannot_be_left(source, tmp_path):

@@ -78,6 +78,10 @@ class Origin(NamedTuple):
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if `config.init_mode` is unknown, or doesn't go with the other fields."""
+    if config.dataset.offset != 0:
+        raise UserError(
+            f"config.dataset.offset is {config.dataset.offset!r}; it must be 0: a branch fills it in"
+        )
     check_choice("config.init_mode", config.init_mode, MODES)
     if config.init_mode != "continue":
         return
@@ -134,11 +138,25 @@ def real_path(folder) -> str:
     return str(folder) if "://" in str(folder) else os.path.realpath(folder)
 
 
-def go_on(
-    origin: Origin | None, config: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict | None:
-    """Returns a branch's configuration, see `resuming.go_on`; None if there is no origin."""
-    return origin and resuming.go_on(origin.config, origin.step, config)
+def take_over(
+    origin: Origin | None, workdir, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Returns a run's configuration with what it takes over from the run that it goes on with.
+
+    Args:
+        origin: the checkpoint that it leaves; None: it goes on with its own, if there is one.
+        workdir: the run's folder.
+        config: the configuration that was given.
+    """
+    if origin is not None:
+        return resuming.go_on(origin.config, origin.step, config)
+    try:
+        return resuming.keep_recorded(workdir, config)
+    except run_folder.LostConfigError:  # `resuming.check_config` reports it
+        config = config.copy_and_resolve_references()
+        if left := read(workdir):
+            config.dataset.offset = left["examples_seen"] - left["step"] * config.batch_size
+        return config
 
 
 def check_resumable(
@@ -229,11 +247,11 @@ def restore(origin: Origin, shapes: TrainState, init) -> TrainState:
     """
     try:
         items = checkpoint.read_items(origin.folder, shapes)
+        if shapes.ema_params is not None and "ema_params" not in items:
+            items["ema_params"] = train_state.copy(items["params"])
+        return checkpoint.as_state(origin.folder, items, shapes, init)
     except CorruptCheckpoint as error:
         raise UserError(f"{error}: branch from another step") from None
-    if shapes.ema_params is not None and "ema_params" not in items:
-        items["ema_params"] = train_state.copy(items["params"])
-    return checkpoint.as_state(origin.folder, items, shapes, init)
 
 
 def describe(origin: Origin, config: ml_collections.ConfigDict, changes: list[dict]) -> list[str]:

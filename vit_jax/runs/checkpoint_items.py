@@ -82,16 +82,22 @@ def open_item(path: epath.Path):
 
 def lists_item(checkpoint: epath.Path, item: str) -> bool:
     """Whether a checkpoint was saved with an item, as its metadata tells; True without metadata."""
-    path = checkpoint / "_CHECKPOINT_METADATA"
-    items = json.loads(path.read_text()).get("item_handlers") if path.exists() else None
+    items = read_metadata(checkpoint).get("item_handlers")
     return item in items if isinstance(items, dict) else True
 
 
 def stored_counters(checkpoint: epath.Path) -> dict[str, int]:
     """Returns the counters of the state that a checkpoint's metadata has; {} without metadata."""
+    return read_metadata(checkpoint).get("custom_metadata") or {}
+
+
+def read_metadata(checkpoint: epath.Path) -> dict:
+    """Returns the metadata of a checkpoint, {} without; raises CorruptCheckpoint."""
     path = checkpoint / "_CHECKPOINT_METADATA"
-    stored = json.loads(path.read_text()).get("custom_metadata") if path.exists() else None
-    return stored or {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise CorruptCheckpoint(f"Checkpoint {path} can't be read: {error}") from error
 
 
 def local_checkpointer() -> "ocp.StandardCheckpointer":

@@ -68,15 +68,15 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
 
     That is `go_on`, and fields that are read only when a run begins: where its weights came from
     stays recorded, whatever is given now.
+
+    Raises:
+        LostConfigError: the recorded configuration is lost.
     """
     config = config.copy_and_resolve_references()
     steps = run_folder.checkpoint_steps(workdir)
-    try:
-        recorded = run_folder.read_config(workdir) if steps else None
-    except run_folder.LostConfigError:  # `check_config` reports it
+    if not steps:
         return config
-    if recorded is None:
-        return config
+    recorded = run_folder.read_config(workdir)
     old, new = as_flat_dict(recorded), as_flat_dict(config)
     ignored = [field for field in READ_AT_THE_START if field in old and old[field] != new[field]]
     with config.ignore_type():

@@ -2,6 +2,7 @@
 
 <workdir>/config.json             the configuration, with every field filled in
 <workdir>/class_names.json        the names of the classes, in the order of the labels
+<workdir>/branch.json, changes.json    written by `branch.py` and `resuming.py`
 <workdir>/checkpoints/<step>/     written by `checkpoint.py`
 <workdir>/compiled/               compiled programs for the next start: `compilation_cache.py`
 <workdir>/evaluation/, report.html    written by evaluate.py, and at the end of training

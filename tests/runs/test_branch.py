@@ -193,7 +193,7 @@ def test_another_batch_size_goes_on_with_the_next_example(kind, tfds_folders, pl
         ({"optimizer.layer_decay": 0.5}, "another optimizer .*: optimizer.layer_decay: None -> 0"),
         ({"optimizer.frozen": ("head",)}, "another optimizer .*: optimizer.frozen: "),
         ({"init_from_depth": "stack"}, "init_from_depth is 'stack', which adapts weights"),
-        ({"dataset.offset": 8}, "dataset.offset is 8; it must be 0: a branch fills it in"),
+        ({"dataset.offset": 8}, "dataset.offset is 8; it must be 0: branches set it"),
         ({"init_mode": "branch"}, "init_mode is 'branch'; it must be 'weights' or 'continue'"),
         ({"init_from": None}, "which needs --config.init_from=RUN/checkpoints/STEP"),
     ],

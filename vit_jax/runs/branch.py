@@ -80,7 +80,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if `config.init_mode` is unknown, or doesn't go with the other fields."""
     if config.dataset.offset != 0:
         raise UserError(
-            f"config.dataset.offset is {config.dataset.offset!r}; it must be 0: a branch fills it in"
+            f"config.dataset.offset is {config.dataset.offset!r}; it must be 0: branches set it"
         )
     check_choice("config.init_mode", config.init_mode, MODES)
     if config.init_mode != "continue":

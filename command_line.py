@@ -72,6 +72,12 @@ RECOVER_CONFIG = flags.DEFINE_bool(
     False,
     "For train.py: writes the run's config.json anew from --config, if it is missing or corrupt.",
 )
+ALLOW_CHANGES = flags.DEFINE_list(
+    "allow_changes",
+    [],
+    "For train.py: fields, or groups of them, that may differ though the run that resumes computes "
+    "something else from then on, separated by commas. The run's changes.json records them.",
+)
 
 
 class StepsParser(flags.ArgumentParser):
@@ -140,6 +146,8 @@ def run(
             stop("--json is a flag of evaluate.py and predict.py only")
         if RECOVER_CONFIG.value and not trains:
             stop("--recover_config is a flag of train.py only")
+        if ALLOW_CHANGES.value and not trains:
+            stop("--allow_changes is a flag of train.py only")
         if PROFILE.value and COMPILE_FOR.value:
             stop("--profile traces steps, and --compile_for takes none: leave one out")
         if needs_config or config_name():

@@ -36,7 +36,7 @@ from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
-from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
@@ -76,10 +76,6 @@ def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
     Raises:
         UserError: an unknown run, checkpoint, dataset or split.
     """
-    if step == "best":
-        step = checkpoint.best_step(workdir)
-    elif step == "latest":
-        step = None
     config, params, step = checkpoint.read_params(workdir, step, shapes=param_shapes)
     raw_params, shapes = None, sharding.shapes_of(params)
     if config.ema_decay:
@@ -312,12 +308,10 @@ class StepParser(flags.ArgumentParser):
     syntactic_help = "best, latest or a number"
 
     def parse(self, argument):
-        if argument in ("best", "latest"):
-            return argument
         try:
-            return int(argument)
-        except ValueError:
-            raise ValueError("it must be 'best', 'latest' or a step") from None
+            return checkpoint_paths.parse_step(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 def define_flags() -> None:

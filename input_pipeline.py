@@ -202,13 +202,14 @@ def check_labels(batches: Iterator[dict], source: Source) -> Iterator[dict]:
 def train_examples(source, config, first_step, share_index, num_shares, rows):
     """Returns the dataset of this process's (epoch, index, handle), starting at `first_step`."""
     if isinstance(source, RandomAccess):
-        return global_shuffle(source, config.seed, config.batch_size, first_step, rows)
+        offset = config.dataset.offset
+        return global_shuffle(source, config.seed, config.batch_size, first_step, rows, offset)
     first, last = share_range(source.num_examples, share_index, num_shares)
     if first == last:
         raise UserError(
             f"{source.name} has {source.num_examples} examples, fewer than the number of processes"
         )
-    position = first_step * (config.batch_size // num_shares)
+    position = (config.dataset.offset + first_step * config.batch_size) // num_shares
     buffer_size = config.dataset.shuffle_buffer
     return buffer_shuffle(
         source, config.seed, position, buffer_size, first, last, skips_corrupt(config)

@@ -30,6 +30,7 @@ from vit_jax.figures.attention import draw_attention
 from vit_jax.inference.classifier import BATCH_SIZE, Classifier
 from vit_jax.logs import run_log
 from vit_jax.pretrained import weights
+from vit_jax.runs import checkpoint_paths
 
 flags.adopt_module_key_flags(command_line)
 WEIGHTS = flags.DEFINE_string(
@@ -41,6 +42,9 @@ CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "A text file with the name of a class per line."
 )
 
+STEP = flags.DEFINE_string(
+    "step", None, "The run's checkpoint: best, latest or its step. Default: the latest."
+)
 NUM_HEADS = flags.DEFINE_integer(
     "num_heads", None, "The number of attention heads, if --weights doesn't tell it."
 )
@@ -51,7 +55,14 @@ GRID = flags.DEFINE_list(
 MAX_DRAWN = 64  # images in a picture
 
 
-def load(workdir, config, path, class_names: Sequence[str] | None = None, **settings) -> Classifier:
+def load(
+    workdir,
+    config,
+    path,
+    class_names: Sequence[str] | None = None,
+    step: str | None = None,
+    **settings,
+) -> Classifier:
     """Loads a run, weights for a preset's model, or weights with the model they belong to.
 
     Args:
@@ -59,6 +70,7 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None, **sett
         config: a preset with `init_from`, or None.
         path: weights of any model, or None.
         class_names: in the order of the labels; None: those of the weights or the dataset.
+        step: of a run's checkpoint; see `checkpoint_paths.at_step`.
         **settings: `num_heads` and `grid` of weights, see `Classifier.load`.
 
     Raises:
@@ -67,12 +79,15 @@ def load(workdir, config, path, class_names: Sequence[str] | None = None, **sett
     if sum(map(bool, (workdir, path, config))) > 1:
         raise UserError("--workdir, --weights and --config exclude each other: give one of them")
     if workdir or path:
-        return Classifier.load(workdir or path, class_names=class_names, **settings)
+        path = checkpoint_paths.at_step(workdir or path, step)
+        return Classifier.load(path, class_names=class_names, **settings)
     if config is None or not config.init_from:
         raise UserError(
             "Nothing to predict with: give --workdir=FOLDER (a run), --weights=PATH, or "
             "--config=FILE with --config.init_from=PATH"
         )
+    if step is not None:
+        raise UserError(f"--step is {step}: it needs --workdir=FOLDER, a run")
     config = config.copy_and_resolve_references()
     input_pipeline.check(config)
     pretrained.check(config)
@@ -197,7 +212,7 @@ def main(paths: list[str]):
     names = weights.read_class_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
     config, workdir = command_line.CONFIG.value, command_line.WORKDIR.value
     settings = dict(num_heads=NUM_HEADS.value, grid=parse_grid(GRID.value))
-    classifier = load(workdir, config, WEIGHTS.value, names, **settings)
+    classifier = load(workdir, config, WEIGHTS.value, names, STEP.value, **settings)
     num_failed = predict(classifier, source, TOP.value, command_line.JSON.value, ATTENTION.value)
     if num_failed == source.num_examples:
         raise UserError("None of the given files is an image that can be read")

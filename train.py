@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import contextlib
 import functools
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
-from vit_jax.runs import checkpoint, resuming, run_folder
+from vit_jax.runs import branch, checkpoint, resuming, run_folder
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -60,6 +61,7 @@ def train(
     workdir,
     recover_config: bool = False,
     profile_steps: range | None = None,
+    allow_changes: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains, or resumes, the run in `workdir`.
 
@@ -68,6 +70,7 @@ def train(
         workdir: the run's folder.
         recover_config: whether to trust `config` if the run has lost its config.json.
         profile_steps: the steps to write a trace of; None: none.
+        allow_changes: fields that may differ if the run resumes, see `resuming.parse_allowed`.
 
     Returns:
         The metrics of its last evaluation.
@@ -77,8 +80,10 @@ def train(
         Preempted: the run was asked to stop, and has saved a checkpoint.
     """
     check(config)
-    if config.init_from_required and not config.init_from:
+    lacks_weights = config.init_from_required and not config.init_from
+    if lacks_weights and not run_folder.checkpoint_steps(workdir):
         raise UserError(config.init_from_hint)
+    allowed = resuming.parse_allowed(allow_changes, config)
     input_pipeline.check_workdir(config.dataset, workdir)
     files = run_log.start_logging(workdir)
     run_folder.check_shared(workdir)
@@ -86,34 +91,46 @@ def train(
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
 
+    resumes, origin = bool(run_folder.checkpoint_steps(workdir)), branch.find(config, workdir)
+    start_step = branch.start_step(workdir, origin)
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     changed_fields = resuming.fields_that_differ(config, common.get_config())
-    config = resuming.keep_recorded(workdir, config)
+    config = branch.take_over(origin, workdir, config)
     config = resolve(config, train_set, share["num_shares"])
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
-    recorded_remat = run_folder.recorded(workdir, "model", "remat")
+    source = origin.workdir if origin else workdir
+    recorded_remat = run_folder.recorded(source, "model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
-    resuming.check_resumable(workdir, config, train_set, changed_fields, recover_config)
+    branch.check_resumable(origin, config, train_set, changed_fields, program.shapes)
+    changes = resuming.check_resumable(
+        workdir, config, train_set, changed_fields, recover_config, allowed
+    )
     evaluators = create_evaluators(program, train_set, eval_set, share)
 
     weights = None
-    if config.init_from and not run_folder.checkpoint_steps(workdir):
+    if config.init_from and not resumes and not origin:
         weights = pretrained.from_config(config, program.model, image_shape)
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
         stack.callback(checkpoints.close)  # lets other programs train in the folder
-        state = start(program, checkpoints, weights, workdir)
+        state = start(program, checkpoints, weights, workdir, origin)
         first_step = int(state.step)
 
         batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
         batches = feeding.to_devices(batches, mesh)
         log_summary(program, train_set, evaluators, state)
+        if resumes:
+            logger.info(f"Resuming at step {first_step:,} of {config.total_steps:,}")
+        else:
+            branch.record(workdir, origin, config, changed_fields)
+        resuming.record_changes(workdir, first_step, changes)
         run_folder.record(workdir, config, train_set.class_names, program.remat)
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = stack.enter_context(contextlib.closing(run_log.RunLog(files, first_step, config)))
+        log = run_log.RunLog(files, first_step, config, start_step)
+        stack.enter_context(contextlib.closing(log))
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
         run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
@@ -121,7 +138,7 @@ def train(
     return results["val"]
 
 
-def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdir):
+def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdir, origin=None):
     """Compiles the program; returns the state of the latest checkpoint, or an initial one.
 
     Args:
@@ -129,11 +146,16 @@ def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdi
         checkpoints: the run's checkpoints.
         weights: the parameters to start a new run from; None: random ones.
         workdir: the run's folder, which keeps compiled programs.
+        origin: the checkpoint of another run that a new run goes on from; None: it starts anew.
     """
     with compilation_cache(workdir):
         program.compile()
         program.check_memory()
-        state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
+        state = checkpoints.restore_latest(program.shapes, program.init)
+    if state is None and origin:
+        return branch.restore(origin, program.shapes, program.init)
+    if state is None:
+        state = program.init()
     return state if weights is None else with_params(state, weights)
 
 
@@ -224,7 +246,7 @@ def saves_on_error(run: Run, state):
     try:
         yield
     except UserError:
-        if jax.process_count() == 1 and int(state.step):
+        if jax.process_count() == 1 and int(state.step) > run.log.start_step:
             run.log.flush()  # raises if a value isn't finite
             save(run, int(state.step), state)
         raise
@@ -273,7 +295,7 @@ def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] |
 def resume_evaluation(run: Run, state) -> dict[str, dict[str, float]] | None:
     """Reruns the evaluations that the run was stopped in; returns None if there are none."""
     step, log = int(state.step), run.log
-    due = due_evaluations(run, step) if step else []
+    due = due_evaluations(run, step) if step > log.start_step else []
     # Only process 0 reads metrics.jsonl, which tells; all must agree.
     missing = [
         name for name in due if distributed.any_process(log.writes and name not in log.evaluated)
@@ -319,6 +341,7 @@ def check(config: ConfigDict) -> None:
     optim.check(config)
     schedules.check(config.schedule)
     pretrained.check(config)
+    branch.check(config)
     checkpoint.check(config)
     run_log.check(config)
     if config.num_epochs is None and config.total_steps is None:
@@ -351,7 +374,8 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
         check_filled_in(f"dataset.{field}", config.dataset[field], value, train_set.name)
     config.dataset.update(resolved, parts=parts)
     if config.total_steps is None:
-        config.total_steps = round(config.num_epochs * train_set.num_examples / config.batch_size)
+        num_seen = config.num_epochs * train_set.num_examples - config.dataset.offset
+        config.total_steps = round(num_seen / config.batch_size)
     if config.total_steps not in checks.COUNT:
         raise UserError(
             f"The run would have {config.total_steps:,} steps, and must have {checks.COUNT}: set "
@@ -373,7 +397,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     config, model, mesh = program.config, program.model, program.mesh
     height, width, channels = program.image_shape
     memory = program.train_step.memory_analysis()
-    epochs = config.total_steps * config.batch_size / train_set.num_examples
+    num_seen = config.dataset.offset + config.total_steps * config.batch_size
+    epochs = num_seen / train_set.num_examples
     mebibyte = 2**20
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
@@ -404,8 +429,6 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
         )
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         logger.info("\n".join(["", *sharding.partition_table(state.params, mesh), ""]))
-    if step := int(state.step):
-        logger.info(f"Resuming at step {step:,} of {config.total_steps:,}")
 
 
 def describe_source(source) -> str:
@@ -472,7 +495,13 @@ def main():
         compile_only(config, machine, workdir)
         return
     workdir = workdir or command_line.default_workdir()
-    result = train(config, workdir, command_line.RECOVER_CONFIG.value, command_line.PROFILE.value)
+    result = train(
+        config,
+        workdir,
+        command_line.RECOVER_CONFIG.value,
+        command_line.PROFILE.value,
+        command_line.ALLOW_CHANGES.value,
+    )
     writes_report = config.report and jax.process_count() == 1
     page = write_report(workdir) if writes_report else None
     if jax.process_index() == 0:

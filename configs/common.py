@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns every field with its default; presets and the command line override them.
 
     `placeholder` fields are None until they are set. No field can change when a run is resumed,
-    except those in MAY_CHANGE in vit_jax/runs/resuming.py.
+    except those that `may_change` in vit_jax/runs/resuming.py names, or --allow_changes.
     """
     config = ConfigDict()
     config.seed = 0
@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
 
     # Start from published weights or a run: see docs/weights.md.
     config.init_from = placeholder(str)
+    # "weights": starts anew, from the parameters alone; or "continue": goes on from a checkpoint of
+    # a run, with its optimizer's state, step and order of examples: see docs/branches.md.
+    config.init_mode = "weights"
     config.init_from_depth = placeholder(str)  # "stack" or "append": fills a deeper model
     config.init_from_patch = placeholder(str)  # "resize": to the model's patch size
     # (rows, columns) of the positions in init_from, if they aren't a square.
@@ -56,6 +59,7 @@ def get_config() -> ConfigDict:
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.num_examples = placeholder(int)  # of the training split
     config.dataset.fingerprint = placeholder(str)  # of the names of its examples
+    config.dataset.offset = 0  # added to step * batch_size, where a step begins in the order
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()
@@ -132,7 +136,7 @@ def get_config() -> ConfigDict:
     config.schedule.end_lr = 0.0
     config.schedule.warmup_steps = 10_000
     config.schedule.timescale = 10_000  # for "rsqrt"
-    config.schedule.cooldown_steps = 0  # for "rsqrt"
+    config.schedule.cooldown_steps = 0  # at the end, to end_lr: for "rsqrt", "constant"
     config.schedule.decay_steps = 0  # for "step"
     config.schedule.decay_factor = 0.1  # for "step"
 

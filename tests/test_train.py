@@ -1,6 +1,7 @@
 """Whole runs: what users see, stopping and resuming, and user errors in one line."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -115,6 +116,21 @@ def test_a_killed_run_resumes_to_the_bit(finished, tmp_path, moment):
     if moment == "checkpoints/20":
         assert "Resuming at step" in result.stdout
     assert_same_run(tmp_path, workdir)
+
+
+def test_allowed_changes(finished, tmp_path):
+    """A finished run goes on, in place, and its folder tells."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    args = (*QUICK, f"--workdir={workdir}", "--config.total_steps=62")
+    result = run(*args, "--allow_changes=total_steps,schedules")
+    assert result.returncode == 2
+    assert "no field of configs/common.py: did you mean schedule?" in result.stderr
+    result = run(*args, "--allow_changes=config.total_steps,schedule")
+    assert result.returncode == 0, result.stderr
+    assert "Changed from step 60 on, as allowed: total_steps: 60 -> 62" in result.stderr
+    (change,) = json.loads((workdir / "changes.json").read_text())
+    assert change == {"step": 60, "field": "total_steps", "old": 60, "new": 62}
+    assert untimed(rows(workdir)[-1])["step"] == 62
 
 
 @slow

@@ -51,6 +51,13 @@ def quick_config(**fields):
     return config
 
 
+def edit_config(workdir, edit) -> None:
+    """Changes what a run's config.json holds."""
+    fields = json.loads((workdir / "config.json").read_text())
+    edit(fields)
+    (workdir / "config.json").write_text(json.dumps(fields))
+
+
 @contextlib.contextmanager
 def one_device_only(mesh):
     """Lets runs in this process have one device, whatever their configuration says."""

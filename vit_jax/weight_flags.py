@@ -1,10 +1,13 @@
-"""The flags for what weights may not tell about themselves, of every command that reads weights."""
+"""The flags of every command that reads weights: which of a run's, and what they may not tell."""
 
 import argparse
 
 
 def add_weight_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --image_size, --grid and --num_heads; see `Classifier.load` for what they mean."""
+    """Adds --step, of a run, and --image_size, --grid and --num_heads: see `Classifier.load`."""
+    parser.add_argument(
+        "--step", help="a checkpoint of the run: best, latest or its step (default: latest)"
+    )
     pair = dict(nargs=2, type=int)
     parser.add_argument(
         "--image_size",

@@ -178,3 +178,25 @@ def test_a_reversed_slice_is_empty(tfds_folders):
     for split in ("train[10:5]", "train[75%:25%]"):
         with pytest.raises(UserError, match="is empty"):
             open_source(tfds_folders["tfrecord"], None, split)
+
+
+def test_fingerprints_tell_prepared_datasets_apart(tfds_folders, tmp_path):
+    """By version, split and files, but not by place or format."""
+
+    def fingerprint(folder, split="train"):
+        return open_source(str(folder), None, split).fingerprint
+
+    whole = fingerprint(tfds_folders["tfrecord"])
+    assert whole.startswith("pictures/1.0.0, 53 examples in 5 files, ")
+    assert fingerprint(tfds_folders["array_record"]) == whole
+    moved = shutil.copytree(tfds_folders["tfrecord"], tmp_path / "pictures" / "1.0.0")
+    assert fingerprint(moved) == whole
+    halves = {fingerprint(moved, split) for split in ("train[:26]", "train[27:]", "test")}
+    assert len(halves | {whole}) == 4
+    # Prepared anew, with one example in another file.
+    path = moved / "dataset_info.json"
+    info = json.loads(path.read_text())
+    (lengths,) = [part["shardLengths"] for part in info["splits"] if part["name"] == "train"]
+    lengths[:2] = str(int(lengths[0]) + 1), str(int(lengths[1]) - 1)
+    path.write_text(json.dumps(info))
+    assert fingerprint(moved) not in {whole, *halves}

@@ -39,6 +39,10 @@ def test_runs_side_by_side(tmp_path):
     assert train.get_linestyle() == other.get_linestyle() != val.get_linestyle()
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
     assert legend == {"one: train", "one: val", "two: train", "two: fewshot"}
+    figure = curves.curves([first, second], metrics=["learning_rate", "loss"])
+    assert [axis.get_title() for axis in figure.axes] == ["learning rate", "loss"]
+    with pytest.raises(UserError, match="--metrics is 'lr'; it must be 'loss', 'accuracy'"):
+        curves.curves([first], metrics=["lr"])
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

@@ -10,7 +10,9 @@ from vit_jax.data.sources import RandomAccess, RecordFiles
 FOREVER = np.iinfo(np.int64).max
 
 
-def global_shuffle(source: RandomAccess, seed, batch_size, first_step, rows) -> tf.data.Dataset:
+def global_shuffle(
+    source: RandomAccess, seed, batch_size, first_step, rows, offset: int = 0
+) -> tf.data.Dataset:
     """Returns the endless stream of (epoch, index, handle), permuted over the whole split.
 
     Position p of the global stream is in epoch p // n, at position p % n of that epoch's
@@ -23,12 +25,13 @@ def global_shuffle(source: RandomAccess, seed, batch_size, first_step, rows) -> 
         batch_size: the size of the global batch.
         first_step: the step to start at.
         rows: indices into each global batch: the examples that this process reads.
+        offset: the position at which step 0 would begin, if all steps had this batch size.
     """
     n, local_batch, rows = source.num_examples, len(rows), tf.constant(rows, tf.int64)
 
     def example(local_position):
         step = local_position // local_batch
-        position = step * batch_size + rows[local_position % local_batch]
+        position = offset + step * batch_size + rows[local_position % local_batch]
         epoch, position_in_epoch = position // n, position % n
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         index = permuted_index(position_in_epoch, epoch_seed, n)

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import logging
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,7 @@ from vit_jax.figures.drawing import save
 from vit_jax.inference.classifier import ATTENTION_BATCH_SIZE, Classifier
 from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
-from vit_jax.pretrained import weights
-from vit_jax.runs import run_folder
-from vit_jax.storage.files import open_path
+from vit_jax.runs import checkpoint_paths, run_folder
 from vit_jax.storage.mirror import written_folder
 from vit_jax.weight_flags import add_weight_flags
 
@@ -77,6 +74,7 @@ def draw_all(
     images: Sequence[str] = (),
     compare: Sequence[str] = (),
     layers: Sequence[int] | None = None,
+    metrics: Sequence[str] = (),
     **settings,
 ):
     """Draws every figure of a run or of weights, and yields a line about each.
@@ -88,6 +86,7 @@ def draw_all(
             on them, otherwise the two photographs of scikit-learn.
         compare: folders of further runs, whose curves are drawn beside this run's.
         layers: the blocks whose features are drawn; None: at the quarters of the depth.
+        metrics: which curves are drawn; empty: all.
         **settings: `image_size`, `num_heads` and `grid`, see `Classifier.load`.
 
     Raises:
@@ -95,7 +94,8 @@ def draw_all(
             isn't one.
     """
     subject = AnyModel.load(path, **settings)
-    workdir, *_ = weights.parse_run_path(open_path(os.path.expanduser(path))) or (None,)
+    run = checkpoint_paths.parse_run_path(path)
+    workdir = run and run.workdir
     if compare and workdir is None:
         raise UserError(f"--compare draws the curves of runs, but {path} is not a run's folder")
     layers = tuple(layers or quarter_layers(subject.model.depth))
@@ -105,7 +105,7 @@ def draw_all(
     for run in compare:
         curves.series(run)  # raises if it isn't a run's folder
     if workdir is not None:
-        figures["curves"] = lambda: curves.curves([workdir, *compare])
+        figures["curves"] = lambda: curves.curves([workdir, *compare], metrics=metrics)
     with written_folder(out) as folder:
         for name in figures:
             check_png("--out", str(folder / f"{name}.png"))
@@ -274,6 +274,14 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folders of further runs, to draw their curves beside this run's",
     )
     parser.add_argument(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METRIC",
+        help="which curves are drawn, such as loss learning_rate (default: all)",
+    )
+    parser.add_argument(
         "--layers",
         nargs="+",
         type=int,
@@ -288,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = vars(parse_flags(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        for line in draw_all(args.pop("run"), args.pop("out"), **args):
+        path = checkpoint_paths.at_step(args.pop("run"), args.pop("step"))
+        for line in draw_all(path, args.pop("out"), **args):
             print(line, flush=True)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 
+from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
 from vit_jax.figures.drawing import create_figure
 from vit_jax.logs.run_log import read_rows
@@ -11,7 +12,7 @@ from vit_jax.logs.run_log import read_rows
 LINES = ("-", "--", ":", "-.")  # of train, val and others, in the order in which they appear
 
 
-def curves(workdirs: Sequence, title: str = ""):
+def curves(workdirs: Sequence, title: str = "", metrics: Sequence[str] = ()):
     """Draws the metrics of runs against the step, a panel for each metric.
 
     Runs differ by color, and groups of metrics, such as train and val, by line; the groups of a
@@ -20,15 +21,21 @@ def curves(workdirs: Sequence, title: str = ""):
     Args:
         workdirs: the runs' folders.
         title: the text above; "": the names of the runs.
+        metrics: which metrics to draw, such as "loss", in order; empty: all.
 
     Returns:
         A matplotlib Figure.
 
     Raises:
-        UserError: a folder without metrics.jsonl, or without rows in it.
+        UserError: a folder without metrics.jsonl, or without rows in it; an unknown metric.
     """
     runs = [series(workdir) for workdir in workdirs]
     names = list(dict.fromkeys(name for run in runs for name, _ in run))
+    if metrics:
+        for metric in metrics:
+            check_choice("--metrics", metric, names)
+        names = list(dict.fromkeys(metrics))
+        runs = [{key: run[key] for key in run if key[0] in names} for run in runs]
     groups = list(dict.fromkeys(group for run in runs for _, group in run))
     labels = run_names(workdirs)
     columns = min(3, len(names))

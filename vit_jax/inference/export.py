@@ -341,11 +341,11 @@ def load(args: argparse.Namespace):
     """Returns the Classifier that the arguments of `add_model_flags` describe."""
     from vit_jax.inference.classifier import Classifier  # imports Flax
     from vit_jax.pretrained.weights import read_class_names
+    from vit_jax.runs.checkpoint_paths import at_step
 
     names = read_class_names(args.class_names) if args.class_names else None
-    return Classifier.load(
-        args.run, args.image_size, names, num_heads=args.num_heads, grid=args.grid
-    )
+    path = at_step(args.run, args.step)
+    return Classifier.load(path, args.image_size, names, num_heads=args.num_heads, grid=args.grid)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -412,7 +412,7 @@ def load(args: argparse.Namespace) -> Predictor:
     """Returns the artifact or the classifier that the command line names."""
     if not export.is_artifact(args.run):
         return export.load(args)
-    for flag in ("image_size", "grid", "num_heads", "class_names"):
+    for flag in ("step", "image_size", "grid", "num_heads", "class_names"):
         if getattr(args, flag) is not None:
             raise UserError(f"{args.run} is an exported artifact, whose {flag} can't be changed")
     return export.Exported.load(args.run)

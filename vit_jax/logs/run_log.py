@@ -49,11 +49,12 @@ class RunLog:
 
     Attributes:
         writes: whether this process writes.
+        start_step: the step that the run began at.
         evaluated: the groups of metrics, such as "val", that metrics.jsonl already has of
             `first_step`.
     """
 
-    def __init__(self, files: Mirror, first_step: int, config):
+    def __init__(self, files: Mirror, first_step: int, config, start_step: int = 0):
         """Opens the logs of a run, without the rows after `first_step`.
 
         Args:
@@ -61,6 +62,7 @@ class RunLog:
             first_step: the step that the run starts or resumes at.
             config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
                 `on_nonfinite` and `wandb` are used.
+            start_step: the step that the run began at: 0, unless it is a branch.
         """
         self.files = files
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
@@ -70,13 +72,14 @@ class RunLog:
         self.pending = []  # (step, metrics on the device) since the last flush
         self.stopwatch = Stopwatch(first_step)
         self.evaluated = set()
+        self.start_step, is_new = start_step, first_step == start_step
         if self.writes:
-            self.truncate_rows(first_step)
+            self.truncate_rows(first_step, is_new)
             self.rows_file = self.open_rows()
             self.unwritten_rows = []  # until the disk has room for them
             self.curves = [Curves(files.folder, first_step)]
             if config.wandb:
-                self.curves.append(tracking.Tracking(files, first_step, config))
+                self.curves.append(tracking.Tracking(files, is_new, config))
         self.progress_bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,
@@ -85,8 +88,8 @@ class RunLog:
             disable=not (self.writes and sys.stderr.isatty()),
         )
 
-    def truncate_rows(self, step: int) -> None:
-        """Removes the rows after `step`, which a resumed run writes again.
+    def truncate_rows(self, step: int, is_new: bool) -> None:
+        """Removes the rows after `step`, which a resumed run writes again; all if it is new.
 
         Lines that aren't rows are moved to corrupt_metrics.jsonl. If the run starts anew, rows of
         an earlier start, maybe of another configuration, are moved to earlier_metrics.jsonl.
@@ -97,7 +100,7 @@ class RunLog:
         kept, removed, corrupt = [], [], {}
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
             row = parse_row(line)
-            if row is not None and row["step"] <= step:
+            if row is not None and row["step"] <= step and not is_new:
                 kept.append(line.rstrip() + b"\n")
                 if row["step"] == step:
                     self.evaluated |= {name.partition("/")[0] for name in row if "/" in name}
@@ -106,7 +109,7 @@ class RunLog:
             elif line.endswith(b"\n") or not line.startswith(b"{"):
                 corrupt[number] = line.rstrip() + b"\n"
             # Or the run was killed while writing the last line.
-        if removed and step == 0:
+        if removed and is_new:
             self.append("earlier_metrics.jsonl", removed)
             logger.warning(
                 f"{place}: {len(removed)} rows are of an earlier start that left no checkpoint; "

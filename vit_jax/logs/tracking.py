@@ -33,12 +33,12 @@ class Tracking:
     <workdir>/wandb, for `wandb sync`.
     """
 
-    def __init__(self, files: Mirror, first_step: int, config):
+    def __init__(self, files: Mirror, is_new: bool, config):
         """Starts, or resumes, the run of a folder.
 
         Args:
             files: the run's folder.
-            first_step: the step that the run starts or resumes at.
+            is_new: whether the run starts anew, rather than resumes.
             config: the run's configuration; `config.wandb` is the project.
 
         Raises:
@@ -51,7 +51,7 @@ class Tracking:
             self.run = wandb.init(
                 project=config.wandb,
                 dir=folder,
-                id=run_id(folder, is_new=first_step == 0),
+                id=run_id(folder, is_new),
                 name=files.remote.name,
                 resume="allow",
                 config=config.to_dict(),
@@ -63,7 +63,7 @@ class Tracking:
                 f"config.wandb is {config.wandb!r}, but Weights & Biases can't be used "
                 f"({first_line(error)}): run `wandb login`, or set WANDB_MODE=offline"
             )
-            if first_step == 0 and jax.process_count() == 1:
+            if is_new and jax.process_count() == 1:
                 raise UserError(problem) from None
             self.run = None
             logger.error(problem)

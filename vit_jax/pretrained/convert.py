@@ -13,6 +13,7 @@ from vit_jax.pretrained import architecture, export
 from vit_jax.pretrained.export import save
 from vit_jax.pretrained.loading import image_size_of, load
 from vit_jax.pretrained.weights import read, read_class_names
+from vit_jax.runs.checkpoint_paths import at_step
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -105,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
+        source = at_step(args.source, args.step)
         description = convert(
-            args.source,
+            source,
             args.target,
             args.format,
             image_size=args.image_size,
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             approximate=args.approximate,
             overwrite=args.overwrite,
         )
-        print(f"{args.source}, {description} -> {args.target}", flush=True)
+        print(f"{source}, {description} -> {args.target}", flush=True)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

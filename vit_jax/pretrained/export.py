@@ -27,7 +27,13 @@ from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
 from vit_jax.runs import run_folder
-from vit_jax.storage.files import atomic_path, open_path, read_json_object, write_atomically
+from vit_jax.storage.files import (
+    absolute_path,
+    atomic_path,
+    open_path,
+    read_json_object,
+    write_atomically,
+)
 
 FORMATS = ("google", "timm", "hf")
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -184,7 +190,7 @@ def check_target(path, format: str, source=None) -> None:
         allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"
         raise UserError(f"{path} can't be written: the format {format!r} needs {allowed}")
     if source is not None:
-        source = open_path(source)
+        source = absolute_path(source)
         written = {target} if is_file else {target / name for name in FOLDER_FILES}
         if written & {source, *(source / name for name in FOLDER_FILES)}:
             raise UserError(f"{path} would overwrite the source: write to another path")
@@ -202,7 +208,7 @@ def check_target(path, format: str, source=None) -> None:
 
 def exists(path) -> bool:
     """Whether a file, or a folder with a model, is at a path."""
-    target = open_path(path)
+    target = absolute_path(path)
     if not target.is_dir():
         return target.exists()
     return any((target / name).exists() for name in FOLDER_FILES)
@@ -214,7 +220,7 @@ def resolve_target(path) -> epath.Path:
     Raises:
         UserError: an unknown kind of storage, or a path among a run's checkpoints.
     """
-    target = open_path(path)
+    target = absolute_path(path)
     for folder in (target, *target.parents):
         if folder.name == "checkpoints" and run_folder.has_config(folder.parent):
             raise UserError(f"{path} is among a run's checkpoints: write to another path")

@@ -55,9 +55,9 @@ def load(
 
     Args:
         path: an .npz or .safetensors file, a folder with config.json and model.safetensors,
-            `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>`, or a checkpoint's `params`
-            (the trained parameters) or `ema_params` (their average); local or gs://. Or the
-            result of `weights.read`.
+            `hf:owner/name`, a run's folder, `<run>/checkpoints/<step>` (or `best`, `latest`), or a
+            checkpoint's `params` (the trained parameters) or `ema_params` (their average); local
+            or gs://. Or the result of `weights.read`.
         model: the VisionTransformer to load for.
         image_size: of the model's images: an int, (height, width), or (height, width, channels).
             None: the file's.

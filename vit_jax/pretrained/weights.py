@@ -21,7 +21,7 @@ from vit_jax.checks import check_numbers, size_pair
 from vit_jax.errors import UserError, first_line
 from vit_jax.paths import CLS, EMBEDDING, ENCODER_NORM, HEAD, POSEMB, PRE_LOGITS, block_index
 from vit_jax.pretrained import architecture, formats, hub
-from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.storage import buckets
 from vit_jax.storage.files import open_path
 
@@ -189,7 +189,7 @@ def num_class_rows(weights: Weights) -> tuple[int, ...]:
 
 def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weights:
     """Recognizes the format from the contents, and reads it."""
-    if run := parse_run_path(path):
+    if run := checkpoint_paths.parse_run_path(path):
         return read_run(name, *run)
     if not path.exists():
         raise UserError(f"There is no {name}")
@@ -208,19 +208,7 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
     raise UserError(f"{name} is neither an .npz nor a .safetensors file{hint}")
 
 
-def parse_run_path(path: epath.Path) -> tuple | None:
-    """Returns (workdir, step, item) of a path into a run's folder; None for another path."""
-    if (path / "checkpoints").exists():
-        return path, None, None
-    item = None
-    if path.name in ("params", "ema_params"):
-        path, item = path.parent, path.name
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name), item
-    return None
-
-
-def read_run(name: str, workdir: epath.Path, step: int | None, item: str | None) -> Weights:
+def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str | None) -> Weights:
     """Reads a checkpoint of a run; see `checkpoint.restore_params`."""
     config, params = checkpoint.restore_params(workdir, step, item)
     params = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")

@@ -26,7 +26,7 @@ from vit_jax.report.elements import (
 )
 from vit_jax.report.results import TITLES, format_number
 from vit_jax.runs import run_folder
-from vit_jax.storage.files import open_path, write_atomically
+from vit_jax.storage.files import absolute_path, open_path, write_atomically
 
 MAX_CLASSES = 30  # listed at once; of more, those that are recognized worst
 NAME = "report.html"
@@ -50,7 +50,7 @@ def write(workdir, evaluation_folder=None, folder=None) -> epath.Path:
     title = evaluation.get("dataset", "")
     if workdir is not None:
         config = run_folder.require_config(workdir)
-        name = open_path(workdir).name
+        name = absolute_path(workdir).name
         title = (
             f"{name}: {config.model.variant} on {evaluation.get('dataset', config.dataset.name)}"
         )

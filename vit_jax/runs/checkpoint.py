@@ -21,13 +21,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epy
+from etils import epath, epy
 
-from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
+from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
 from vit_jax.errors import UserError, first_line
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
-from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
+from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item, stored_counters
+from vit_jax.runs.checkpoint_paths import parse_step
 from vit_jax.storage import buckets, files
 from vit_jax.storage.buckets import says_if_waiting
 from vit_jax.storage.files import write_atomically
@@ -79,7 +80,7 @@ class Checkpoints:
             UserError: there are checkpoints, and the metadata of all of them is corrupt; or another
                 program trains in the folder.
         """
-        self.folder = files.open_path(workdir) / "checkpoints"
+        self.folder = files.absolute_path(workdir) / "checkpoints"
         self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
@@ -241,7 +242,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             items = None
             try:
-                items = self.read_items(step, shapes)
+                items = read_items(self.folder / str(step), shapes)
             except CorruptCheckpoint as error:
                 logger.warning(str(error))
             # Each process reads only its own part.
@@ -255,45 +256,10 @@ class Checkpoints:
             self.move_corrupt(corrupt)
             if corrupt:
                 self.manager.reload()
-            return self.as_state(step, items, shapes, init)
+            return as_state(self.folder / str(step), items, shapes, init)
         if corrupt:
             raise self.none_readable(corrupt)
         return None
-
-    def read_items(self, step: int, shapes: TrainState) -> dict:
-        """Returns the items of a checkpoint, {name: tree}, without those it was saved without."""
-        folder = self.folder / str(step)
-        return {
-            name: read_item(folder / name, item_shapes)
-            for name, item_shapes in stored_items(shapes).items()
-            if name in REQUIRED_ITEMS or lists_item(folder, name)
-        }
-
-    def as_state(self, step: int, items: dict, shapes: TrainState, init) -> TrainState:
-        """Returns the state of a checkpoint; items that it lacks start at their initial value."""
-        new = sorted(stored_items(shapes).keys() - items.keys())
-        initial = init() if new else None
-        for name in new:
-            logger.info(
-                f"Checkpoint {self.folder / str(step)} was saved without {name}, which starts at "
-                "its initial value"
-            )
-        wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
-        items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
-        items |= {name: getattr(initial, name) for name in new}
-        stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
-        if stored["step"] != step:
-            raise UserError(
-                f"Checkpoint {self.folder / str(step)} was saved as step {stored['step']}: "
-                "rename it back"
-            )
-        for name, shape in fields(shapes).items():
-            if is_counter(shape):
-                value = np.int32(stored.get(name, 0))
-                items[name] = jax.make_array_from_callback(
-                    (), shape.sharding, lambda _, value=value: value
-                )
-        return shapes.replace(**items)
 
     def move_unreadable_metadata(self) -> None:
         """Moves checkpoints whose JSON files are corrupt: Orbax can't start with them."""
@@ -353,6 +319,46 @@ class Checkpoints:
             )
 
 
+def read_items(folder: epath.Path, shapes: TrainState) -> dict:
+    """Returns the items of a checkpoint, {name: tree}, without those it was saved without.
+
+    Args:
+        folder: <workdir>/checkpoints/<step>.
+        shapes: the state's shapes with shardings.
+
+    Raises:
+        CorruptCheckpoint, UserError: as `read_item`.
+    """
+    return {
+        name: read_item(folder / name, item_shapes)
+        for name, item_shapes in stored_items(shapes).items()
+        if name in REQUIRED_ITEMS or lists_item(folder, name)
+    }
+
+
+def as_state(folder: epath.Path, items: dict, shapes: TrainState, init) -> TrainState:
+    """Returns the state of a checkpoint; items that it lacks start at their initial value."""
+    new = sorted(stored_items(shapes).keys() - items.keys())
+    initial = init() if new else None
+    for name in new:
+        logger.info(
+            f"Checkpoint {folder} was saved without {name}, which starts at its initial value"
+        )
+    wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
+    items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
+    items |= {name: getattr(initial, name) for name in new}
+    stored = {"step": int(folder.name), **stored_counters(folder)}
+    if stored["step"] != int(folder.name):
+        raise UserError(f"Checkpoint {folder} was saved as step {stored['step']}: rename it back")
+    for name, shape in fields(shapes).items():
+        if is_counter(shape):
+            value = np.int32(stored.get(name, 0))
+            items[name] = jax.make_array_from_callback(
+                (), shape.sharding, lambda _, value=value: value
+            )
+    return shapes.replace(**items)
+
+
 SINGLE_ARRAY = "array"  # Orbax stores only trees: a field that is one array is wrapped
 
 
@@ -384,7 +390,7 @@ def fields(state: TrainState) -> dict:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def restore_params(workdir, step: int | None = None, item: str | None = None):
+def restore_params(workdir, step: int | str | None = None, item: str | None = None):
     """Returns a run's configuration and parameters, on the first device of this machine.
 
     Needs neither the dataset nor the devices that the run had.
@@ -404,7 +410,7 @@ def restore_params(workdir, step: int | None = None, item: str | None = None):
 
 def read_params(
     workdir,
-    step: int | None = None,
+    step: int | str | None = None,
     item: str | None = None,
     shapes: Callable | None = None,
 ):
@@ -412,7 +418,7 @@ def read_params(
 
     Args:
         workdir: the run's folder.
-        step: the step of the checkpoint; None: the latest that can be read.
+        step: the step of the checkpoint, or "best"; "latest" or None: the latest that can be read.
         item: "params" or "ema_params", their moving average; None: the one that the run
             evaluates, which is the average if it keeps one.
         shapes: config -> the expected shapes with shardings, on a mesh; None: they are put on the
@@ -425,21 +431,17 @@ def read_params(
         UserError: the folder has no run, no readable checkpoint of that step, or one of another
             model.
     """
-    if step is not None:
-        check_range("step", step, COUNT_OR_ZERO)
     config = run_folder.require_config(workdir)
-    folder = files.open_path(workdir) / "checkpoints"
-    steps = run_folder.checkpoint_steps(workdir)
-    if not steps or (step is not None and step not in steps):
-        wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+    folder = files.absolute_path(workdir) / "checkpoints"
+    candidates = [find_step(workdir, step)]
+    if step in (None, "latest"):
+        candidates = list(reversed(run_folder.checkpoint_steps(workdir)))
     if item == "ema_params" and not config.ema_decay:
         raise UserError(
             f"{workdir} has no average of its parameters (config.ema_decay is unset): leave out "
             "ema_params"
         )
     item = item or ("ema_params" if config.ema_decay else "params")
-    candidates = list(reversed(steps)) if step is None else [step]
     for candidate in candidates:
         try:
             params = read_item(folder / str(candidate) / item, shapes and shapes(config))
@@ -452,6 +454,25 @@ def read_params(
     raise UserError(f"No checkpoint in {folder} can be read (steps {sorted(candidates)})")
 
 
+def find_step(workdir, step: int | str | None) -> int:
+    """Returns the step that a name stands for; see `read_params`.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    step = "latest" if step is None else parse_step(step)
+    if step == "best":
+        step = best_step(workdir)
+        logger.info(f"{workdir}: the best checkpoint is that of step {step:,}")
+        return step
+    steps = run_folder.checkpoint_steps(workdir)
+    if not steps or step not in (*steps, "latest"):
+        wanted = "" if step == "latest" else f" of step {step}"
+        folder = files.absolute_path(workdir) / "checkpoints"
+        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+    return steps[-1] if step == "latest" else step
+
+
 def best_step(workdir) -> int:
     """Returns the step of the checkpoint whose evaluation was the best, by `config.best_metric`.
 
@@ -460,7 +481,7 @@ def best_step(workdir) -> int:
     """
     config = run_folder.require_config(workdir)
     metric = config.get("best_metric") or "accuracy"
-    folder, values = files.open_path(workdir) / "checkpoints", {}
+    folder, values = files.absolute_path(workdir) / "checkpoints", {}
     for step in run_folder.checkpoint_steps(workdir):
         with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated
             values[step] = json.loads((folder / str(step) / "metrics" / "metrics").read_text())[
@@ -468,8 +489,8 @@ def best_step(workdir) -> int:
             ]
     if not values:
         raise UserError(
-            f"None of the checkpoints in {folder} was evaluated, so none is the best: set --step "
-            "to one of them, or to latest"
+            f"None of the checkpoints in {folder} was evaluated, so none is the best: name one "
+            "by its step, or the latest"
         )
     sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
     return max(values, key=lambda step: sign * values[step])

@@ -34,6 +34,31 @@ def read_item(path: epath.Path, shapes=None):
         UserError: stored shapes differ from `shapes`; the first difference is named. Or the path
             has a backslash, or can't be read for lack of permission.
     """
+    with open_item(path) as (checkpointer, stored):
+        if shapes is None:
+            shapes = on_first_device(stored)
+        check_shapes(path, stored, shapes)
+        # Read in the stored structure, whose empty nodes may be others: optax has some for what
+        # is turned off, such as weight decay.
+        restored = checkpointer.restore(path, by_name(shapes, stored))
+        return by_name(restored, shapes)
+
+
+def by_name(leaves, structure):
+    """Returns a tree with the leaves of one tree, by their names, in the structure of another."""
+    named = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(leaves)}
+    return jax.tree.map_with_path(lambda path, _: named[path_name(path)], structure)
+
+
+def check_item(path: epath.Path, shapes) -> None:
+    """Checks that an item has the expected shapes; reads no array. Raises as `read_item`."""
+    with open_item(path) as (_, stored):
+        check_shapes(path, stored, shapes)
+
+
+@contextlib.contextmanager
+def open_item(path: epath.Path):
+    """Yields (checkpointer, the stored shapes) of an item; raises as `read_item`."""
     if os.sep == "/" and "\\" in str(path):
         raise UserError(
             f"Checkpoint {path} can't be read: TensorStore takes the backslash in its path for a "
@@ -47,11 +72,7 @@ def read_item(path: epath.Path, shapes=None):
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError("files are missing or cut short")
-            stored = metadata.tree
-            if shapes is None:
-                shapes = on_first_device(stored)
-            check_shapes(path, stored, shapes)
-            return checkpointer.restore(path, shapes)
+            yield checkpointer, metadata.tree
     except UserError:
         raise
     except Exception as error:  # Orbax raises exceptions of many types for corrupt files
@@ -61,9 +82,22 @@ def read_item(path: epath.Path, shapes=None):
 
 def lists_item(checkpoint: epath.Path, item: str) -> bool:
     """Whether a checkpoint was saved with an item, as its metadata tells; True without metadata."""
-    path = checkpoint / "_CHECKPOINT_METADATA"
-    items = json.loads(path.read_text()).get("item_handlers") if path.exists() else None
+    items = read_metadata(checkpoint).get("item_handlers")
     return item in items if isinstance(items, dict) else True
+
+
+def stored_counters(checkpoint: epath.Path) -> dict[str, int]:
+    """Returns the counters of the state that a checkpoint's metadata has; {} without metadata."""
+    return read_metadata(checkpoint).get("custom_metadata") or {}
+
+
+def read_metadata(checkpoint: epath.Path) -> dict:
+    """Returns the metadata of a checkpoint, {} without; raises CorruptCheckpoint."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise CorruptCheckpoint(f"Checkpoint {path} can't be read: {error}") from error
 
 
 def local_checkpointer() -> "ocp.StandardCheckpointer":

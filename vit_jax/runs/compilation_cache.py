@@ -18,7 +18,7 @@ def compilation_cache(workdir):
     if jax.config.jax_compilation_cache_dir is not None:
         yield
         return
-    folder = files.open_path(workdir) / "compiled"
+    folder = files.absolute_path(workdir) / "compiled"
     unfinished = folder / "unfinished"
     if jax.process_index() == 0:  # only process 0 writes
         if unfinished.exists():  # killed while compiling: a file may be cut off

@@ -2,6 +2,7 @@
 
 <workdir>/config.json             the configuration, with every field filled in
 <workdir>/class_names.json        the names of the classes, in the order of the labels
+<workdir>/branch.json, changes.json    written by `branch.py` and `resuming.py`
 <workdir>/checkpoints/<step>/     written by `checkpoint.py`
 <workdir>/compiled/               compiled programs for the next start: `compilation_cache.py`
 <workdir>/evaluation/, report.html    written by evaluate.py, and at the end of training
@@ -78,7 +79,7 @@ def make(workdir) -> None:
 
 def check_path(workdir) -> None:
     """Raises UserError if checkpoints can't be kept at such a path."""
-    check_characters(str(files.open_path(workdir)))
+    check_characters(str(files.absolute_path(workdir)))
     check_nesting(workdir)
 
 
@@ -94,7 +95,7 @@ def check_characters(path: str) -> None:
 
 def check_nesting(workdir) -> None:
     """Raises UserError if a folder is among the files of another run, which may remove it."""
-    folder = files.open_path(workdir)
+    folder = files.absolute_path(workdir)
     for path in (folder, *folder.parents):
         if path.name in FOLDERS and has_config(path.parent):
             raise UserError(
@@ -155,7 +156,7 @@ def lock(workdir):
 
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
-    folder = files.open_path(workdir) / "checkpoints"
+    folder = files.absolute_path(workdir) / "checkpoints"
     try:
         return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     except PermissionError as error:

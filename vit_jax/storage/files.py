@@ -14,16 +14,22 @@ COMMIT_MARK = "commit_success.txt"  # Orbax's
 
 
 def open_path(path) -> epath.Path:
-    """Returns a path, absolute and without links if it is on a disk, and ready for use.
+    """Returns a path, on a disk or in a bucket, ready for use.
 
     Raises:
         UserError: it is in a bucket of a kind that isn't supported, or whose client isn't
             installed.
     """
     if not buckets.is_bucket(path):
-        return epath.Path(path).resolve()
+        return epath.Path(path)
     buckets.check(path)
     return epath.Path(str(path).rstrip("/"))
+
+
+def absolute_path(path) -> epath.Path:
+    """Returns what `open_path` does; a path on a disk is absolute, and without links."""
+    path = open_path(path)
+    return path if buckets.is_bucket(path) else path.resolve()
 
 
 @contextlib.contextmanager

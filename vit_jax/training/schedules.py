@@ -34,18 +34,16 @@ def linear(step, config, total_steps):
 def rsqrt(step, config, total_steps):
     """Falls as base_lr / sqrt(1 + t / timescale), t counted from the end of the warmup.
 
-    Over the last `cooldown_steps` it also falls linearly to 0 (arXiv:2106.04560, section 3.5).
+    Ends with a cool-down (arXiv:2106.04560, section 3.5).
     """
     since_warmup = jnp.maximum(step - config.warmup_steps, 0.0)
     rate = config.base_lr / jnp.sqrt(1.0 + since_warmup / config.timescale)
-    if config.cooldown_steps:
-        rate *= jnp.clip((total_steps - step) / config.cooldown_steps, 0.0, 1.0)
-    return rate
+    return cool_down(rate, step, config, total_steps)
 
 
 def constant(step, config, total_steps):
-    """Stays at `base_lr`."""
-    return config.base_lr
+    """Stays at `base_lr`, and ends with a cool-down: "warmup-stable-decay" (arXiv:2404.06395)."""
+    return cool_down(config.base_lr, step, config, total_steps)
 
 
 def staircase(step, config, total_steps):
@@ -72,6 +70,9 @@ SCHEDULES = {
 }
 
 
+WITH_COOLDOWN = ("rsqrt", "constant")
+
+
 def create(config, total_steps: int) -> Callable:
     """Returns the function step -> learning rate, a float32 scalar.
 
@@ -89,7 +90,8 @@ def create(config, total_steps: int) -> Callable:
             f"config.schedule.warmup_steps {warmup} must be below the run's {total_steps} steps: "
             "lower it, or train longer"
         )
-    if config.name == "rsqrt" and warmup + config.cooldown_steps > total_steps:
+    has_cooldown = config.name in WITH_COOLDOWN
+    if has_cooldown and warmup + config.cooldown_steps > total_steps:
         raise UserError(
             f"config.schedule.warmup_steps {warmup} and cooldown_steps {config.cooldown_steps} "
             f"are more than the run's {total_steps} steps: lower one, or train longer"
@@ -110,6 +112,18 @@ def check(config) -> None:
     checks.check_ranges("config.schedule", config, RANGES)
     if config.name == "step":
         checks.check_range("config.schedule.decay_steps", config.decay_steps, checks.COUNT)
+
+
+def cool_down(rate, step, config, total_steps):
+    """Lowers a rate to `end_lr` at `total_steps`, linearly over the last `cooldown_steps`.
+
+    Until then the rate is itself, to the bit: it doesn't depend on `total_steps`, so a run can be
+    cooled down from any of its checkpoints (docs/branches.md).
+    """
+    if not config.cooldown_steps:
+        return rate
+    share = jnp.clip((total_steps - step) / config.cooldown_steps, 0.0, 1.0)
+    return rate * share + config.end_lr * (1.0 - share)
 
 
 def progress(step, config, total_steps):

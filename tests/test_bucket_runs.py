@@ -200,6 +200,7 @@ def test_a_folder_of_images_in_a_bucket(bucket, image_folder, tmp_path, on_one_d
     first, _ = checkpoint.restore_params(tmp_path / "run")
     second, _ = checkpoint.restore_params(tmp_path / "from_bucket")
     assert first.dataset.fingerprint == second.dataset.fingerprint
+    train.train(config, tmp_path / "run")  # resumes: the data are the same, elsewhere
 
 
 def test_a_corrupt_image_in_a_bucket_is_named(bucket, on_one_device, tmp_path):

@@ -137,6 +137,9 @@ def get_config() -> ConfigDict:
     config.schedule.decay_factor = 0.1  # for "step"
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the remaining devices
+    # TPU slices (or hosts with GPUs) that `data` is divided over, while fsdp and tensor stay inside
+    # each; None: recognized.
+    config.mesh.slices = placeholder(int)
 
     config.log_every_steps = 50
     config.wandb = placeholder(str)  # a project of Weights & Biases that gets the metrics too

@@ -58,6 +58,13 @@ NUM_PROCESSES = flags.DEFINE_integer(
 PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "The index of this process, from 0; requires --coordinator_address."
 )
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    distributed.MODES,
+    "Whether to join other processes: 'auto' does if JAX recognizes a cluster manager, or "
+    "--coordinator_address is given; 'on' must; 'off' never does.",
+)
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "How long a process may be silent before the others stop."
 )
@@ -414,6 +421,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 PROCESS_ID.value,
                 HEARTBEAT.value,
                 preemptible,
+                DISTRIBUTED.value,
             )
         main()
         sys.stdout.flush()

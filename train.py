@@ -88,7 +88,8 @@ def train(
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     changed_fields = run_folder.fields_that_differ(config, common.get_config())
     config = run_folder.keep_recorded(workdir, config)
-    config = resolve(config, train_set, share["num_shares"])
+    order = [run_folder.recorded(workdir, "dataset", field) for field in ("order", "parts")]
+    config = resolve(config, train_set, *order)
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
     recorded_remat = run_folder.recorded(workdir, "model", "remat")
@@ -316,8 +317,15 @@ def check(config: ConfigDict) -> None:
         raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
 
 
-def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
-    """Fills in the fields that depend on the dataset and on how many shares it is loaded in.
+def resolve(
+    config: ConfigDict, train_set, order: str | None = None, parts: int | None = None
+) -> ConfigDict:
+    """Fills in the fields that depend on the dataset, and on the order that a run began with.
+
+    Args:
+        config: the run's configuration.
+        train_set: the training split.
+        order, parts: what the run that is resumed has recorded in `config.dataset`.
 
     Raises:
         UserError: fields that the dataset determines are set to other values, or it is too small
@@ -333,8 +341,7 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
     config.num_classes = train_set.num_classes
     with config.ignore_type():  # it may be True
         config.model.representation_size = models.from_config(config).representation_size
-    order = input_pipeline.shuffle_order(train_set, config.dataset)
-    parts = num_shares if order == "buffer" else 1
+    order, parts = input_pipeline.shuffle_order(train_set, config, order, parts)
     resolved = dict(
         order=order, num_examples=train_set.num_examples, fingerprint=train_set.fingerprint
     )

@@ -50,9 +50,10 @@ def get_config() -> ConfigDict:
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     # Evaluation images up to this size are kept decoded, by each process and for each set.
     config.dataset.eval_cache_mb = 1_000
-    config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
+    # Records, over all processes, for larger TFRecord splits.
+    config.dataset.shuffle_buffer = 20_000
     # Not settings: what determines the order of the examples, recorded for resuming.
-    config.dataset.order = placeholder(str)  # "global" or "buffer"
+    config.dataset.order = placeholder(str)  # "global", "parts" or "buffer"
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.num_examples = placeholder(int)  # of the training split
     config.dataset.fingerprint = placeholder(str)  # of the names of its examples

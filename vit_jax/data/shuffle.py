@@ -11,7 +11,7 @@ FOREVER = np.iinfo(np.int64).max
 MAX_PARTS = 64  # of a split of TFRecord files; up to so many processes read no record twice
 MIN_PART = 1_000  # examples
 FILES_AT_ONCE = 16  # that all parts together read at once; and each at least
-MIN_FILES = 4
+MIN_FILES = 2
 MEMORY_FOR_READING = 256 << 20  # bytes in the buffers of open files, of an epoch
 
 

@@ -68,6 +68,12 @@ DISTRIBUTED = flags.DEFINE_enum(
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "How long a process may be silent before the others stop."
 )
+HANG = flags.DEFINE_float(
+    "hang_seconds",
+    1800,
+    "For train.py: how long a step may take before the stacks of all threads are logged; 0: never.",
+    lower_bound=0,
+)
 COMPILE_FOR = flags.DEFINE_string(
     "compile_for",
     None,

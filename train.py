@@ -30,6 +30,7 @@ from vit_jax.evaluation import evals
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.runs import checkpoint, profile, run_folder, run_log
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
@@ -52,6 +53,12 @@ class Run(NamedTuple):
     log: run_log.RunLog
     preemption: Preemption
     profile: profile.Profile
+    watchdog: Watchdog
+
+    def stop_requested(self) -> bool:
+        """Whether to stop here; see `Preemption.sync`. A sign of life, too."""
+        self.watchdog.beat(f"step {self.log.step:,}")
+        return self.preemption.sync()
 
 
 def train(
@@ -59,6 +66,7 @@ def train(
     workdir,
     recover_config: bool = False,
     profile_steps: range | None = None,
+    hang_seconds: float = 0,
 ) -> dict[str, float]:
     """Trains, or resumes, the run in `workdir`.
 
@@ -67,6 +75,8 @@ def train(
         workdir: the run's folder.
         recover_config: whether to trust `config` if the run has lost its config.json.
         profile_steps: the steps to write a trace of; None: none.
+        hang_seconds: how long a step may take before the stacks of all threads are logged; 0:
+            they never are.
 
     Returns:
         The metrics of its last evaluation.
@@ -116,7 +126,8 @@ def train(
         log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
         trace = profile.Profile(workdir, profile_steps, first_step)
         stack.callback(trace.close)
-        run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
+        watchdog = stack.enter_context(Watchdog(hang_seconds))
+        run = Run(config, program, evaluators, checkpoints, log, preemption, trace, watchdog)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -187,14 +198,14 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
     results = resume_evaluation(run, state)
     for step in range(int(state.step) + 1, config.total_steps + 1):
         run.profile.before(step, state)
-        with saves_on_error(run, state):
+        with saves_on_error(run, state), log.wait("input"):
             batch = next(batches)
         state, values = run.program.train_step(state, batch)
         run.profile.after(step, state)
         log.record(step, values)
         due = due_evaluations(run, step)
         saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
-        if not (run.preemption.sync() or due or saves):
+        if not (run.stop_requested() or due or saves):
             continue
         log.flush()  # raises if a value isn't finite, before the state is saved
         with log.pause():
@@ -255,7 +266,7 @@ def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] |
         versions = {"_raw": state.params, **versions}
     for name in names:
         for suffix, params in versions.items():
-            values = run.evaluators[name](params, run.preemption.sync)
+            values = run.evaluators[name](params, run.stop_requested)
             if values is None:
                 return None
             results[name + suffix] = values
@@ -470,7 +481,8 @@ def main():
         compile_only(config, machine, workdir)
         return
     workdir = workdir or command_line.default_workdir()
-    result = train(config, workdir, command_line.RECOVER_CONFIG.value, command_line.PROFILE.value)
+    flags_of_run = (command_line.RECOVER_CONFIG, command_line.PROFILE, command_line.HANG)
+    result = train(config, workdir, *(flag.value for flag in flags_of_run))
     writes_report = config.report and jax.process_count() == 1
     page = write_report(workdir) if writes_report else None
     if jax.process_index() == 0:

@@ -81,6 +81,9 @@ def test_what_a_run_writes(finished):
     assert set(evaluated[0]) >= {"step", *(f"val/{name}" for name in metrics.NAMES)}
     for name in ("learning_rate", "images_per_second", "grad_norm", "accuracy"):
         assert f"train/{name}" in trained[0]
+    waits = [trained[0][f"train/{what}_wait"] for what in ("input", "device")]
+    assert min(waits) >= 0
+    assert sum(waits) <= 1
     assert list(workdir.glob("events.out.tfevents.*"))
     config, params = checkpoint.restore_params(workdir)
     assert (config.total_steps, config.num_classes) == (60, 10)

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from vit_jax.aot import topology
 from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
+from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed
-from vit_jax.runs import profile
 
 # docs/operations.md has the table for users.
 EXIT_CRASHED = 1
@@ -163,11 +163,14 @@ def run(
         try:
             guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
         except SystemExit as error:
+            run_log.stop_logging()
             # Python would wait for the thread that reads data, on a file system that may be gone,
             # and JAX for the other processes, which may wait for this one in a collective. They
             # notice once it is gone.
             exit_within(GRACE_SECONDS, error.code if isinstance(error.code, int) else 0)
             raise
+        finally:
+            run_log.stop_logging()  # uploads the last lines if the run is in a bucket
 
     app.run(guarded_main, flags_parser=parse_checked)
 

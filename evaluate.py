@@ -17,25 +17,26 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import re
 from typing import Any, NamedTuple
 
 import jax
 from absl import flags
+from etils import epath
 
 import command_line
 import input_pipeline
 from configs import common
 from vit_jax import checks, models, pretrained
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.evaluation import accuracy, evals
 from vit_jax.inference.classifier import Classifier
+from vit_jax.logs import run_log
 from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
-from vit_jax.runs import checkpoint, run_folder, run_log
+from vit_jax.runs import checkpoint, run_folder
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
@@ -270,12 +271,12 @@ def write(target: Target, result: Result, out) -> None:
         )
     images = functools.partial(input_pipeline.load_images, target.eval_set, config)
     try:
-        results.write(result, classifier, images, pathlib.Path(out))
+        results.write(result, classifier, images, out)
     except OSError as error:
-        raise UserError(f"{out} can't be written: {error.strerror}") from None
+        raise UserError(f"{out} can't be written: {error.strerror or first_line(error)}") from None
 
 
-def report(workdir) -> pathlib.Path:
+def report(workdir) -> epath.Path:
     """Evaluates a run's latest checkpoint, and writes its report; returns the page.
 
     Does nothing if that is done already.
@@ -290,17 +291,17 @@ def report(workdir) -> pathlib.Path:
         result = evaluate(target, evaluations={}, reports_classes=True)
         write(target, result, folder)
         page.write(workdir, folder)
-    return pathlib.Path(workdir) / page.NAME
+    return epath.Path(workdir) / page.NAME
 
 
-def evaluation_folder(workdir, name: str | None = None, split: str | None = None) -> pathlib.Path:
+def evaluation_folder(workdir, name: str | None = None, split: str | None = None) -> epath.Path:
     """Returns where the results of a run's evaluation are written.
 
     Args:
         workdir: the run's folder.
         name, split: see `select_dataset`; another dataset or split has a folder of its own.
     """
-    folder = pathlib.Path(workdir) / "evaluation"
+    folder = epath.Path(workdir) / "evaluation"
     words = re.findall(r"\w+", f"{name or ''} {split or ''}")
     return folder / "_".join(words) if words else folder
 
@@ -390,7 +391,7 @@ def main():
     if out is None:
         return
     write(target, result, out)
-    is_own = workdir is not None and pathlib.Path(out) == evaluation_folder(workdir)
+    is_own = workdir is not None and epath.Path(out) == evaluation_folder(workdir)
     written = out
     if args.report:  # of another dataset, the page is beside its numbers
         written = page.write(workdir, out, workdir if is_own else out)

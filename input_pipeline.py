@@ -468,7 +468,7 @@ def show(config, config_name: str, path: str | None) -> None:
         UserError: no such folder, or a configuration or dataset that can't work.
     """
     from vit_jax.data import contact_sheet
-    from vit_jax.runs import run_log
+    from vit_jax.logs import run_log
     from vit_jax.training import augment
 
     run_log.start_logging()

@@ -28,8 +28,8 @@ from vit_jax import checks, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.figures.attention import draw_attention
 from vit_jax.inference.classifier import BATCH_SIZE, Classifier
+from vit_jax.logs import run_log
 from vit_jax.pretrained import weights
-from vit_jax.runs import run_log
 
 flags.adopt_module_key_flags(command_line)
 WEIGHTS = flags.DEFINE_string(

@@ -27,11 +27,12 @@ from vit_jax import checks, models, pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError, first_line
 from vit_jax.evaluation import evals
+from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
 from vit_jax.parallel.watchdog import Watchdog
-from vit_jax.runs import checkpoint, profile, run_folder, run_log
+from vit_jax.runs import checkpoint, resuming, run_folder
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -89,22 +90,22 @@ def train(
     if config.init_from_required and not config.init_from:
         raise UserError(config.init_from_hint)
     input_pipeline.check_workdir(config.dataset, workdir)
-    run_log.start_logging(workdir)
+    files = run_log.start_logging(workdir)
     run_folder.check_shared(workdir)
     mesh = create_mesh(**config.mesh)
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
 
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    changed_fields = run_folder.fields_that_differ(config, common.get_config())
-    config = run_folder.keep_recorded(workdir, config)
+    changed_fields = resuming.fields_that_differ(config, common.get_config())
+    config = resuming.keep_recorded(workdir, config)
     order = [run_folder.recorded(workdir, "dataset", field) for field in ("order", "parts")]
     config = resolve(config, train_set, *order)
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
     recorded_remat = run_folder.recorded(workdir, "model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
-    run_folder.check_resumable(workdir, config, train_set, changed_fields, recover_config)
+    resuming.check_resumable(workdir, config, train_set, changed_fields, recover_config)
     evaluators = create_evaluators(program, train_set, eval_set, share)
 
     weights = None
@@ -123,8 +124,8 @@ def train(
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = stack.enter_context(contextlib.closing(run_log.RunLog(workdir, first_step, config)))
-        trace = profile.Profile(workdir, profile_steps, first_step)
+        log = stack.enter_context(contextlib.closing(run_log.RunLog(files, first_step, config)))
+        trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
         watchdog = stack.enter_context(Watchdog(hang_seconds))
         run = Run(config, program, evaluators, checkpoints, log, preemption, trace, watchdog)
@@ -216,7 +217,7 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
                 write_evaluations(log, step, results)
             # Saved after each evaluation too: it may turn out to be the best.
             if saves or run.preemption.stopping or (values and config.best_metric):
-                run.checkpoints.save(step, state, values)
+                save(run, step, state, values)
         if run.preemption.stopping and (step < config.total_steps or not results):
             raise stopped_after(step)
     if not results or "val" not in results:  # no step was left to take
@@ -237,8 +238,16 @@ def saves_on_error(run: Run, state):
     except UserError:
         if jax.process_count() == 1 and int(state.step):
             run.log.flush()  # raises if a value isn't finite
-            run.checkpoints.save(int(state.step), state)
+            save(run, int(state.step), state)
         raise
+
+
+def save(run: Run, step: int, state, values: dict[str, float] | None = None) -> None:
+    """Saves a checkpoint, whose rows are in the run's folder before it is complete."""
+    if run.log.upload():
+        run.checkpoints.save(step, state, values)
+    else:
+        run.checkpoints.log_failure("the logs can't be written", step)
 
 
 def due_evaluations(run: Run, step: int) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 
 from configs import vit_b16, vit_h14, vit_l16, vit_s16, vit_ti16
 from vit_jax.aot import compile_for, topology
-from vit_jax.runs import run_log
+from vit_jax.logs import run_log
 
 SLICES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 PRESETS = {

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns every field with its default; presets and the command line override them.
 
     `placeholder` fields are None until they are set. No field can change when a run is resumed,
-    except those in MAY_CHANGE in vit_jax/runs/run_folder.py.
+    except those in MAY_CHANGE in vit_jax/runs/resuming.py.
     """
     config = ConfigDict()
     config.seed = 0

@@ -21,6 +21,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import functools
+import importlib.util
 import pathlib
 
 import jax
@@ -30,6 +31,7 @@ import pytest
 pytest.register_assert_rewrite("batches", "datasets", "published", "whole_runs")
 import datasets
 import whole_runs
+from bucket_server import BucketServer
 
 from configs import common
 from vit_jax import models
@@ -124,3 +126,21 @@ def randomized(params, seed: int = 0):
     """Returns the tree with every leaf drawn at random: zeros would hide mistakes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="session")
+def running_bucket_server():
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("gcsfs isn't installed")
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(running_bucket_server, monkeypatch):
+    """A server whose bucket gs://bar is empty, and that this process and its children use."""
+    server = running_bucket_server
+    server.clear()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server

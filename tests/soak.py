@@ -2,6 +2,7 @@
 
     python tests/soak.py --kills=20
     python tests/soak.py --kills=5 --processes=2    # kills one of the two, at random
+    python tests/soak.py --kills=20 --bucket        # in a bucket, of a server on this machine
 
 After each kill the newest complete checkpoint is compared with the same step of the undisturbed
 run: parameters, their average and the optimizer's state. The last start runs to the end; then all
@@ -9,6 +10,7 @@ checkpoints and all rows of metrics.jsonl are compared.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import random
@@ -18,7 +20,11 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from bucket_server import BucketServer
 from whole_runs import ROOT, assert_same_checkpoint, steps_in, untimed_rows
+
+from vit_jax.storage.files import open_path
 
 SAVE_EVERY = 20
 
@@ -32,14 +38,20 @@ def main() -> int:
         "--max_seconds", type=float, default=6.0, help="longest training between two kills"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments to kill at")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        identical = soak(pathlib.Path(folder), **vars(args))
+    parser.add_argument("--bucket", action="store_true", help="keep the runs in a bucket")
+    args = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(name)
+        if args.pop("bucket"):
+            server = stack.enter_context(BucketServer())
+            os.environ.update(server.environment)
+            args["bucket"] = open_path("gs://bar")
+        identical = soak(folder, **args)
     if identical:
-        print(f"{identical} of {args.kills} kills, and the end: identical bits")
+        print(f"{identical} of {args['kills']} kills, and the end: identical bits")
     else:
         print("The finished runs differ")
-    return 0 if identical == args.kills else 1
+    return 0 if identical == args["kills"] else 1
 
 
 def run_flags(num_steps: int) -> list[str]:
@@ -58,9 +70,13 @@ def run_flags(num_steps: int) -> list[str]:
     ]
 
 
-def soak(folder, kills, processes=1, num_steps=2000, max_seconds=6.0, seed=0) -> int:
-    """Returns how many kills left identical bits; 0 if the finished runs differ."""
-    killed, undisturbed, flags = folder / "killed", folder / "undisturbed", run_flags(num_steps)
+def soak(folder, kills, processes=1, num_steps=2000, max_seconds=6.0, seed=0, bucket=None) -> int:
+    """Returns how many kills left identical bits; 0 if the finished runs differ.
+
+    The undisturbed run is in `folder`; the killed one in `bucket`, if it is given.
+    """
+    undisturbed, flags = folder / "undisturbed", run_flags(num_steps)
+    killed = (bucket or folder) / "killed"
     finish(start(undisturbed, processes, flags))
     rng, identical = random.Random(seed), 0
     for i in range(kills):
@@ -96,20 +112,27 @@ def start(workdir: pathlib.Path, processes: int, flags) -> subprocess.Popen:
     if processes > 1:
         command += ["launch/local.py", f"--num_processes={processes}"]
     command += ["train.py", f"--workdir={workdir}", *flags]
-    workdir.mkdir(exist_ok=True)
+    console(workdir).parent.mkdir(exist_ok=True)
     return subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        stdout=(workdir / "console").open("w"),
+        stdout=console(workdir).open("w"),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
+def console(workdir) -> pathlib.Path:
+    """Returns the local file that the output of a run goes to."""
+    if "://" in str(workdir):
+        return pathlib.Path(tempfile.gettempdir()) / f"vit_jax_soak_{os.getpid()}" / workdir.name
+    return workdir / "console"
+
+
 def wait_for_first_step(workdir: pathlib.Path, process) -> None:
     """Waits until the run logs a step, or ends."""
-    while "\nstep " not in (workdir / "console").read_text() and process.poll() is None:
+    while "\nstep " not in console(workdir).read_text() and process.poll() is None:
         time.sleep(0.01)
 
 

@@ -6,7 +6,7 @@ import pytest
 from vit_jax import checks
 from vit_jax.errors import UserError
 from vit_jax.figures.attention import draw_attention
-from vit_jax.files import atomic_path, write_atomically
+from vit_jax.storage.files import atomic_path, write_atomically
 
 
 @pytest.mark.parametrize(

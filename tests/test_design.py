@@ -16,11 +16,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A room may import the rooms before it, and the files at the root of vit_jax.
 ROOMS = (
+    "storage",
     "parallel",
     "models",
     "data",
     "training",
     "runs",
+    "logs",
     "pretrained",
     "inference",
     "evaluation",

@@ -15,7 +15,9 @@ import train
 from configs import common
 from vit_jax import checkpoint, pretrained
 from vit_jax.errors import UserError
-from vit_jax.runs import run_folder, run_log
+from vit_jax.logs import run_log
+from vit_jax.runs import run_folder
+from vit_jax.storage.mirror import Mirror
 
 
 def slow(*values):
@@ -108,7 +110,7 @@ def metrics(folder):
     folder.mkdir()
     rows = [{"step": step, "train/loss": 1.0} for step in range(10, 60, 10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return lambda: run_log.RunLog(folder, 30, quick_config()).close()
+    return lambda: run_log.RunLog(Mirror(folder), 30, quick_config()).close()
 
 
 def dataset(folder, source):

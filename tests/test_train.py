@@ -33,10 +33,10 @@ from configs import common, recipes
 from vit_jax import checkpoint, models
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import accuracy
+from vit_jax.logs.run_log import NonFiniteError
 from vit_jax.parallel import feeding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.runs import run_folder
-from vit_jax.runs.run_log import NonFiniteError
 from vit_jax.training import metrics, schedules, steps
 
 PRESETS = sorted(

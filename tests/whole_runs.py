@@ -96,8 +96,10 @@ def untimed_rows(workdir) -> list[dict]:
 
 def steps_in(workdir) -> list[int]:
     """The steps of a run's complete checkpoints."""
-    names = (path.name for path in (workdir / "checkpoints").glob("*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    paths = list((workdir / "checkpoints").glob("*"))
+    if "://" in str(workdir):  # where a checkpoint isn't renamed once it is complete
+        paths = [path for path in paths if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
 def last_checkpoint(workdir) -> pathlib.Path:

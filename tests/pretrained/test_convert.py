@@ -60,7 +60,7 @@ def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
         (timm / "model.safetensors", timm, "timm", "would overwrite the source"),
         (npz, npz, "google", "would overwrite the source"),
         ("gs://bucket/w.npz", "gs://bucket/w.npz", "google", "would overwrite the source"),
-        (npz, "https://a.b/w.npz", "google", "must be a local path, or gs://"),
+        (npz, "https://a.b/w.npz", "google", "must be a folder, or gs://BUCKET"),
         (npz, other, "hf", "isn't an exported model's: write to another folder"),
         (npz, tmp_path / "out.npz", "timm", "needs a folder or a .safetensors file"),
         (npz, run / "config.json", "hf", "the format 'hf' needs a folder"),

@@ -11,7 +11,7 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs import checkpoint, resuming, run_folder
 from vit_jax.runs.checkpoint_items import read_item
 from vit_jax.training import train_state
 
@@ -36,25 +36,25 @@ def test_fields_that_must_not_change_are_listed(run, tiny_config):
     tiny_config.optimizer.b1 = 0.8
     tiny_config.model.resnet = dict(num_layers=(1,), width_factor=1)
     with pytest.raises(UserError, match="recorded") as raised:
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
     for change in ("optimizer.b1: 0.9 -> 0.8", "seed: 0 -> 5", "model.resnet: None -> {'num_lay"):
         assert change in str(raised.value)
     assert "extended" not in str(raised.value)
     (run / "checkpoints" / "3").rmdir()
-    run_folder.check_config(run, tiny_config)  # nothing would be lost
+    resuming.check_config(run, tiny_config)  # nothing would be lost
 
 
 def test_fields_that_may_change(run, tiny_config):
     tiny_config.update(log_every_steps=3, checkpoint_every_steps=4, init_from_hint="another")
     tiny_config.mesh.fsdp = 2
-    run_folder.check_config(run, tiny_config)
+    resuming.check_config(run, tiny_config)
 
 
 @pytest.mark.parametrize("change", [dict(total_steps=48), {"schedule.warmup_steps": 2}])
 def test_a_run_cannot_be_extended_in_place(run, tiny_config, change):
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=f"can't be extended .*--config.init_from={run} in another"):
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
 
 
 def test_fields_that_the_code_gained_must_have_their_default(run, tiny_config):
@@ -63,30 +63,30 @@ def test_fields_that_the_code_gained_must_have_their_default(run, tiny_config):
         del fields["loss_args"], fields["optimizer"]["layer_decay"]
 
     edit_config(run, edit)
-    run_folder.check_config(run, tiny_config, {"seed"})
+    resuming.check_config(run, tiny_config, {"seed"})
     tiny_config.optimizer.layer_decay = 0.5
     with pytest.raises(UserError, match="layer_decay: not recorded -> 0.5"):
-        run_folder.check_config(run, tiny_config, {"optimizer.layer_decay"})
+        resuming.check_config(run, tiny_config, {"optimizer.layer_decay"})
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 0 -> 5"):
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
 
 
 def test_other_classes_are_refused(run):
     """The same label would mean another class."""
-    run_folder.check_class_names(run, ("cat", "dog"), "photos")  # none are recorded
+    resuming.check_class_names(run, ("cat", "dog"), "photos")  # none are recorded
     run_folder.write_class_names(run, ("cat", "dog"))
-    run_folder.check_class_names(run, ("cat", "dog"), "photos")
+    resuming.check_class_names(run, ("cat", "dog"), "photos")
     for names in (("dog", "cat"), ("dog", "zebra"), ("cat",), ("cat", "dog", "eel")):
         with pytest.raises(UserError, match="photos has other classes than the run"):
-            run_folder.check_class_names(run, names, "photos")
+            resuming.check_class_names(run, names, "photos")
 
 
 def test_a_step_beyond_the_end_is_refused(run, tiny_config):
     tiny_config.total_steps = 2
     run_folder.write_config(run, tiny_config)
     with pytest.raises(UserError, match="checkpoint of step 3, but the run ends after 2 steps"):
-        run_folder.check_config(run, tiny_config, recover=True)
+        resuming.check_config(run, tiny_config, recover=True)
 
 
 def test_a_run_inside_another_is_refused(run):
@@ -99,7 +99,7 @@ def test_a_run_inside_another_is_refused(run):
 def test_a_run_with_a_setting_that_the_code_lost_is_not_resumed(run, tiny_config):
     edit_config(run, lambda fields: fields["model"].update(forgotten=3))
     with pytest.raises(UserError, match="model.forgotten: 3 -> None"):
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
 
 
 def test_earlier_models_keep_their_mlp_dim(tmp_path, tiny_config):
@@ -113,20 +113,9 @@ def test_earlier_models_keep_their_mlp_dim(tmp_path, tiny_config):
     # The recorded value resumes the run.
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match="model.mlp_dim: 1536 -> None"):
-        run_folder.check_config(tmp_path, tiny_config)
+        resuming.check_config(tmp_path, tiny_config)
     tiny_config.model.mlp_dim = 1536
-    run_folder.check_config(tmp_path, tiny_config)
-
-
-def test_a_buffered_order_on_another_number_of_processes_warns(tmp_path, tiny_config, caplog):
-    tiny_config.dataset.update(order="buffer", parts=2)
-    run_folder.write_config(tmp_path, tiny_config)
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    run_folder.check_config(tmp_path, tiny_config)
-    assert not caplog.records
-    tiny_config.dataset.parts = 4
-    run_folder.check_config(tmp_path, tiny_config)
-    assert "in 2 parts, one for each process, and from now on in 4" in caplog.text
+    resuming.check_config(tmp_path, tiny_config)
 
 
 def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):
@@ -136,17 +125,17 @@ def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):
     run_folder.write_config(run, tiny_config)
     tiny_config.dataset.name = str(moved)
     with pytest.raises(UserError, match="dataset.name: "):  # there is no such folder
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
     moved.mkdir()
     logging.getLogger("vit_jax").propagate = True
     with caplog.at_level(logging.INFO, logger="vit_jax"):
-        run_folder.check_config(run, tiny_config)
+        resuming.check_config(run, tiny_config)
     assert f"now read from {moved}" in caplog.text
     for name in (str(old), str(moved)):
         tiny_config.dataset.update(name=name, num_examples=79, fingerprint="b")
         message = r"num_examples: 80 -> 79.*has gained, lost or renamed examples"
         with pytest.raises(UserError, match=message):
-            run_folder.check_config(run, tiny_config)
+            resuming.check_config(run, tiny_config)
 
 
 @pytest.mark.parametrize(
@@ -178,21 +167,21 @@ def test_a_lost_configuration_is_named(run, tiny_config, text):
     problem = "is missing" if text is None else r"can't be read \("
     message = f"{path} {problem}.*checkpoints are untouched.*--recover_config"
     for call in (
-        lambda: run_folder.check_config(run, tiny_config),
+        lambda: resuming.check_config(run, tiny_config),
         lambda: checkpoint.restore_params(run),
     ):
         with pytest.raises(UserError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
-    run_folder.check_config(run, tiny_config, recover=True)
+    resuming.check_config(run, tiny_config, recover=True)
     (run / "checkpoints" / "3").rmdir()
-    run_folder.check_config(run, tiny_config)  # nothing would be lost
+    resuming.check_config(run, tiny_config)  # nothing would be lost
 
 
 def test_recovering_a_configuration_that_is_there_changes_nothing(run, tiny_config):
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 0 -> 5"):
-        run_folder.check_config(run, tiny_config, recover=True)
+        resuming.check_config(run, tiny_config, recover=True)
 
 
 @pytest.mark.parametrize("text", ['{"seed": 1', "[1, 2]", "\xff"])
@@ -224,8 +213,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(UserError, match=rf"{folder} can't be written \(.*{problem}.*--workdir"):
             run_folder.make(folder)
     assert run_folder.checkpoint_steps(tmp_path / "run") == []
-    with pytest.raises(UserError, match="must be a folder, not a bucket"):
-        run_folder.make("gs://bucket/run")
+    with pytest.raises(UserError, match="must be a folder, or gs://BUCKET"):
+        run_folder.make("ftp://bucket/run")
 
 
 def test_checkpoints_can_be_read_again_from_any_folder_that_is_accepted(tmp_path, monkeypatch):
@@ -255,12 +244,12 @@ def test_a_run_keeps_to_its_use_of_exif_data(run, tiny_config):
     """A run from before the field ignores it; another value that is given is refused."""
     edit_config(run, lambda fields: fields["dataset"].pop("exif"))
     assert tiny_config.dataset.exif is None
-    resumed = run_folder.keep_recorded(run, tiny_config)
+    resumed = resuming.keep_recorded(run, tiny_config)
     assert resumed.dataset.exif is False
-    run_folder.check_config(run, resumed)
+    resuming.check_config(run, resumed)
     tiny_config.dataset.exif = True
     with pytest.raises(UserError, match="dataset.exif: False -> True"):
-        run_folder.check_config(run, run_folder.keep_recorded(run, tiny_config))
+        resuming.check_config(run, resuming.keep_recorded(run, tiny_config))
 
 
 def test_a_folder_with_another_program_s_config_is_left_alone(tmp_path, tiny_config):
@@ -270,4 +259,4 @@ def test_a_folder_with_another_program_s_config_is_left_alone(tmp_path, tiny_con
     with pytest.raises(
         UserError, match="config.json can't be read .model is missing.: use another"
     ):
-        run_folder.check_resumable(tmp_path, tiny_config, train_set=None)
+        resuming.check_resumable(tmp_path, tiny_config, train_set=None)

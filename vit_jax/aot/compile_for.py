@@ -9,9 +9,9 @@ from vit_jax.aot import compile_report, topology
 from vit_jax.aot.gpu import Gpus
 from vit_jax.aot.topology import Slice
 from vit_jax.errors import DoesNotFit
-from vit_jax.files import write_atomically
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import write_atomically
 from vit_jax.training.program import Program
 
 logger = logging.getLogger("vit_jax")

@@ -17,10 +17,10 @@ from vit_jax.aot import gpu_cost, hlo, hlo_cost, kernel_cost
 from vit_jax.aot.gpu import Gpus
 from vit_jax.aot.topology import Slice
 from vit_jax.errors import first_line
+from vit_jax.logs import run_log
 from vit_jax.parallel import feeding
 from vit_jax.parallel.mesh import count_slices, num_shards
 from vit_jax.parallel.sharding import num_bytes_on_device
-from vit_jax.runs import run_log
 from vit_jax.scaling import flops
 from vit_jax.training.program import Program
 

@@ -20,6 +20,8 @@ from vit_jax.data.sources import (
     split_ranges,
 )
 from vit_jax.errors import UserError, first_line
+from vit_jax.storage import buckets
+from vit_jax.storage.files import open_path
 
 # The feature of TFDS's imagenet2012_real, the reassessed labels of arXiv:2006.07159.
 SETS_OF_LABELS = "real_label"
@@ -59,9 +61,12 @@ def open_any_source(name, data_dir, split, class_names) -> Source:
     """Opens one split of a dataset; see `open_source`."""
     if not name:
         raise UserError("config.dataset.name is empty; it must be a TFDS dataset or a folder")
-    folder = pathlib.Path(name).expanduser()
     if name == "digits":
         return open_digits(split)
+    in_bucket = buckets.is_bucket(name)
+    folder = open_path(name) if in_bucket else pathlib.Path(name).expanduser()
+    if in_bucket and not folder.is_dir():
+        raise UserError(f"config.dataset.name is {name!r}, but there is no such folder")
     if folder.is_dir():
         prepared = find_prepared(folder)
         if len(prepared) > 1:
@@ -124,7 +129,12 @@ def open_digits(split: str) -> RandomAccess:
 
 
 def find_prepared(folder: pathlib.Path) -> list[str]:
-    """Returns the prepared TFDS datasets in a folder: it, <version>/ or <config>/<version>/."""
+    """Returns the prepared TFDS datasets in a folder: it, <version>/ or <config>/<version>/.
+
+    In a bucket, where a pattern would list every file, only the folder itself counts.
+    """
+    if buckets.is_bucket(folder):
+        return [str(folder)] if (folder / "dataset_info.json").exists() else []
     files = (folder.glob(f"{depth}dataset_info.json") for depth in ("", "*/", "*/*/"))
     return sorted(str(path.parent) for paths in files for path in paths)
 

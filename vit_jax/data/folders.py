@@ -9,11 +9,13 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from etils import epath
 
 from vit_jax.data import tf
 from vit_jax.data.sources import RandomAccess, select_split
 from vit_jax.errors import UserError
-from vit_jax.files import dangling_target
+from vit_jax.storage import buckets
+from vit_jax.storage.files import dangling_target
 
 logger = logging.getLogger("vit_jax")
 
@@ -83,11 +85,25 @@ def open_folder(
         num_examples=len(selected),
         class_names=classes,
         describe=lambda index: os.fsdecode(path(index).numpy()),
-        fetch=lambda index: (tf.io.read_file(path(index)), labels[folder_of[index]]),
+        fetch=lambda index: (read_file(path(index), root), labels[folder_of[index]]),
         fingerprint=fingerprint.hexdigest(),
         ranges=ranges,
         exif=True,
     )
+
+
+def read_file(path: tf.Tensor, root) -> tf.Tensor:
+    """Returns the contents of a file below a folder, as a TensorFlow operation."""
+    if not buckets.is_bucket(root):
+        return tf.io.read_file(path)
+    # TensorFlow's own client knows no other server than Google's, and no other credentials.
+    contents = tf.numpy_function(
+        lambda path: buckets.read_object(os.fsdecode(np.asarray(path).item())),
+        [path],
+        tf.string,
+        stateful=False,
+    )
+    return tf.ensure_shape(contents, ())
 
 
 def folder_splits(root: pathlib.Path, split: str) -> list[str]:
@@ -119,6 +135,8 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: no classes at all, or a class without images.
     """
+    if buckets.is_bucket(folder):
+        return list_bucket_classes(folder)
     classes, ignored = {}, []
     for name in sorted(os.listdir(folder)):
         if is_litter(name):
@@ -140,6 +158,21 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
         )
     warn_ignored(folder, ignored)
     return classes
+
+
+def list_bucket_classes(folder: epath.Path) -> dict[str, np.ndarray]:
+    """Returns what `list_classes` does, of a folder in a bucket, which has no links."""
+    classes, ignored = {}, []
+    for name in buckets.list_objects(folder):
+        label, _, file = name.partition("/")
+        if file and is_image(file) and not any(map(is_litter, name.split("/"))):
+            classes.setdefault(label, []).append(os.fsencode(file))
+        elif not file.endswith("/"):  # the empty object of a folder
+            ignored.append(name)
+    if not classes:
+        raise UserError(f"{folder} has no images: expected {folder}/<class>/*.jpg|png")
+    warn_ignored(folder, ignored)
+    return {label: np.array(sorted(classes[label])) for label in sorted(classes)}
 
 
 def list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:

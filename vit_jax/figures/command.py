@@ -21,6 +21,8 @@ from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
 from vit_jax.pretrained import weights
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import open_path
+from vit_jax.storage.mirror import written_folder
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -92,9 +94,8 @@ def draw_all(
         UserError: the model or an image can't be read, or a figure would replace a file that
             isn't one.
     """
-    out = pathlib.Path(out)
     subject = AnyModel.load(path, **settings)
-    workdir, *_ = weights.parse_run_path(epath.Path(os.path.expanduser(path))) or (None,)
+    workdir, *_ = weights.parse_run_path(open_path(os.path.expanduser(path))) or (None,)
     if compare and workdir is None:
         raise UserError(f"--compare draws the curves of runs, but {path} is not a run's folder")
     layers = tuple(layers or quarter_layers(subject.model.depth))
@@ -105,15 +106,15 @@ def draw_all(
         curves.series(run)  # raises if it isn't a run's folder
     if workdir is not None:
         figures["curves"] = lambda: curves.curves([workdir, *compare])
-    out.mkdir(parents=True, exist_ok=True)
-    for name in figures:
-        check_png("--out", str(out / f"{name}.png"))
-    for name, draw in figures.items():
-        try:
-            save(draw(), out / f"{name}.png")
-            yield f"{out / f'{name}.png'}: {DESCRIPTIONS[name]}"
-        except UserError as error:
-            yield f"{name} not drawn: {error}"
+    with written_folder(out) as folder:
+        for name in figures:
+            check_png("--out", str(folder / f"{name}.png"))
+        for name, draw in figures.items():
+            try:
+                save(draw(), folder / f"{name}.png")
+                yield f"{epath.Path(out) / f'{name}.png'}: {DESCRIPTIONS[name]}"
+            except UserError as error:
+                yield f"{name} not drawn: {error}"
 
 
 DESCRIPTIONS = {

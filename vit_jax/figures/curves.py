@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vit_jax.errors import UserError
 from vit_jax.figures.drawing import create_figure
-from vit_jax.runs.run_log import read_rows
+from vit_jax.logs.run_log import read_rows
 
 LINES = ("-", "--", ":", "-.")  # of train, val and others, in the order in which they appear
 

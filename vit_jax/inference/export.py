@@ -35,9 +35,9 @@ from jax import export as jax_export
 
 from vit_jax.checks import check_choice
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import atomic_path, read_json_object
 from vit_jax.inference.predictor import Predictor
 from vit_jax.paths import path_name
+from vit_jax.storage.files import atomic_path, open_path, read_json_object
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -87,7 +87,7 @@ class Exported(Predictor):
             UserError: no such folder, a missing or damaged file, another version of the format, or
                 a program that this version of JAX can't read.
         """
-        folder = epath.Path(path)
+        folder = open_path(path)
         description = read_description(folder)
         if description.get("format") != "jax":
             raise UserError(
@@ -130,7 +130,7 @@ class Exported(Predictor):
 
 def is_artifact(path) -> bool:
     """Whether a folder is an exported artifact."""
-    return (epath.Path(path) / DESCRIPTION).exists()
+    return (open_path(path) / DESCRIPTION).exists()
 
 
 def read_description(folder: epath.Path) -> dict:
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    folder = epath.Path(args.target)
+    folder = open_path(args.target)
     sizes = (f"{name} ({(folder / name).stat().length:,} bytes)" for name in FILES[args.format])
     print(f"{args.run} -> {args.target}: {', '.join(sizes)}, {DESCRIPTION}")
     return 0

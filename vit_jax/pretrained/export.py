@@ -20,7 +20,6 @@ from vit_jax.checks import (
     size_pair,
 )
 from vit_jax.errors import UserError
-from vit_jax.files import atomic_path, read_json_object, write_atomically
 from vit_jax.models import VisionTransformer, posemb
 from vit_jax.models.stacking import unstack_blocks
 from vit_jax.paths import CLS, POSEMB, differing_shapes
@@ -28,6 +27,7 @@ from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import atomic_path, open_path, read_json_object, write_atomically
 
 FORMATS = ("google", "timm", "hf")
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -169,7 +169,7 @@ def save(
         has_class_token = CLS in flat
         flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, has_class_token)
     export = Export(flat, model, size, mean, std, eval_crop, eval_method, class_names)
-    path = epath.Path(path)
+    path = open_path(path)
     try:
         {"google": write_google, "timm": write_timm, "hf": write_hf}[format](path, export)
     except OSError as error:
@@ -184,7 +184,7 @@ def check_target(path, format: str, source=None) -> None:
         allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"
         raise UserError(f"{path} can't be written: the format {format!r} needs {allowed}")
     if source is not None:
-        source = resolve(source)
+        source = open_path(source)
         written = {target} if is_file else {target / name for name in FOLDER_FILES}
         if written & {source, *(source / name for name in FOLDER_FILES)}:
             raise UserError(f"{path} would overwrite the source: write to another path")
@@ -202,7 +202,7 @@ def check_target(path, format: str, source=None) -> None:
 
 def exists(path) -> bool:
     """Whether a file, or a folder with a model, is at a path."""
-    target = resolve(path)
+    target = open_path(path)
     if not target.is_dir():
         return target.exists()
     return any((target / name).exists() for name in FOLDER_FILES)
@@ -214,10 +214,7 @@ def resolve_target(path) -> epath.Path:
     Raises:
         UserError: an unknown kind of storage, or a path among a run's checkpoints.
     """
-    try:
-        target = resolve(path)
-    except KeyError:
-        raise UserError(f"{path} can't be written: it must be a local path, or gs://") from None
+    target = open_path(path)
     for folder in (target, *target.parents):
         if folder.name == "checkpoints" and run_folder.has_config(folder.parent):
             raise UserError(f"{path} is among a run's checkpoints: write to another path")
@@ -232,12 +229,6 @@ def is_replaceable(path: epath.Path) -> bool:
         return bool({"architecture", "architectures", "model_type"} & set(read_json_object(path)))
     except UserError:
         return False
-
-
-def resolve(path) -> epath.Path:
-    """Returns the absolute path without links; paths in buckets are absolute."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.resolve()
 
 
 def check_model(model, format: str, approximate: bool) -> None:

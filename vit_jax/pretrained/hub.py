@@ -13,8 +13,8 @@ from etils import epath
 
 from vit_jax.checks import SQUEEZE, size_pair
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import read_json_object
 from vit_jax.pretrained import architecture, formats
+from vit_jax.storage.files import read_json_object
 
 logger = logging.getLogger("vit_jax")
 

@@ -22,6 +22,8 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.paths import CLS, EMBEDDING, ENCODER_NORM, HEAD, POSEMB, PRE_LOGITS, block_index
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, run_folder
+from vit_jax.storage import buckets
+from vit_jax.storage.files import open_path
 
 # Fields of a model that the shapes of its parameters determine, and fields that don't change what a
 # trained model computes. The others are read from a run's configuration.
@@ -123,8 +125,8 @@ def read(path, num_heads: int | None = None) -> Weights:
         raise UserError(f"The path of the weights is {path!r}; it must be a file or a folder")
     name = os.path.expanduser(path)
     try:
-        local = epath.Path(hub.fetch(name))
-    except KeyError:  # an unknown kind of storage
+        local = open_path(hub.fetch(name))
+    except buckets.Unsupported:
         raise UserError(
             f"{name} can't be read: download it and give the file's path. Weights are read from "
             "local paths, gs:// and hf:owner/name"

@@ -4,14 +4,14 @@ import argparse
 import datetime
 import json
 import logging
-import pathlib
 import sys
 from collections.abc import Sequence
+
+from etils import epath
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.evaluation.classes import AVERAGES, MEASURES
 from vit_jax.figures import curves
-from vit_jax.files import write_atomically
 from vit_jax.report.elements import (
     details,
     figure_png,
@@ -26,13 +26,14 @@ from vit_jax.report.elements import (
 )
 from vit_jax.report.results import TITLES, format_number
 from vit_jax.runs import run_folder
+from vit_jax.storage.files import open_path, write_atomically
 
 MAX_CLASSES = 30  # listed at once; of more, those that are recognized worst
 NAME = "report.html"
 WIDE = ("mistakes", "attention")
 
 
-def write(workdir, evaluation_folder=None, folder=None) -> pathlib.Path:
+def write(workdir, evaluation_folder=None, folder=None) -> epath.Path:
     """Writes report.html from the files of a run and of an evaluation, and returns its path.
 
     Args:
@@ -43,19 +44,19 @@ def write(workdir, evaluation_folder=None, folder=None) -> pathlib.Path:
     Raises:
         UserError: the folder has no run, or can't be written.
     """
-    evaluation_folder = pathlib.Path(evaluation_folder or pathlib.Path(workdir) / "evaluation")
-    folder = pathlib.Path(folder or workdir)
+    evaluation_folder = open_path(evaluation_folder or epath.Path(workdir) / "evaluation")
+    folder = epath.Path(folder or workdir)
     evaluation, run = read_evaluation(evaluation_folder), []
     title = evaluation.get("dataset", "")
     if workdir is not None:
         config = run_folder.require_config(workdir)
-        name = pathlib.Path(workdir).resolve().name
+        name = open_path(workdir).name
         title = (
             f"{name}: {config.model.variant} on {evaluation.get('dataset', config.dataset.name)}"
         )
         run = [
             section("Run", run_table(config, evaluation)),
-            section("Curves", curves_picture(pathlib.Path(workdir))),
+            section("Curves", curves_picture(open_path(workdir))),
         ]
     contents = page(
         title,
@@ -74,12 +75,12 @@ def write(workdir, evaluation_folder=None, folder=None) -> pathlib.Path:
 
 def is_current(workdir, evaluation_folder, step: int | None) -> bool:
     """Whether a run's page exists, and its evaluation is of a step."""
-    evaluation = read_evaluation(pathlib.Path(evaluation_folder))
-    exists = (pathlib.Path(workdir) / NAME).exists()
+    evaluation = read_evaluation(open_path(evaluation_folder))
+    exists = (open_path(workdir) / NAME).exists()
     return exists and "classes" in evaluation and evaluation.get("step") == step
 
 
-def read_evaluation(folder: pathlib.Path) -> dict:
+def read_evaluation(folder: epath.Path) -> dict:
     """Returns the contents of evaluation.json; {} if the run wasn't evaluated."""
     path = folder / "evaluation.json"
     try:
@@ -137,7 +138,7 @@ def run_table(config, evaluation: dict) -> str:
     return table(rows, style="text")
 
 
-def curves_picture(folder: pathlib.Path) -> str:
+def curves_picture(folder: epath.Path) -> str:
     """Returns the run's curves, or why there are none."""
     try:
         figure = curves.curves([folder])
@@ -149,7 +150,7 @@ def curves_picture(folder: pathlib.Path) -> str:
     return picture(figure_png(figure), description, caption, is_wide=True)
 
 
-def evaluation_sections(folder: pathlib.Path, evaluation: dict) -> list[str]:
+def evaluation_sections(folder: epath.Path, evaluation: dict) -> list[str]:
     """Returns the sections about the evaluation's numbers and pictures."""
     pairs = [
         (f"{pair['class']} taken for {pair['predicted']}", pair["count"])
@@ -194,12 +195,12 @@ def evaluation_sections(folder: pathlib.Path, evaluation: dict) -> list[str]:
     ]  # fmt: skip
 
 
-def evaluation_picture(folder: pathlib.Path, name: str, description: str, caption: str) -> str:
+def evaluation_picture(folder: epath.Path, name: str, description: str, caption: str) -> str:
     """Returns a picture of the evaluation in a folder; nothing if it wasn't drawn."""
     path = folder / f"{name}.png"
     if not path.exists():
         return ""
-    if not path.stat().st_size:
+    if not path.stat().length:
         return paragraph(f"{path} is empty: evaluate.py --report draws it anew")
     return picture(path.read_bytes(), description, caption, is_wide=name in WIDE)
 

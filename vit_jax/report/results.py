@@ -12,9 +12,10 @@ from vit_jax.evaluation import classes, statistics
 from vit_jax.evaluation.accuracy import Predictions
 from vit_jax.figures import attention, drawing
 from vit_jax.figures import predictions as figures
-from vit_jax.files import write_atomically
 from vit_jax.inference.classifier import Classifier
-from vit_jax.runs.curves import Curves
+from vit_jax.logs.curves import Curves
+from vit_jax.storage.files import open_path, write_atomically
+from vit_jax.storage.mirror import written_folder
 
 logger = logging.getLogger("vit_jax")
 
@@ -180,21 +181,29 @@ def nonzero(matrix: np.ndarray) -> list[list[int]]:
     return np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
 
 
-def write(
-    result: Result, classifier: Classifier | None, images: Callable, folder: pathlib.Path
-) -> None:
+def write(result: Result, classifier: Classifier | None, images: Callable, out) -> None:
     """Writes evaluation.json, TensorBoard's events and, if the classes are reported, pictures.
 
     Args:
         result: the numbers.
         classifier: the model, whose attention is drawn; or None.
         images: indices of examples -> their images, uint8 (N, H, W, C).
-        folder: where to; made if it doesn't exist.
+        out: the folder, made if it doesn't exist.
 
     Raises:
         OSError: it can't be written.
+        UserError: it is in a bucket, which can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in PICTURES:  # of an earlier evaluation
+        (open_path(out) / f"{name}.png").unlink(missing_ok=True)
+    with written_folder(out) as folder:
+        write_files(result, classifier, images, folder)
+
+
+def write_files(
+    result: Result, classifier: Classifier | None, images: Callable, folder: pathlib.Path
+) -> None:
+    """Writes what `write` does, to a folder on a disk."""
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in as_json(result).items())
     write_atomically(folder / "evaluation.json", "{\n" + ",\n".join(lines) + "\n}\n")
     step = result.step or 0
@@ -202,8 +211,6 @@ def write(
     for name, values in {"val": result.metrics, **result.evals}.items():
         curves.add(step, {f"{name}/{key}": value for key, value in values.items()})
     curves.close()
-    for name in PICTURES:  # of an earlier evaluation
-        (folder / f"{name}.png").unlink(missing_ok=True)
     if result.classes is not None:
         for name, figure in pictures(result, classifier, images):
             drawing.save(figure, folder / f"{name}.png")

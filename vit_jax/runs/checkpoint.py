@@ -21,14 +21,16 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath, epy
+from etils import epy
 
 from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_range, check_ranges
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import write_atomically
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item
+from vit_jax.storage import buckets, files
+from vit_jax.storage.buckets import says_if_waiting
+from vit_jax.storage.files import write_atomically
 from vit_jax.training import metrics
 from vit_jax.training.train_state import TrainState
 
@@ -77,7 +79,7 @@ class Checkpoints:
             UserError: there are checkpoints, and the metadata of all of them is corrupt; or another
                 program trains in the folder.
         """
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.folder = files.open_path(workdir) / "checkpoints"
         self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
@@ -127,6 +129,7 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         self.last_step = step
+        self.check_lease()
         if not self.disk_has_room(state):
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in stored_items(state).items()}
@@ -150,18 +153,35 @@ class Checkpoints:
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint being saved is complete."""
-        with self.log_write_errors():
+        place = self.folder / str(self.last_step)
+        with self.log_write_errors(), says_if_waiting(f"write checkpoint {place}", 60):
             self.manager.wait_until_finished()
-        if self.failed_step is not None:  # its partial files take up space
+        if self.failed_step is not None and not buckets.is_bucket(self.folder):
+            # Its partial files take up space.
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # still written to: the next save removes it
                     unfinished.rmtree(missing_ok=True)
+
+    def check_lease(self) -> None:
+        """Raises UserError if another program has taken the run's folder, in a bucket."""
+        if not buckets.is_bucket(self.folder):
+            return
+        taken = None
+        try:
+            if self.lock is not None:
+                self.lock.check()
+        except UserError as error:
+            taken = error
+        if distributed.any_process(taken is not None):
+            raise taken or UserError(f"Another program trains in {self.folder.parent}")
 
     def disk_has_room(self, state: TrainState) -> bool:
         """Whether the disk has room for a state; logs it if not.
 
         Processes agree before any of them writes: a failure of one alone would end the run.
         """
+        if buckets.is_bucket(self.folder):
+            return True
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         try:
             free = shutil.disk_usage(self.folder).free
@@ -191,11 +211,12 @@ class Checkpoints:
             if jax.process_count() > 1:
                 raise
             self.log_failure(first_line(error)[:200])
-            self.manager.reload()  # so that it forgets the failed step
+            with contextlib.suppress(Exception):  # the bucket is gone
+                self.manager.reload()  # so that it forgets the failed step
 
-    def log_failure(self, reason: str) -> None:
-        """Logs that the last step couldn't be saved, and remembers it."""
-        self.failed_step = self.last_step
+    def log_failure(self, reason: str, step: int | None = None) -> None:
+        """Logs that a step, or else the last one, couldn't be saved, and remembers it."""
+        self.last_step = self.failed_step = step or self.last_step
         if jax.process_index() == 0:
             logger.error(
                 f"Checkpoint {self.folder / str(self.last_step)} can't be written: {reason}. The "
@@ -309,7 +330,7 @@ class Checkpoints:
             target.parent.mkdir(exist_ok=True)
             if target.exists():
                 target.rmtree()
-            (self.folder / str(step)).rename(target)
+            files.move_folder(self.folder / str(step), target)
             logger.warning(f"Moved checkpoint {step} to {target}")
         distributed.barrier("corrupt checkpoints moved")
 
@@ -322,11 +343,13 @@ class Checkpoints:
         self.finish_saving()
         self.manager.close()
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
         if self.failed_step is not None and self.failed_step == self.last_step:
+            is_local = not buckets.is_bucket(self.folder)
+            remedy = "free some space" if is_local else "see that it can be reached"
             raise UserError(
                 f"The last checkpoint, of step {self.failed_step}, couldn't be written to "
-                f"{self.folder}: free some space, and start the same command again"
+                f"{self.folder}: {remedy}, and start the same command again"
             )
 
 
@@ -405,7 +428,7 @@ def read_params(
     if step is not None:
         check_range("step", step, COUNT_OR_ZERO)
     config = run_folder.require_config(workdir)
-    folder = epath.Path(workdir).resolve() / "checkpoints"
+    folder = files.open_path(workdir) / "checkpoints"
     steps = run_folder.checkpoint_steps(workdir)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
@@ -437,7 +460,7 @@ def best_step(workdir) -> int:
     """
     config = run_folder.require_config(workdir)
     metric = config.get("best_metric") or "accuracy"
-    folder, values = epath.Path(workdir).resolve() / "checkpoints", {}
+    folder, values = files.open_path(workdir) / "checkpoints", {}
     for step in run_folder.checkpoint_steps(workdir):
         with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated
             values[step] = json.loads((folder / str(step) / "metrics" / "metrics").read_text())[

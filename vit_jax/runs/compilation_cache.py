@@ -1,13 +1,12 @@
 """Keeps compiled programs in a run's folder, so that a restart doesn't compile again."""
 
 import contextlib
-import pathlib
-import shutil
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from vit_jax.parallel import distributed
+from vit_jax.storage import files
 
 
 @contextlib.contextmanager
@@ -19,13 +18,13 @@ def compilation_cache(workdir):
     if jax.config.jax_compilation_cache_dir is not None:
         yield
         return
-    folder = pathlib.Path(workdir).resolve() / "compiled"
+    folder = files.open_path(workdir) / "compiled"
     unfinished = folder / "unfinished"
     if jax.process_index() == 0:  # only process 0 writes
         if unfinished.exists():  # killed while compiling: a file may be cut off
-            shutil.rmtree(folder)
+            folder.rmtree()
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
+        unfinished.write_text("")
     distributed.barrier("compilation cache checked")
     settings = {"jax_compilation_cache_dir": str(folder)}
     settings |= {"jax_persistent_cache_min_compile_time_secs": 0.0}  # cache small programs too

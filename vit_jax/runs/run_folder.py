@@ -17,62 +17,28 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import jax
 import ml_collections
-from etils import epath, epy
+from etils import epy
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import dangling_target, write_atomically
 from vit_jax.models import variants
 from vit_jax.parallel import distributed
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from vit_jax.storage import buckets, files, lease
+from vit_jax.storage.files import dangling_target, write_atomically
 
 with epy.lazy_imports():  # takes a second
     import orbax.checkpoint as ocp
 
 logger = logging.getLogger("vit_jax")
 
-# Fields that may differ when a run is resumed; a group's name covers all its fields.
-MAY_CHANGE = (
-    # How often the run logs, evaluates and saves, and what it keeps: training doesn't depend on it.
-    "log_every_steps",
-    "wandb",
-    "eval_every_steps",
-    "evals",
-    "report",
-    "checkpoint_every_steps",
-    "keep_every_steps",
-    "best_metric",
-    # Whether the run stops at bad numbers and examples, or skips them from now on.
-    "on_nonfinite",
-    "dataset.on_error",
-    # The machines: the numbers change by rounding. `dataset.parts` is the number of processes in
-    # the order "buffer", and changes the order of the examples: `check_config` warns.
-    "mesh",
-    "dataset.parts",
-    "dataset.data_dir",
-    "dataset.eval_cache_mb",
-    # How the model is computed: the numbers change by rounding.
-    "model.attention_impl",
-    "model.remat",
-    # The text of an error message.
-    "init_from_hint",
-)
 # Fields that every run has recorded, and their types.
 RECORDED = {
     **dict.fromkeys(("model", "dataset", "augment"), ml_collections.ConfigDict),
     **{"batch_size": int, "dtype": str, "loss": str},
 }
-# The learning rate of every step depends on these.
-LENGTH = ("total_steps", "num_epochs", "schedule")
-# Fields whose values are dictionaries, as opposed to groups of fields.
-DICTIONARIES = ("loss_args", "model.resnet", "evals")
 FOLDERS, LOGS = ("checkpoints", "corrupt_checkpoints", "compiled"), ("train.log", "metrics.jsonl")
 # Orbax takes the first three for a pattern and leaves a checkpoint unfinished, or finds another
 # run's files; TensorStore takes the last for a slash, and writes outside the run's folder.
@@ -91,6 +57,9 @@ def make(workdir) -> None:
             such a path.
     """
     check_path(workdir)
+    if buckets.is_bucket(workdir):
+        buckets.check_writable(workdir)
+        return
     path = folder = pathlib.Path(workdir)
     try:
         check_links(folder)
@@ -109,12 +78,7 @@ def make(workdir) -> None:
 
 def check_path(workdir) -> None:
     """Raises UserError if checkpoints can't be kept at such a path."""
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir is {workdir}; it must be a folder, not a bucket: logs are appended to and "
-            "checkpoints renamed. With several processes, all of them must see it"
-        )
-    check_characters(os.path.realpath(workdir))
+    check_characters(str(files.open_path(workdir)))
     check_nesting(workdir)
 
 
@@ -130,7 +94,7 @@ def check_characters(path: str) -> None:
 
 def check_nesting(workdir) -> None:
     """Raises UserError if a folder is among the files of another run, which may remove it."""
-    folder = pathlib.Path(workdir).resolve()
+    folder = files.open_path(workdir)
     for path in (folder, *folder.parents):
         if path.name in FOLDERS and has_config(path.parent):
             raise UserError(
@@ -151,9 +115,9 @@ def check_shared(workdir) -> None:
     """Raises UserError if the processes don't see the same folder."""
     if jax.process_count() == 1:
         return
-    token = epath.Path(workdir) / ".seen_by_all"
+    token = files.open_path(workdir) / ".seen_by_all"
     if jax.process_index() == 0:
-        token.touch()
+        token.write_text("")
     distributed.barrier("token of the shared folder written")
     for _ in range(50):  # a network file system may show it late
         if seen := token.exists():
@@ -165,38 +129,33 @@ def check_shared(workdir) -> None:
     if missing:
         raise UserError(
             f"--workdir={workdir} isn't the same folder for all processes: use one on a file "
-            "system that they share"
+            "system that they share, or in a bucket"
         )
 
 
 def lock(workdir):
-    """Keeps other programs from training in a run's folder, until the result is closed.
+    """Keeps other programs from training in a run's folder, until the result is released.
 
     Returns:
-        The open file of the lock, on process 0; None on others, and where files can't be locked.
+        The lease, on process 0; None on others, and where files can't be locked.
 
     Raises:
         UserError: another program trains there.
     """
-    file, is_taken = None, False
-    if fcntl is not None and jax.process_index() == 0:
+    held, taken = None, None
+    if jax.process_index() == 0:
         try:
-            file = open(pathlib.Path(workdir) / ".lock", "a")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_taken = True
-        except OSError:  # a file system without locks
-            file = None
-    if distributed.any_process(is_taken):
-        raise UserError(
-            f"Another program trains in {workdir}: wait until it ends, or use another --workdir"
-        )
-    return file
+            held = lease.acquire(workdir)
+        except lease.Taken as error:
+            taken = error
+    if distributed.any_process(taken is not None):
+        raise taken or UserError(f"Another program trains in {workdir}")
+    return held
 
 
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
-    folder = epath.Path(workdir).resolve() / "checkpoints"
+    folder = files.open_path(workdir) / "checkpoints"
     try:
         return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     except PermissionError as error:
@@ -205,13 +164,13 @@ def checkpoint_steps(workdir) -> list[int]:
 
 def is_run(folder) -> bool:
     """Whether a folder is a run's: it has checkpoints, or the configuration of a run."""
-    return (epath.Path(folder) / "checkpoints").exists() or has_config(folder)
+    return (files.open_path(folder) / "checkpoints").exists() or has_config(folder)
 
 
 def has_config(folder) -> bool:
     """Whether the config.json in a folder was written by a run, not by another codebase."""
     try:
-        fields = json.loads((epath.Path(folder) / "config.json").read_text())
+        fields = json.loads((files.open_path(folder) / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(fields, dict) and fields.keys() >= {"model", "optimizer", "schedule"}
@@ -249,7 +208,7 @@ def recorded(workdir, group: str, field: str):
 def write_config(workdir, config: ml_collections.ConfigDict) -> None:
     """Records a run's configuration."""
     text = config.to_json_best_effort(indent=2)
-    write_atomically(epath.Path(workdir) / "config.json", text + "\n")
+    write_atomically(files.open_path(workdir) / "config.json", text + "\n")
 
 
 def read_config(workdir) -> ml_collections.ConfigDict | None:
@@ -262,7 +221,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         LostConfigError: there are checkpoints, but the file is missing or can't be read.
         UserError: the file can't be read.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = files.open_path(workdir) / "config.json"
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         check_structure(config)
@@ -272,6 +231,10 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
         problem = f"can't be read ({first_line(error)})"
     except OSError as error:  # a passing problem, or rights: the file may be whole
         raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except Exception as error:  # of a bucket's client
+        if not buckets.is_bucket(path):
+            raise
+        raise UserError(f"{path} can't be read: {buckets.problem(error)}") from None
     else:
         fill_in_mlp_dim(config)
         if "exif" not in config.dataset:
@@ -327,197 +290,10 @@ def fill_in_mlp_dim(config: ml_collections.ConfigDict) -> None:
                 model.mlp_dim = fields["mlp_dim"]
 
 
-def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a configuration with the `dataset.exif` of the run that it resumes, unless it is set.
-
-    A run from before the field thus goes on with the images that it started with.
-    """
-    config = config.copy_and_resolve_references()
-    if config.dataset.exif is None:
-        config.dataset.exif = recorded(workdir, "dataset", "exif")
-    return config
-
-
-def check_resumable(
-    workdir,
-    config: ml_collections.ConfigDict,
-    train_set,
-    changed_fields: Collection[str] = (),
-    recover: bool = False,
-) -> None:
-    """Checks that the run in a folder, if it has checkpoints, can be resumed.
-
-    Args:
-        train_set: the training split, a Source.
-        workdir, config, changed_fields, recover: see `check_config`.
-
-    Raises:
-        UserError: as `check_config`; the dataset has other classes now; or there is a config.json
-            that isn't a run's.
-    """
-    if checkpoint_steps(workdir):
-        check_config(workdir, config, changed_fields, recover)
-        check_class_names(workdir, train_set.class_names, train_set.name)
-    else:
-        read_config(workdir)  # raises if the config.json there isn't a run's
-
-
-def check_config(
-    workdir,
-    config: ml_collections.ConfigDict,
-    changed_fields: Collection[str] = (),
-    recover: bool = False,
-) -> None:
-    """Checks that a configuration can resume the run in a folder, if it has checkpoints.
-
-    A field that the code gained since the run was recorded must have its default.
-
-    Args:
-        workdir: the run's folder.
-        config: the configuration, resolved.
-        changed_fields: the names of fields whose values aren't the default; see
-            `fields_that_differ`.
-        recover: whether to accept it unchecked if the recorded one is lost.
-
-    Raises:
-        UserError: fields that must not change differ; each is listed with both values. Or the
-            recorded configuration is lost.
-    """
-    steps = checkpoint_steps(workdir)
-    if not steps:
-        return
-    try:
-        recorded = read_config(workdir)
-    except LostConfigError:
-        if not recover:
-            raise
-        logger.warning(
-            f"{workdir}/config.json is lost: the given configuration is taken for the run's, and "
-            "isn't checked"
-        )
-        check_steps(workdir, steps, config.total_steps)
-        return
-    old, new = as_flat_dict(recorded), as_flat_dict(config)
-    changed = [
-        field
-        for field in fields_that_differ(recorded, config)
-        if not is_in(field, MAY_CHANGE) and (field in old or field in changed_fields)
-    ]
-    if "dataset.name" in changed and has_moved(old, new):
-        changed.remove("dataset.name")
-        logger.info(f"{workdir}: the dataset is now read from {new['dataset.name']}")
-    if changed:
-        changes = "; ".join(
-            f"{field}: {repr(old[field]) if field in old else 'not recorded'} -> {new.get(field)!r}"
-            for field in changed
-        )
-        message = (
-            f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
-            "another --workdir, or the recorded values"
-        )
-        if "dataset.fingerprint" in changed:
-            message += (
-                ". The training set has gained, lost or renamed examples since the run began: "
-                f"restore it, or start a new run with --config.init_from={workdir} in another "
-                "--workdir"
-            )
-        elif any(is_in(field, LENGTH) for field in changed):
-            message += (
-                ". A run can't be extended in place, whether it is finished or not: to continue "
-                f"from its parameters, start a new run with --config.init_from={workdir} in "
-                "another --workdir"
-            )
-        raise UserError(message)
-    check_steps(workdir, steps, config.total_steps)
-    old_parts, new_parts = old.get("dataset.parts"), new.get("dataset.parts")
-    if old_parts not in (None, new_parts):
-        logger.warning(
-            f"{workdir}: the dataset was shuffled in {old_parts} parts, one for each process, and "
-            f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
-            "order of ArrayRecord files doesn't depend on the processes"
-        )
-
-
-def has_moved(old: dict, new: dict) -> bool:
-    """Whether the dataset of a run is a folder that has another path now.
-
-    Args:
-        old, new: the recorded and the given configuration, with dotted names.
-    """
-    is_folder = os.path.isdir(os.path.expanduser(str(new["dataset.name"])))
-    recorded, given = (fields.get("dataset.fingerprint") for fields in (old, new))
-    return is_folder and recorded is not None and recorded == given
-
-
-def check_steps(workdir, steps: Sequence[int], total_steps: int) -> None:
-    """Raises UserError if the newest checkpoint is of a step that the run doesn't have."""
-    if steps[-1] > total_steps:
-        raise UserError(
-            f"{workdir} has a checkpoint of step {steps[-1]:,}, but the run ends after "
-            f"{total_steps:,} steps (config.total_steps): give the run's own configuration, or "
-            "move the checkpoint away if it isn't the run's"
-        )
-
-
-def fields_that_differ(
-    first: ml_collections.ConfigDict, second: ml_collections.ConfigDict
-) -> list[str]:
-    """Returns the dotted names of the fields that differ; a missing field counts as None."""
-    first, second = as_flat_dict(first), as_flat_dict(second)
-    fields = sorted(first.keys() | second.keys())
-    return [field for field in fields if first.get(field) != second.get(field)]
-
-
-def as_flat_dict(config: ml_collections.ConfigDict) -> dict:
-    """Returns {dotted name: value}, with values as JSON has them: tuples are lists."""
-    return dict(flatten(json.loads(config.to_json_best_effort())))
-
-
-def is_in(field: str, names: Sequence[str]) -> bool:
-    """Whether a field, or a group that it is in, is among the names."""
-    return any(field == name or field.startswith(f"{name}.") for name in names)
-
-
-def flatten(tree: dict, prefix: str = ""):
-    """Yields (dotted name, value) for each field of a configuration."""
-    for name, value in tree.items():
-        field = prefix + name
-        if isinstance(value, dict) and field not in DICTIONARIES:
-            yield from flatten(value, f"{field}.")
-        else:
-            yield field, value
-
-
-def check_class_names(workdir, class_names: Sequence[str], name: str) -> None:
-    """Checks that labels mean to a dataset what they mean to the run in a folder.
-
-    Args:
-        workdir: the run's folder.
-        class_names: the dataset's classes, in the order of its labels.
-        name: the dataset, for the message.
-
-    Raises:
-        UserError: the run recorded other classes, or the same in another order.
-    """
-    recorded = read_class_names(workdir)
-    if recorded in (None, tuple(class_names)):
-        return
-    changes = [
-        f"{label}: {old!r} -> {new!r}"
-        for label, (old, new) in enumerate(zip(recorded, class_names, strict=False))
-        if old != new
-    ]
-    raise UserError(
-        f"{name} has other classes than the run in {workdir} recorded ({len(recorded)} -> "
-        f"{len(class_names)}; {'; '.join(changes[:3]) or 'the first are the same'}), so its labels "
-        "would mean something else: name the classes as in class_names.json"
-    )
-
-
 def write_class_names(workdir, class_names: Sequence[str]) -> None:
     """Records the names of a run's classes, in the order of its labels."""
     text = json.dumps(class_names, indent=0)
-    write_atomically(epath.Path(workdir) / "class_names.json", text + "\n")
+    write_atomically(files.open_path(workdir) / "class_names.json", text + "\n")
 
 
 def read_class_names(workdir) -> tuple[str, ...] | None:
@@ -526,7 +302,7 @@ def read_class_names(workdir) -> tuple[str, ...] | None:
     Raises:
         UserError: the file isn't a list of names.
     """
-    path = epath.Path(workdir) / "class_names.json"
+    path = files.open_path(workdir) / "class_names.json"
     if not path.exists():
         return None
     try:

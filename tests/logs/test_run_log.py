@@ -10,7 +10,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from whole_runs import TIMED, rows
 
-from vit_jax.runs import run_log
+from vit_jax.logs import run_log
+from vit_jax.storage.mirror import Mirror
 
 NAMES = ("loss", "accuracy", "learning_rate")
 EVALUATION = dict(loss=0.1, accuracy=0.9, accuracy_top5=1.0)
@@ -21,7 +22,7 @@ def step_metrics(step):
 
 
 def log_steps(workdir, config, first, last):
-    with contextlib.closing(run_log.RunLog(workdir, first, config)) as log:
+    with contextlib.closing(run_log.RunLog(Mirror(workdir), first, config)) as log:
         for step in range(first + 1, last + 1):
             log.record(step, step_metrics(step))
 
@@ -93,10 +94,10 @@ def test_rows_of_an_earlier_start_are_kept(tmp_path, tiny_config, caplog):
 
 def test_a_restart_knows_which_evaluations_its_step_has(tmp_path, tiny_config):
     def evaluated(step):
-        with contextlib.closing(run_log.RunLog(tmp_path, step, tiny_config)) as log:
+        with contextlib.closing(run_log.RunLog(Mirror(tmp_path), step, tiny_config)) as log:
             return log.evaluated
 
-    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+    with contextlib.closing(run_log.RunLog(Mirror(tmp_path), 0, tiny_config)) as log:
         log.write_evaluation(3, "val", EVALUATION)
         log.write_evaluation(3, "real", EVALUATION)
         log.write(4, "train", dict(loss=1.0))
@@ -111,7 +112,7 @@ def test_skipped_updates_are_logged_until_there_are_too_many(tmp_path, tiny_conf
     monkeypatch.setattr(run_log, "MAX_SKIPPED_IN_A_ROW", 3)
     tiny_config.update(log_every_steps=1, on_nonfinite="skip")
     losses = [1.0, float("nan"), float("nan"), 1.0, float("nan"), float("nan"), float("nan")]
-    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+    with contextlib.closing(run_log.RunLog(Mirror(tmp_path), 0, tiny_config)) as log:
         for step, loss in enumerate(losses[:-1], start=1):
             log.record(step, step_metrics(step) | dict(loss=loss))
         with pytest.raises(
@@ -125,7 +126,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, tiny_config, caplog):
     """Rows are written once there is room; the curves end, which is logged once."""
     tiny_config.update(log_every_steps=1, total_steps=200)
     caplog.set_level(logging.ERROR, "vit_jax")
-    log = run_log.RunLog(tmp_path, 0, tiny_config)
+    log = run_log.RunLog(Mirror(tmp_path), 0, tiny_config)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # acts like a full disk
     try:
@@ -142,7 +143,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, tiny_config, caplog):
 
 def test_files_that_are_deleted_are_written_anew(tmp_path, tiny_config, caplog):
     tiny_config.update(log_every_steps=1, total_steps=3)
-    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+    with contextlib.closing(run_log.RunLog(Mirror(tmp_path), 0, tiny_config)) as log:
         log.record(1, step_metrics(1))
         (tmp_path / "metrics.jsonl").unlink()
         log.record(2, step_metrics(2))

@@ -41,15 +41,15 @@ class Profile:
     steps and no others. If it can't be written, that is logged and the run goes on.
     """
 
-    def __init__(self, workdir, steps: range | None, first_step: int):
+    def __init__(self, folder, steps: range | None, first_step: int):
         """Prepares a trace.
 
         Args:
-            workdir: the run's folder.
+            folder: the run's folder, on a disk.
             steps: the steps to trace; None: none.
             first_step: the step that the run starts or resumes at.
         """
-        self.folder = pathlib.Path(workdir) / "profile"
+        self.folder = pathlib.Path(folder) / "profile"
         self.steps = range(max(steps[0], first_step + 1), steps[-1] + 1) if steps else range(0)
         self.step_event = None  # of the step being taken, while the trace is on
         if steps and not self.steps:

@@ -6,7 +6,6 @@ import json
 import logging
 import logging.handlers
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterable
@@ -14,16 +13,20 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 
 from vit_jax.checks import COUNT_OR_ZERO, check_range
-from vit_jax.errors import UserError
-from vit_jax.files import write_atomically
-from vit_jax.runs import run_folder, tracking
-from vit_jax.runs.curves import Curves
+from vit_jax.errors import UserError, first_line
+from vit_jax.logs import tracking
+from vit_jax.logs.curves import Curves
+from vit_jax.parallel import distributed
+from vit_jax.runs import run_folder
+from vit_jax.storage.files import open_path, write_atomically
+from vit_jax.storage.mirror import Mirror
 
 logger = logging.getLogger("vit_jax")
 
+# What a resumed run goes on with.
+FILES = ("train.log", "metrics.jsonl", "earlier_metrics.jsonl", "corrupt_metrics.jsonl", "wandb_id")
 STEPS_AHEAD = 2  # steps that are dispatched before an earlier one must have finished
 MAX_SKIPPED_IN_A_ROW = 100  # a run that drops this many updates won't recover
 
@@ -51,16 +54,16 @@ class RunLog:
             `first_step`.
     """
 
-    def __init__(self, workdir, first_step: int, config):
+    def __init__(self, files: Mirror, first_step: int, config):
         """Opens the logs of a run, without the rows after `first_step`.
 
         Args:
-            workdir: the run's folder.
+            files: the run's folder, as `start_logging` returns it.
             first_step: the step that the run starts or resumes at.
             config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
                 `on_nonfinite` and `wandb` are used.
         """
-        self.workdir = pathlib.Path(workdir)
+        self.files = files
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
         self.log_every_steps = config.log_every_steps
         self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
@@ -72,9 +75,9 @@ class RunLog:
             self.truncate_rows(first_step)
             self.rows_file = self.open_rows()
             self.unwritten_rows = []  # until the disk has room for them
-            self.curves = [Curves(workdir, first_step)]
+            self.curves = [Curves(files.folder, first_step)]
             if config.wandb:
-                self.curves.append(tracking.Tracking(workdir, first_step, config))
+                self.curves.append(tracking.Tracking(files, first_step, config))
         self.progress_bar = tqdm.tqdm(
             total=self.total_steps,
             initial=first_step,
@@ -89,7 +92,7 @@ class RunLog:
         Lines that aren't rows are moved to corrupt_metrics.jsonl. If the run starts anew, rows of
         an earlier start, maybe of another configuration, are moved to earlier_metrics.jsonl.
         """
-        path = self.workdir / "metrics.jsonl"
+        path, place = (root / "metrics.jsonl" for root in (self.files.folder, self.files.remote))
         if not path.exists():
             return
         kept, removed, corrupt = [], [], {}
@@ -107,20 +110,20 @@ class RunLog:
         if removed and step == 0:
             self.append("earlier_metrics.jsonl", removed)
             logger.warning(
-                f"{path}: {len(removed)} rows are of an earlier start that left no checkpoint; "
+                f"{place}: {len(removed)} rows are of an earlier start that left no checkpoint; "
                 "moved to earlier_metrics.jsonl"
             )
         if corrupt:
             self.append("corrupt_metrics.jsonl", corrupt.values())
             logger.warning(
-                f"{path}: {len(corrupt)} lines aren't rows of a run, the first in line "
+                f"{place}: {len(corrupt)} lines aren't rows of a run, the first in line "
                 f"{min(corrupt)}; moved to corrupt_metrics.jsonl"
             )
         write_atomically(path, b"".join(kept))
 
     def append(self, name: str, lines: Iterable[bytes]) -> None:
         """Appends lines to a file in the run's folder."""
-        with open(self.workdir / name, "ab") as file:
+        with open(self.files.folder / name, "ab") as file:
             file.write(b"".join(lines))
 
     def record(self, step: int, metrics: dict) -> None:
@@ -225,11 +228,11 @@ class RunLog:
             curves.add(step, values)
 
     def open_rows(self):
-        return open(self.workdir / "metrics.jsonl", "ab", buffering=0)
+        return open(self.files.folder / "metrics.jsonl", "ab", buffering=0)
 
     def reopen_rows(self) -> None:
         """Opens metrics.jsonl again if it was moved or deleted; logs that."""
-        path = self.workdir / "metrics.jsonl"
+        path = self.files.folder / "metrics.jsonl"
         if path.exists() and os.path.samestat(path.stat(), os.fstat(self.rows_file.fileno())):
             return
         logger.error(f"{path} was moved or deleted; the rows from now on are in a new one")
@@ -248,9 +251,21 @@ class RunLog:
         except OSError as error:
             self.rows_file.truncate(end)
             logger.error(
-                f"{self.workdir / 'metrics.jsonl'} can't be written ({error.strerror}): the run "
-                f"continues, and {len(self.unwritten_rows)} rows wait to be written"
+                f"{self.files.remote / 'metrics.jsonl'} can't be written ({error.strerror}): the "
+                f"run continues, and {len(self.unwritten_rows)} rows wait to be written"
             )
+
+    def upload(self) -> bool:
+        """Sends what was written so far to the bucket, if the run is in one.
+
+        Returns:
+            Whether it is there, on every process.
+        """
+        if self.files.is_local:
+            return True
+        if self.writes:
+            self.write_rows()
+        return not distributed.any_process(not self.files.upload())
 
     def close(self) -> None:
         """Writes the rows that are left, and closes the files."""
@@ -260,6 +275,9 @@ class RunLog:
             self.rows_file.close()
             for curves in self.curves:
                 curves.close()
+            self.files.upload()
+        else:
+            self.files.close()  # process 0 logs further lines
 
 
 def parse_row(line: bytes) -> dict | None:
@@ -277,11 +295,11 @@ def read_rows(workdir) -> list[dict]:
     Raises:
         UserError: the folder has no such file, or it can't be read.
     """
-    path = epath.Path(workdir) / "metrics.jsonl"
+    path = open_path(workdir) / "metrics.jsonl"
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+        raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
     return [row for row in map(parse_row, lines) if row is not None]
 
 
@@ -298,34 +316,52 @@ class ConsoleHandler(logging.Handler):
 class LogFile(logging.handlers.WatchedFileHandler):
     """Writes train.log, anew if it was deleted; a full disk leaves lines on the console only."""
 
+    def __init__(self, files: Mirror):
+        super().__init__(files.folder / "train.log")
+        self.files = files
+
+    def close(self):
+        super().close()
+        self.files.close()
+
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
-def start_logging(workdir=None) -> None:
+def start_logging(workdir=None) -> Mirror | None:
     """Sends what the logger "vit_jax" logs to the console, and to <workdir>/train.log if given.
+
+    Returns:
+        The run's folder to write to; None without one.
 
     Raises:
         UserError: the folder can't be written.
     """
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-        handler.close()
+    stop_logging()
     logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
     logger.propagate = False
     console = ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(console)
     if workdir is None:
-        return
+        return None
     run_folder.check_path(workdir)  # on every process, so that none waits for the others
     if jax.process_index() != 0:
-        return
+        return Mirror(workdir)
     run_folder.make(workdir)
-    file = LogFile(pathlib.Path(workdir) / "train.log")
+    files = Mirror(workdir, existing=FILES)
+    file = LogFile(files)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
+    return files
+
+
+def stop_logging() -> None:
+    """Closes the files of `start_logging`, and uploads what is left if they are in a bucket."""
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class Stopwatch:

@@ -8,7 +8,7 @@ from whole_runs import quick_config, untimed_rows
 
 import train
 from vit_jax.errors import UserError
-from vit_jax.runs import profile
+from vit_jax.logs import profile
 
 
 def traced_steps(folder) -> set[int]:

@@ -8,7 +8,8 @@ import secrets
 import jax
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import write_atomically
+from vit_jax.storage.files import write_atomically
+from vit_jax.storage.mirror import Mirror
 
 logger = logging.getLogger("vit_jax")
 
@@ -32,11 +33,11 @@ class Tracking:
     <workdir>/wandb, for `wandb sync`.
     """
 
-    def __init__(self, workdir, first_step: int, config):
+    def __init__(self, files: Mirror, first_step: int, config):
         """Starts, or resumes, the run of a folder.
 
         Args:
-            workdir: the run's folder.
+            files: the run's folder.
             first_step: the step that the run starts or resumes at.
             config: the run's configuration; `config.wandb` is the project.
 
@@ -45,13 +46,13 @@ class Tracking:
         """
         import wandb
 
-        folder = pathlib.Path(workdir)
+        folder = files.folder
         try:
             self.run = wandb.init(
                 project=config.wandb,
                 dir=folder,
                 id=run_id(folder, is_new=first_step == 0),
-                name=folder.resolve().name,
+                name=files.remote.name,
                 resume="allow",
                 config=config.to_dict(),
                 settings=wandb.Settings(console="off", silent=True),

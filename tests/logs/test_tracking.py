@@ -9,7 +9,8 @@ import time
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.runs import run_log, tracking
+from vit_jax.logs import run_log, tracking
+from vit_jax.storage.mirror import Mirror
 
 wandb = pytest.importorskip("wandb")
 
@@ -53,7 +54,7 @@ def test_a_resumed_run_goes_on_in_the_same_run(tmp_path, tiny_config, monkeypatc
     monkeypatch.setenv("WANDB_MODE", "offline")
     tiny_config.wandb = "tests"
     for step in (1, 2):
-        with contextlib.closing(run_log.RunLog(tmp_path, step - 1, tiny_config)) as log:
+        with contextlib.closing(run_log.RunLog(Mirror(tmp_path), step - 1, tiny_config)) as log:
             log.write(step, "train", {"loss": 1.0 / step})
     first, second = sent(tmp_path)
     assert first[0] == second[0] == (tmp_path / "wandb_id").read_text()
@@ -62,7 +63,7 @@ def test_a_resumed_run_goes_on_in_the_same_run(tmp_path, tiny_config, monkeypatc
 
 
 def test_nothing_is_sent_unless_asked(tmp_path, tiny_config):
-    with contextlib.closing(run_log.RunLog(tmp_path, 0, tiny_config)) as log:
+    with contextlib.closing(run_log.RunLog(Mirror(tmp_path), 0, tiny_config)) as log:
         log.write(1, "train", {"loss": 1.0})
     assert not list(tmp_path.glob("wandb*"))
 

@@ -1,4 +1,4 @@
-"""Atomic writes, where a file is either complete or absent; JSON files; links to nothing."""
+"""Paths on disks and in buckets, atomic writes, and JSON files."""
 
 import contextlib
 import json
@@ -8,12 +8,34 @@ from collections.abc import Iterator
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.storage import buckets
+
+COMMIT_MARK = "commit_success.txt"  # Orbax's
+
+
+def open_path(path) -> epath.Path:
+    """Returns a path, absolute and without links if it is on a disk, and ready for use.
+
+    Raises:
+        UserError: it is in a bucket of a kind that isn't supported, or whose client isn't
+            installed.
+    """
+    if not buckets.is_bucket(path):
+        return epath.Path(path).resolve()
+    buckets.check(path)
+    return epath.Path(str(path).rstrip("/"))
 
 
 @contextlib.contextmanager
 def atomic_path(path) -> Iterator[epath.Path]:
-    """Yields a temporary path to write to; it replaces `path` if the block succeeds."""
+    """Yields a temporary path to write to; it replaces `path` if the block succeeds.
+
+    In a bucket that is `path` itself: an object is replaced once it is complete.
+    """
     path = epath.Path(path)
+    if buckets.is_bucket(path):
+        yield path
+        return
     unfinished = path.with_name(path.name + ".tmp")
     try:
         yield unfinished
@@ -29,6 +51,24 @@ def write_atomically(path, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def move_folder(source: epath.Path, target: epath.Path) -> None:
+    """Moves a folder to a path where nothing is.
+
+    In a bucket, where its objects are moved one by one, what Orbax takes for the mark of a complete
+    checkpoint goes first.
+    """
+    if not buckets.is_bucket(source):
+        source.rename(target)
+        return
+    import fsspec
+
+    (source / COMMIT_MARK).unlink(missing_ok=True)
+    system, path = fsspec.core.url_to_fs(str(source))
+    objects = system.find(path)
+    system.copy(objects, [f"{target}{name.removeprefix(path)}" for name in objects])
+    system.rm(objects)
 
 
 def read_json_object(path: epath.Path) -> dict:

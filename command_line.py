@@ -58,8 +58,21 @@ NUM_PROCESSES = flags.DEFINE_integer(
 PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "The index of this process, from 0; requires --coordinator_address."
 )
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    distributed.MODES,
+    "Whether to join other processes: 'auto' does if JAX recognizes a cluster manager, or "
+    "--coordinator_address is given; 'on' must; 'off' never does.",
+)
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "How long a process may be silent before the others stop."
+)
+HANG = flags.DEFINE_float(
+    "hang_seconds",
+    1800,
+    "For train.py: how long a step may take before the stacks of all threads are logged; 0: never.",
+    lower_bound=0,
 )
 COMPILE_FOR = flags.DEFINE_string(
     "compile_for",
@@ -425,6 +438,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 PROCESS_ID.value,
                 HEARTBEAT.value,
                 preemptible,
+                DISTRIBUTED.value,
             )
         main()
         sys.stdout.flush()

@@ -34,7 +34,14 @@ from vit_jax.data.corrupt import (
 )
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
-from vit_jax.data.shuffle import buffer_shuffle, global_shuffle, share_range
+from vit_jax.data.shuffle import (
+    FILES_AT_ONCE,
+    MIN_FILES,
+    global_shuffle,
+    num_parts,
+    parts_shuffle,
+    share_range,
+)
 from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select
 from vit_jax.errors import UserError
 
@@ -169,7 +176,7 @@ def train_batches(
 
     def examples_from(batch):
         step = first_step + batch
-        return train_examples(source, config, step, share_index, num_shares, rows)
+        return train_examples(source, config, step, rows)
 
     def view(epoch, index, handle):
         encoded, label = source.fetch(handle)
@@ -199,20 +206,26 @@ def check_labels(batches: Iterator[dict], source: Source) -> Iterator[dict]:
         yield batch
 
 
-def train_examples(source, config, first_step, share_index, num_shares, rows):
+def train_examples(source, config, first_step, rows):
     """Returns the dataset of this process's (epoch, index, handle), starting at `first_step`."""
+    position = dict(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_step=first_step,
+        offset=config.dataset.offset,
+    )
     if isinstance(source, RandomAccess):
-        offset = config.dataset.offset
-        return global_shuffle(source, config.seed, config.batch_size, first_step, rows, offset)
-    first, last = share_range(source.num_examples, share_index, num_shares)
-    if first == last:
-        raise UserError(
-            f"{source.name} has {source.num_examples} examples, fewer than the number of processes"
-        )
-    position = (config.dataset.offset + first_step * config.batch_size) // num_shares
-    buffer_size = config.dataset.shuffle_buffer
-    return buffer_shuffle(
-        source, config.seed, position, buffer_size, first, last, skips_corrupt(config)
+        return global_shuffle(source, **position, rows=rows)
+    order, parts = shuffle_order(source, config, config.dataset.order, config.dataset.parts)
+    buffers = 1 if order == "buffer" else parts
+    return parts_shuffle(
+        source,
+        **position,
+        rows=rows,
+        parts=parts,
+        buffer_size=-(-config.dataset.shuffle_buffer // buffers),
+        files_at_once=max(FILES_AT_ONCE // buffers, MIN_FILES),
+        ignore_errors=skips_corrupt(config),
     )
 
 
@@ -408,15 +421,38 @@ def skips_corrupt(config) -> bool:
     return config.dataset.on_error == "skip"
 
 
-def shuffle_order(source: Source, dataset) -> str:
-    """Returns how training examples are shuffled: "global" or "buffer"; a run can't change it."""
-    large = isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
-    return "buffer" if large else "global"
+def shuffle_order(
+    source: Source, config, order: str | None = None, parts: int | None = None
+) -> tuple[str, int]:
+    """Returns how training examples are shuffled, and in how many parts; a run can't change it.
+
+    "global" is one permutation of the whole split. In "parts", each part of a split of TFRecord
+    files is shuffled through its share of the buffer; their number doesn't depend on the
+    processes. Runs of earlier versions have a "buffer" of the whole size for each part, and as
+    many parts as they began with processes.
+
+    Args:
+        source: the training split.
+        config: a run's configuration. Used here: `batch_size` and `dataset.in_memory_mb`.
+        order, parts: what the run, or the one that it goes on from, has recorded; None: nothing.
+    """
+    if not is_large(source, config.dataset):
+        return "global", 1
+    if order == "buffer":
+        parts = parts or 1
+    if not parts or config.batch_size % parts or parts > source.num_examples:
+        return "parts", num_parts(source.num_examples, config.batch_size)
+    return order or "parts", parts
+
+
+def is_large(source: Source, dataset) -> bool:
+    """Whether a source's records are read from front to back instead of into memory."""
+    return isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
 
 
 def load_if_small(source: Source, dataset) -> Source:
     """Reads TFRecord files up to `dataset.in_memory_mb` into memory, for random access."""
-    if not isinstance(source, RecordFiles) or shuffle_order(source, dataset) == "buffer":
+    if not isinstance(source, RecordFiles) or is_large(source, dataset):
         return source
     try:
         return source.read_into_memory(ignore_errors=dataset.on_error == "skip")

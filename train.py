@@ -32,6 +32,7 @@ from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
+from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.runs import branch, checkpoint, resuming, run_folder
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
@@ -54,6 +55,12 @@ class Run(NamedTuple):
     log: run_log.RunLog
     preemption: Preemption
     profile: profile.Profile
+    watchdog: Watchdog
+
+    def stop_requested(self) -> bool:
+        """Whether to stop here; see `Preemption.sync`. A sign of life, too."""
+        self.watchdog.beat(f"step {self.log.step:,}")
+        return self.preemption.sync()
 
 
 def train(
@@ -62,6 +69,7 @@ def train(
     recover_config: bool = False,
     profile_steps: range | None = None,
     allow_changes: Sequence[str] = (),
+    hang_seconds: float = 0,
 ) -> dict[str, float]:
     """Trains, or resumes, the run in `workdir`.
 
@@ -71,6 +79,8 @@ def train(
         recover_config: whether to trust `config` if the run has lost its config.json.
         profile_steps: the steps to write a trace of; None: none.
         allow_changes: fields that may differ if the run resumes, see `resuming.parse_allowed`.
+        hang_seconds: how long a step may take before the stacks of all threads are logged; 0:
+            they never are.
 
     Returns:
         The metrics of its last evaluation.
@@ -96,12 +106,11 @@ def train(
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     changed_fields = resuming.fields_that_differ(config, common.get_config())
     config = branch.take_over(origin, workdir, config)
-    config = resolve(config, train_set, share["num_shares"])
+    recorded = functools.partial(run_folder.recorded, origin.workdir if origin else workdir)
+    config = resolve(config, train_set, recorded("dataset", "order"), recorded("dataset", "parts"))
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
-    source = origin.workdir if origin else workdir
-    recorded_remat = run_folder.recorded(source, "model", "remat")
-    program = Program(config, image_shape, mesh, recorded_remat=recorded_remat)
+    program = Program(config, image_shape, mesh, recorded_remat=recorded("model", "remat"))
     branch.check_resumable(origin, config, train_set, changed_fields, program.shapes)
     changes = resuming.check_resumable(
         workdir, config, train_set, changed_fields, recover_config, allowed
@@ -133,7 +142,8 @@ def train(
         stack.enter_context(contextlib.closing(log))
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
-        run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
+        watchdog = stack.enter_context(Watchdog(hang_seconds))
+        run = Run(config, program, evaluators, checkpoints, log, preemption, trace, watchdog)
         results = loop(run, state, batches)
     return results["val"]
 
@@ -209,14 +219,14 @@ def loop(run: Run, state, batches) -> dict[str, dict[str, float]]:
     results = resume_evaluation(run, state)
     for step in range(int(state.step) + 1, config.total_steps + 1):
         run.profile.before(step, state)
-        with saves_on_error(run, state):
+        with saves_on_error(run, state), log.wait("input"):
             batch = next(batches)
         state, values = run.program.train_step(state, batch)
         run.profile.after(step, state)
         log.record(step, values)
         due = due_evaluations(run, step)
         saves = is_due(step, config.checkpoint_every_steps, config.total_steps)
-        if not (run.preemption.sync() or due or saves):
+        if not (run.stop_requested() or due or saves):
             continue
         log.flush()  # raises if a value isn't finite, before the state is saved
         with log.pause():
@@ -285,7 +295,7 @@ def evaluate(run: Run, state, names: list[str]) -> dict[str, dict[str, float]] |
         versions = {"_raw": state.params, **versions}
     for name in names:
         for suffix, params in versions.items():
-            values = run.evaluators[name](params, run.preemption.sync)
+            values = run.evaluators[name](params, run.stop_requested)
             if values is None:
                 return None
             results[name + suffix] = values
@@ -348,8 +358,15 @@ def check(config: ConfigDict) -> None:
         raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
 
 
-def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
-    """Fills in the fields that depend on the dataset and on how many shares it is loaded in.
+def resolve(
+    config: ConfigDict, train_set, order: str | None = None, parts: int | None = None
+) -> ConfigDict:
+    """Fills in the fields that depend on the dataset, and on the order that a run began with.
+
+    Args:
+        config: the run's configuration.
+        train_set: the training split.
+        order, parts: what the run that is resumed has recorded in `config.dataset`.
 
     Raises:
         UserError: fields that the dataset determines are set to other values, or it is too small
@@ -365,8 +382,7 @@ def resolve(config: ConfigDict, train_set, num_shares: int) -> ConfigDict:
     config.num_classes = train_set.num_classes
     with config.ignore_type():  # it may be True
         config.model.representation_size = models.from_config(config).representation_size
-    order = input_pipeline.shuffle_order(train_set, config.dataset)
-    parts = num_shares if order == "buffer" else 1
+    order, parts = input_pipeline.shuffle_order(train_set, config, order, parts)
     resolved = dict(
         order=order, num_examples=train_set.num_examples, fingerprint=train_set.fingerprint
     )
@@ -498,9 +514,10 @@ def main():
     result = train(
         config,
         workdir,
-        command_line.RECOVER_CONFIG.value,
-        command_line.PROFILE.value,
-        command_line.ALLOW_CHANGES.value,
+        recover_config=command_line.RECOVER_CONFIG.value,
+        profile_steps=command_line.PROFILE.value,
+        allow_changes=command_line.ALLOW_CHANGES.value,
+        hang_seconds=command_line.HANG.value,
     )
     writes_report = config.report and jax.process_count() == 1
     page = write_report(workdir) if writes_report else None

@@ -53,9 +53,10 @@ def get_config() -> ConfigDict:
     config.dataset.in_memory_mb = 1_000  # TFRecord splits up to this size are read into memory
     # Evaluation images up to this size are kept decoded, by each process and for each set.
     config.dataset.eval_cache_mb = 1_000
-    config.dataset.shuffle_buffer = 20_000  # records, for larger TFRecord splits
+    # Records, over all processes, for larger TFRecord splits.
+    config.dataset.shuffle_buffer = 20_000
     # Not settings: what determines the order of the examples, recorded for resuming.
-    config.dataset.order = placeholder(str)  # "global" or "buffer"
+    config.dataset.order = placeholder(str)  # "global", "parts" or "buffer"
     config.dataset.parts = placeholder(int)  # the number of parts shuffled independently
     config.dataset.num_examples = placeholder(int)  # of the training split
     config.dataset.fingerprint = placeholder(str)  # of the names of its examples
@@ -141,6 +142,9 @@ def get_config() -> ConfigDict:
     config.schedule.decay_factor = 0.1  # for "step"
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the remaining devices
+    # TPU slices (or hosts with GPUs) that `data` is divided over, while fsdp and tensor stay inside
+    # each; None: recognized.
+    config.mesh.slices = placeholder(int)
 
     config.log_every_steps = 50
     config.wandb = placeholder(str)  # a project of Weights & Biases that gets the metrics too

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs a script on every host of a Cloud TPU slice, with this folder's code. See docs/tpu_pod.md.
 #
-#   launch/tpu_pod.sh NAME ZONE train.py --config=configs/vit_b16.py --workdir=/mnt/runs/vit_b16
+#   launch/tpu_pod.sh NAME ZONE train.py --config=configs/vit_b16.py --workdir=gs://BUCKET/runs/vit_b16
 #   launch/tpu_pod.sh NAME ZONE stop
 #
 # All hosts must see --workdir. On Ctrl-C or `stop` the run saves and ends; the same command
-# resumes it.
+# resumes it. With QUEUED_RESOURCE=1 in the environment, NAME is a queued resource, of one slice or
+# several.
 set -euo pipefail
 
 if (($# < 3)); then
@@ -16,8 +17,16 @@ name=$1 zone=$2
 shift 2
 cd "$(dirname "$0")/.."
 
+tpus() {
+    if [[ -n ${QUEUED_RESOURCE:-} ]]; then
+        gcloud compute tpus queued-resources "$@" --zone="$zone" --node=all --worker=all
+    else
+        gcloud compute tpus tpu-vm "$@" --zone="$zone" --worker=all
+    fi
+}
+
 on_every_host() {
-    gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
+    tpus ssh "$name" --command="$1"
 }
 
 running="pgrep -f '^[.]venv/bin/python ' >/dev/null"
@@ -35,12 +44,12 @@ on_every_host "if $running; then echo 'A script is already running on this host:
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf "$code/vit_jax.tgz"
-gcloud compute tpus tpu-vm scp "$code/vit_jax.tgz" "$name:" --zone="$zone" --worker=all
+tpus scp "$code/vit_jax.tgz" "$name:"
 
 # Ctrl-C by itself would end ssh, and leave the script running on the hosts.
 trap stop INT
 on_every_host "set -e
 mkdir -p vit_jax && tar xzf vit_jax.tgz -C vit_jax && cd vit_jax
 python3 -m venv .venv
-.venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]'
+.venv/bin/pip install --quiet -r requirements.txt gcsfs 'jax[tpu]'
 exec .venv/bin/python $(printf '%q ' "$@")"

@@ -67,7 +67,7 @@ def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(command_line.distributed, "start", lambda *_: None)
     monkeypatch.setattr(command_line, "COMPILE_FOR", types.SimpleNamespace(value=None))
-    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "HEARTBEAT"):
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "HEARTBEAT", "DISTRIBUTED"):
         monkeypatch.setattr(command_line, name, types.SimpleNamespace(value=None))
     monkeypatch.setattr(logging.getLogger("vit_jax"), "handlers", [])
     with pytest.raises(SystemExit) as exit:

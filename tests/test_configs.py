@@ -36,7 +36,7 @@ class TrainingSplit:
 @pytest.mark.parametrize("recipe", common.RECIPES)
 @pytest.mark.parametrize("quick", ["", ",quick"])
 def test_recipes_can_be_resolved(recipe, quick):
-    config = train.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit(), 1)
+    config = train.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit())
     model = models.from_config(config)
     assert config.total_steps > 0
     assert config.model.representation_size == model.representation_size

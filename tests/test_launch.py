@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from whole_runs import ONE_DEVICE, ROOT
 
 
@@ -27,13 +28,13 @@ def run(command, folder, **environment):
 
 # A slice with the hosts a and b, whose home directories are $HOSTS/a and $HOSTS/b.
 GCLOUD = """
-for last; do :; done
+for argument; do [[ $argument != --command=* ]] || command=${argument#--command=}; done
 case "$4" in
     scp) for host in a b; do mkdir -p "$HOSTS/$host"; cp "$5" "$HOSTS/$host/"; done ;;
     ssh)
         for host in a b; do
             mkdir -p "$HOSTS/$host"
-            (cd "$HOSTS/$host" && bash -c "${last#--command=}")
+            (cd "$HOSTS/$host" && bash -c "$command")
         done
         ;;
 esac
@@ -54,6 +55,7 @@ def test_tpu_pod_runs_the_command_on_every_host(tmp_path):
     fake_command(tmp_path, "python3", PYTHON3)
     fake_command(tmp_path, "pgrep", "exit 1")
     arguments = ["train.py", "--config=configs/digits.py", "--config.model.patch_size=(4, 2)"]
+    arguments += ["--workdir=gs://bucket/runs/digits"]
     hosts = tmp_path / "hosts"
     done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
     assert done.returncode == 0, done.stderr
@@ -64,6 +66,94 @@ def test_tpu_pod_runs_the_command_on_every_host(tmp_path):
     done = run(["launch/tpu_pod.sh", "slice", "zone", *arguments], tmp_path, HOSTS=str(hosts))
     assert done.returncode == 2
     assert "A script is already running on this host: stop it first" in done.stderr
+
+
+# A queued resource of two hosts, which is in one of the states in the file $STATES after another.
+QUEUE = """
+echo "$4 ${*:5}" >> "$CALLS"
+case "$4" in
+    describe)
+        state=$(head -n 1 "$STATES")
+        sed -i 1d "$STATES"
+        [[ $state != NONE ]] || { echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }
+        [[ $state != LOST ]] || { echo "ERROR: no network" >&2; exit 1; }
+        echo "$state"
+        ;;
+    ssh) [[ "$*" != *train.py* ]] || exit "$(head -n 1 "$CODES"; sed -i 1d "$CODES")" ;;
+esac
+"""
+REQUEST = ["--spot", "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
+PREEMPTED = ["NONE", "LOST", "PROVISIONING", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"]
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "code", "actions"),
+    [
+        (["NONE", "ACTIVE"], [0], 0, ["create", "train", "delete"]),
+        (PREEMPTED, [75, 0], 0, ["create", "train", "delete", "create", "train", "delete"]),
+        (["ACTIVE", "ACTIVE", "ACTIVE"], [76, 0], 0, ["train", "stop", "train", "delete"]),
+        (["ACTIVE"], [2], 2, ["train"]),  # a user's mistake
+        (["ACTIVE", "ACTIVE"], [1], 1, ["train"]),
+    ],
+)
+def test_tpu_queue_trains_until_the_run_is_finished(tmp_path, states, codes, code, actions):
+    """After a preemption it requests the slices again, with the same arguments."""
+    fake_command(tmp_path, "gcloud", QUEUE)
+    fake_command(tmp_path, "sleep", "")
+    files = {name: tmp_path / name for name in ("STATES", "CODES", "CALLS")}
+    files["STATES"].write_text("".join(f"{state}\n" for state in states))
+    files["CODES"].write_text("".join(f"{code}\n" for code in codes))
+    script = ["train.py", "--config=configs/digits.py", "--workdir=gs://bucket/runs/digits"]
+    command = ["launch/tpu_queue.sh", "name", "zone", *REQUEST, "--", *script]
+    done = run(command, tmp_path, **{name: str(path) for name, path in files.items()})
+    assert done.returncode == code, done.stderr
+    text = files["CALLS"].read_text()
+    wanted = {
+        "train": " ".join(script),
+        "stop": "pkill -TERM",
+        "create": "create",
+        "delete": "dele",
+    }
+    found = [
+        action for line in text.splitlines() for action, part in wanted.items() if part in line
+    ]
+    assert found == actions
+    for line in text.splitlines():
+        if line.startswith("create"):
+            assert line == f"create name --zone=zone {' '.join(REQUEST)} --node-id=name"
+        if line.startswith(("ssh", "scp")):
+            assert "--zone=zone --node=all --worker=all" in text
+    assert ("is kept" in done.stderr) == (code != 0)
+
+
+def test_tpu_queue_requests_several_slices(tmp_path):
+    fake_command(
+        tmp_path, "gcloud", '[[ $4 != describe ]] || echo NOT_FOUND; echo "$@" >&2; exit 1'
+    )
+    command = ["launch/tpu_queue.sh", "name", "zone", "--node-count=2", "--", "train.py"]
+    done = run(command, tmp_path)
+    assert done.returncode == 2
+    assert "create name --zone=zone --node-count=2 --node-prefix=name\n" in done.stderr
+    done = run(["launch/tpu_queue.sh", "name", "zone", "--node-count=2"], tmp_path)
+    assert done.returncode == 2
+    assert "launch/tpu_queue.sh NAME ZONE --spot" in done.stderr
+
+
+def test_gke_file_passes_a_bucket_through():
+    """Every host gets the command as it is written, and no volume is needed."""
+    (jobset,) = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    (hosts,) = jobset["spec"]["replicatedJobs"]
+    job = hosts["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:2] == ["python", "train.py"]
+    assert "--workdir=gs://BUCKET/runs/vit_b16" in container["command"]
+    assert "volumes" not in pod
+    assert job["parallelism"] == job["completions"] == 4
+    assert hosts["replicas"] == 1
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    (toleration,) = pod["tolerations"]
+    assert toleration["key"] == "cloud.google.com/gke-spot"
 
 
 def test_tpu_pod_shows_its_usage(tmp_path):

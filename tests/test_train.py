@@ -82,6 +82,9 @@ def test_what_a_run_writes(finished):
     assert set(evaluated[0]) >= {"step", *(f"val/{name}" for name in metrics.NAMES)}
     for name in ("learning_rate", "images_per_second", "grad_norm", "accuracy"):
         assert f"train/{name}" in trained[0]
+    waits = [trained[0][f"train/{what}_wait"] for what in ("input", "device")]
+    assert min(waits) >= 0
+    assert sum(waits) <= 1
     assert list(workdir.glob("events.out.tfevents.*"))
     config, params = checkpoint.restore_params(workdir)
     assert (config.total_steps, config.num_classes) == (60, 10)
@@ -184,23 +187,28 @@ def test_resuming_with_everything_on(kind, image_folder, tfds_folders, tmp_path)
 
 
 def test_a_run_keeps_its_order_of_examples(tfds_folders, tmp_path):
-    """A run shuffled through a buffer isn't resumed in another order."""
+    """A run of TFRecord files isn't resumed in the order of ArrayRecord files.
+
+    Nor is one of an earlier version, whose parts were the processes, in that of later ones.
+    """
     config = quick_config()
     config.dataset.update(name=tfds_folders["tfrecord"], channels=3, in_memory_mb=0)
     train_set, _ = input_pipeline.open_splits(config.dataset)
-    recorded = train.resolve(config, train_set, 1)
-    assert recorded.dataset.parts == 1
+    recorded = train.resolve(config, train_set)
+    assert (recorded.dataset.order, recorded.dataset.parts) == ("parts", 1)
+    earlier = train.resolve(config, train_set, "buffer", 4)
+    assert (earlier.dataset.order, earlier.dataset.parts) == ("buffer", 4)
     run_folder.write_config(tmp_path, recorded)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     config.dataset.name = tfds_folders["array_record"]
-    with pytest.raises(UserError, match="dataset.order: 'buffer' -> 'global'"):
+    with pytest.raises(UserError, match="dataset.order: 'parts' -> 'global'"):
         train.train(config, tmp_path)
 
 
 def test_a_single_class_is_refused():
     train_set = types.SimpleNamespace(name="photos", num_classes=1, class_names=("all",))
     with pytest.raises(UserError, match="photos has a single class, 'all', .*one folder per class"):
-        train.resolve(quick_config(), train_set, 1)
+        train.resolve(quick_config(), train_set)
 
 
 def make_corrupt_folder(root) -> dict:

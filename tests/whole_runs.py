@@ -86,9 +86,15 @@ def rows(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+TIMED = {
+    f"train/{name}"
+    for name in ("images_per_second", "steps_per_second", "input_wait", "device_wait")
+}
+
+
 def untimed(row: dict) -> dict:
     """A row without its throughput."""
-    return {name: value for name, value in row.items() if name != "train/images_per_second"}
+    return {name: value for name, value in row.items() if name not in TIMED}
 
 
 def untimed_rows(workdir) -> list[dict]:

@@ -38,6 +38,8 @@ def test_remedies_split_the_state_then_accumulate_then_rematerialize(config):
         if not fsdp:
             expected += [{"mesh.data": -1, "mesh.fsdp": 8, "model.remat": "full", "accum_steps": 8}]
         assert remedies == expected
+    config.mesh.slices = 2  # FSDP stays inside a slice
+    assert max(part.get("mesh.fsdp", 1) for part in remedies_of(program, 2, 1)) == 4
     program.remat = "full"  # what "auto" has come to
     assert not any("model.remat" in overrides for overrides in remedies_of(program, 2, 1))
 
@@ -70,6 +72,23 @@ def test_report_of_a_run_with_fsdp(config, tmp_path):
     assert predicted["images_per_second"] == pytest.approx(64 / predicted["step_seconds"])
     assert 0 < predicted["mfu"] < 1
     assert 0 <= predicted["communication_share"] < 1
+
+
+@pytest.mark.compiler
+def test_report_of_a_run_on_two_slices(config):
+    """Parameters are gathered inside a slice; only sums of gradients are sent between slices."""
+    config.mesh.fsdp = 2
+    report = compile_for.compile_and_report(config, (32, 32, 3), "v5e:2x2x2")
+    assert (report["devices"], report["slices"]) == (8, 2)
+    collectives = report["train_step"]["collectives"]
+    between = [part for part in collectives if part["between"]]
+    assert {part["kind"] for part in collectives} >= {"all-gather", "all-reduce"}
+    assert [(p["kind"], p["axes"], p["between"]) for p in between] == [
+        ("all-reduce", ["data"], "slices")
+    ]
+    # Each of a slice's four chips sends a quarter of the gradients, in float32 at most.
+    assert 0 < between[0]["bytes_sent"] < 1.1 * 4 * report["parameters"] / 4
+    assert report["predicted"]["step_seconds"] > 0
 
 
 @pytest.mark.compiler

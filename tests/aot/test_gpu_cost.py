@@ -64,7 +64,11 @@ ENTRY %main (a: f32[4,128], b: f32[128,10]) -> f32[4,10] {{
 }}"""
     assert bound(entry).memory_bytes == 4 * (4 * 128 + 128 * 10 + 4 * 10)
     cost = bound(PROGRAM, bandwidth=1.0)
-    assert cost.collectives == {("all-reduce", ("data",)): [2, 128 * 128 * 2 + 128 * 10 * 4]}
+    sent = [2, 128 * 128 * 2 + 128 * 10 * 4]
+    assert cost.collectives == {("all-reduce", ("data",), False): sent}
+    mesh_shape = {"data": 2, "fsdp": 1, "tensor": 1}
+    two_hosts = gpu_cost.program_bound(hlo.Module(PROGRAM), mesh_shape, gpu.CARDS["h100"], [0, 1])
+    assert two_hosts.collectives == {("all-reduce", ("data",), True): sent}
     # They read and write memory too, but may do so while other operations run.
     assert cost.memory_bytes - cost.seconds == 2 * (128 * 128 * 2 + 128 * 10 * 4)
 

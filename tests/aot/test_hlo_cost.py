@@ -13,9 +13,9 @@ from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import sharding
 
 
-def cost(text, mesh_shape, wire_seconds=lambda *_: 0.0):
+def cost(text, mesh_shape, wire_seconds=lambda *_: 0.0, **options):
     """Returns the cost to a device that runs one cycle per second."""
-    return hlo_cost.program_cost(hlo.Module(text), mesh_shape, 1.0, wire_seconds)
+    return hlo_cost.program_cost(hlo.Module(text), mesh_shape, 1.0, wire_seconds, **options)
 
 
 def test_loop_of_sharded_products():
@@ -38,7 +38,7 @@ def test_loop_of_sharded_products():
     result = cost(compiled.as_text(), dict(mesh.shape))
     assert result.flops == 6 * 2 * (2 * 8 * 32 * 16) / 8
     # Inside the loop, the second product is summed over the four devices of `tensor`.
-    (((kind, axes), (count, sent)),) = result.collectives.items()
+    (((kind, axes, _), (count, sent)),) = result.collectives.items()
     assert (kind, axes, count) == ("all-reduce", ("tensor",), 6)
     assert sent == 6 * 2 * 3 / 4 * (4 * 32 * 4)
 
@@ -79,12 +79,60 @@ def test_collectives_that_overlap_with_computation(cycles, seconds):
     """An all-gather of 10 s overlaps with `cycles` of work; an all-reduce of 5 s follows both."""
     text = textwrap.dedent(SCHEDULE).replace("CYCLES", str(cycles))
     wire_seconds = {"all-gather": 10.0, "all-reduce": 5.0}
-    result = cost(text, {"fsdp": 2}, lambda opcode, axes, bytes_sent: wire_seconds[opcode])
+    result = cost(text, {"fsdp": 2}, lambda opcode, *_: wire_seconds[opcode])
     assert result.collectives == {
-        ("all-gather", ("fsdp",)): [1, 4 * 4],
-        ("all-reduce", ("fsdp",)): [1, 8 * 4],
+        ("all-gather", ("fsdp",), False): [1, 4 * 4],
+        ("all-reduce", ("fsdp",), False): [1, 8 * 4],
     }
     assert (result.cycles, result.wire_seconds, result.seconds) == (cycles, 15.0, seconds)
+
+
+# What the compiler makes of the gradient of parameters that FSDP splits, on two slices of 2x2: it is
+# summed inside each slice, and then over the slices by their hosts, in ATTRIBUTES.
+TWO_SLICES = """\
+    HloModule two_slices
+
+    ENTRY %main (x: f32[8]) -> f32[4] {
+      %x = f32[8]{0} parameter(0)
+      %token = token[] after-all()
+      %part = f32[4]{0} reduce-scatter(%x), channel_id=4, replica_groups={{0,2},{1,3}}, dimensions={0}, to_apply=%other
+      %send = (f32[4]{0}, u32[]{:S(2)}, token[]) send(%part, %token), channel_id=4, ATTRIBUTES
+      %recv = (f32[4]{0}, u32[]{:S(2)}, token[]) recv(%token), channel_id=1, ATTRIBUTES
+      %sent = token[] send-done(%send), channel_id=4, is_host_transfer=true
+      %work = f32[4]{0} fusion(%x), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"CYCLES"}
+      %gather = f32[8]{0} all-gather(%part), channel_id=5, replica_groups={{0,1},{2,3}}, dimensions={0}
+      %done = (f32[4]{0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+      ROOT %sum = f32[4]{0} get-tuple-element(%done), index=0
+    }
+
+    %other (p: f32[8]) -> f32[4] {
+      %p = f32[8]{0} parameter(0)
+      ROOT %s = f32[4]{0} slice(%p), slice={[0:4]}
+    }
+"""
+HOST_TRANSFER = (
+    'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+)
+
+
+@pytest.mark.parametrize(("cycles", "seconds"), [(3, 2 + 10), (30, 2 + 30 + 2)])
+def test_collectives_between_slices(cycles, seconds):
+    """One of 10 s overlaps with work and with collectives inside a slice, of 2 s each."""
+    text = textwrap.dedent(TWO_SLICES).replace("ATTRIBUTES", HOST_TRANSFER)
+    text = text.replace("CYCLES", str(cycles))
+    seconds_by_link = {True: 10.0, False: 2.0}
+    result = cost(
+        text,
+        {"data": 4, "fsdp": 2, "tensor": 1},
+        lambda opcode, axes, bytes_sent, crosses: seconds_by_link[crosses],
+        num_slices=2,
+    )
+    assert result.collectives == {
+        ("reduce-scatter", ("data",), False): [1, 8 * 4 // 2],
+        ("all-reduce", ("data",), True): [1, 4 * 4],
+        ("all-gather", ("fsdp",), False): [1, 4 * 4],
+    }
+    assert (result.wire_seconds, result.seconds) == (14.0, seconds)
 
 
 def test_memory_traffic_of_slices_and_of_on_chip_memory():

@@ -6,12 +6,14 @@ import pytest
 
 from vit_jax.aot import topology
 from vit_jax.errors import UserError
+from vit_jax.parallel.mesh import create_mesh
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e:3", "a slice of v5e must have 2 sides, such as v5e:4x4"),
+        ("v5e:3", "a slice of v5e must have 2 sides, such as v5e:4x4, or v5e:4x4x2 for two slices"),
+        ("v4:4x4", "a slice of v4 must have 3 sides, such as v4:4x4x4, or v4:4x4x4x2 for two"),
         ("v5e:0x4", "must be a TPU slice, KIND:SIDES .* such as v5e:4x4"),
         ("v9:2x2", "must be a TPU slice, KIND:SIDES with a kind of v4, v5e, v5p, v6e"),
         ("v5e", "must be a TPU slice, KIND:SIDES .* such as v5e:4x4"),
@@ -75,6 +77,25 @@ def test_bandwidth_of_rings_lines_and_interleaved_groups():
 )
 def test_slices_have_one_device_per_chip(name, num_devices):
     assert len(topology.Slice(name).devices) == num_devices
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("name", "num_devices", "shape"),
+    [("v5e:2x2x2", 8, (2, 2)), ("v6e:4x4x3", 48, (4, 4)), ("v4:2x2x1x2", 8, (2, 2, 1))],
+)
+def test_several_slices(name, num_devices, shape):
+    """A mesh over them is recognized, and has each slice's devices side by side along data."""
+    slices = topology.Slice(name)
+    assert (len(slices.devices), slices.shape) == (num_devices, shape)
+    mesh = create_mesh(fsdp=2, devices=slices.devices)
+    found = [device.slice_index for device in mesh.devices.ravel()]
+    assert found == sorted(found)
+    assert len(set(found)) == slices.num_slices
+    with pytest.raises(UserError, match="config.mesh.slices is 1, but the TPUs are . slices"):
+        create_mesh(slices=1, devices=slices.devices)
+    with pytest.raises(UserError, match="doesn't fit data=1, fsdp="):
+        create_mesh(data=1, fsdp=-1, devices=slices.devices)
 
 
 @pytest.mark.compiler

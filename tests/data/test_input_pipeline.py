@@ -114,36 +114,76 @@ def shares(source, config, count):
     return [train_batches(source, config, share_index=i, num_shares=count) for i in range(count)]
 
 
-def views_of_an_epoch(source, config, count) -> collections.Counter:
-    """Returns the views that `count` processes load during the first epoch."""
-    n, local_batch = source.num_examples, config.batch_size // count
-    parts = shares(source, config, count)
-    if isinstance(source, input_pipeline.RandomAccess):
-        steps = take(zip(*parts, strict=True), n // config.batch_size + 1)
-        return collections.Counter(views(itertools.chain(*steps))[:n])
-    seen = collections.Counter()
-    for i, part in enumerate(parts):  # each shuffles its own part of the split
-        first, last = shuffle.share_range(n, i, count)
-        seen.update(views(take(part, (last - first) // local_batch + 1))[: last - first])
-    return seen
+def whole_steps(source, config, count, steps) -> list:
+    """Returns the views of the global batches that `count` processes load."""
+    batches = take(zip(*shares(source, config, count), strict=True), steps)
+    return views(itertools.chain(*batches))
 
 
-def test_processes_share_an_epoch(source, plain):
-    """Together they load every example once; from random access, the batches of one process."""
-    if isinstance(source, input_pipeline.RandomAccess):
-        steps = take(zip(*shares(source, plain, 4), strict=True), 8)
-        assert views(itertools.chain(*steps)) == views(take(train_batches(source, plain), 8))
-    else:
-        assert views_of_an_epoch(source, plain, 2) == all_views(source)
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_the_order_does_not_depend_on_the_number_of_processes(source, plain, count):
+    """In four parts of TFRecord files; eight processes then read each part twice."""
+    plain.dataset.parts = 4
+    whole = views(take(train_batches(source, plain), 16))
+    assert whole_steps(source, plain, count, 16) == whole
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
 def test_processes_share_a_sub_split(tfds_folders, plain, kind):
-    """Neither the processes nor the batch size divide it."""
-    plain.batch_size = 6
+    """Neither the processes nor the batch size divide it; each part has every example once."""
+    plain.batch_size, plain.dataset.parts = 6, 3
     source = open_source(tfds_folders[kind], None, "train[3:40]")
     assert source.num_examples == 37
-    assert views_of_an_epoch(source, plain, 3) == all_views(source)
+    found = np.array(whole_steps(source, plain, 3, 7), object).reshape(
+        7, 3, 2
+    )  # steps, parts, rows
+    if kind == "array_record":
+        seen = found.ravel()[:37]
+    else:
+        sizes = np.diff([*(shuffle.share_range(37, i, 3)[0] for i in range(3)), 37])
+        seen = np.concatenate([found[:, i].ravel()[:size] for i, size in enumerate(sizes)])
+    assert collections.Counter(seen.tolist()) == all_views(source)
+
+
+def test_interleaved_rows_of_a_process(tfds_folders, plain):
+    """As on a TPU slice, whose mesh follows the torus."""
+    source = open_source(tfds_folders["tfrecord"], None, "train")
+    plain.dataset.parts = 2
+    rows = np.array([0, 1, 4, 5, 7])
+    examples = input_pipeline.train_examples(source, plain, 3, rows).take(5 * 5)
+    expected = input_pipeline.train_examples(source, plain, 3, np.arange(8)).take(5 * 8)
+    index, wanted = (
+        np.array([int(i) for _, i, _ in dataset.as_numpy_iterator()])
+        for dataset in (examples, expected)
+    )
+    assert np.array_equal(index.reshape(5, 5), wanted.reshape(5, 8)[:, rows])
+
+
+def test_the_number_of_parts():
+    """As many as divide the batch, but not of a small split."""
+    for num_examples, batch_size, parts in (
+        (1_281_167, 4096, 64),
+        (1_281_167, 1000, 50),
+        (1_281_167, 509, 1),
+        (5_000, 4096, 4),
+        (53, 8, 1),
+    ):
+        assert shuffle.num_parts(num_examples, batch_size) == parts
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_runs_of_earlier_versions_keep_their_order(tfds_folders, plain, parts):
+    """Each of their processes shuffled a part of its own through a whole buffer."""
+    source = open_source(tfds_folders["tfrecord"], None, "train")
+    plain.dataset.update(order="buffer", parts=parts)
+    n, rows = source.num_examples, 8 // parts
+    found = input_pipeline.train_examples(source, plain, 2, np.arange(8)).take(10 * 8)
+    found = np.array([int(index) for _, index, _ in found.as_numpy_iterator()]).reshape(10, 8)
+    for i in range(parts):
+        first, last = shuffle.share_range(n, i, parts)
+        stream = shuffle.buffer_shuffle(source, plain.seed, 2 * rows, 10, first, last)
+        expected = [int(index) for _, index, _ in stream.take(10 * rows).as_numpy_iterator()]
+        assert found[:, i * rows : (i + 1) * rows].ravel().tolist() == expected
 
 
 def real_images(batches):
@@ -219,13 +259,13 @@ def test_small_tfrecord_splits_are_read_into_memory(tfds_folders, data_config):
     """Their order is then the global one, as that of ArrayRecord."""
     source = open_source(tfds_folders["tfrecord"], None, "train")
     data_config.dataset.in_memory_mb = 1
-    assert input_pipeline.shuffle_order(source, data_config.dataset) == "global"
+    assert input_pipeline.shuffle_order(source, data_config) == ("global", 1)
     in_memory = take(train_batches(source, data_config), 10)
     assert_same(take(train_batches(source.read_into_memory(), data_config), 10), in_memory)
     array_record = open_source(tfds_folders["array_record"], None, "train")
     assert_same(take(train_batches(array_record, data_config), 10), in_memory)
     data_config.dataset.in_memory_mb = 0
-    assert input_pipeline.shuffle_order(source, data_config.dataset) == "buffer"
+    assert input_pipeline.shuffle_order(source, data_config) == ("parts", 1)
     buffered = take(train_batches(source, data_config), 10)
     assert views(buffered) != views(in_memory)
 
@@ -305,12 +345,12 @@ def test_the_next_epoch_is_read_while_one_ends(tfds_folders):
     started = set()
 
     class Watched(type(tfrecord)):
-        def shuffled(self, first, last, seed, epoch, *args):
+        def shuffled(self, first, last, seed, epoch, *args, **reading):
             def note(index, record):
                 tf.py_function(lambda e: started.add(int(e)), [epoch], [])
                 return index, record
 
-            return super().shuffled(first, last, seed, epoch, *args).map(note)
+            return super().shuffled(first, last, seed, epoch, *args, **reading).map(note)
 
     fields = {field.name: getattr(tfrecord, field.name) for field in dataclasses.fields(tfrecord)}
     records = iter(shuffle.buffer_shuffle(Watched(**fields), 0, 0, 20, 0, 53))

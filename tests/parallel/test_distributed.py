@@ -298,6 +298,56 @@ def test_mistakes_about_processes(monkeypatch):
         distributed.start("localhost:1", 2, 1)
 
 
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """JAX finds no cluster, and the environment tells of none."""
+    for name in {name for names in distributed.MANAGERS.values() for name in names}:
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+
+    def initialize(**arguments):
+        calls.append(arguments)
+        raise ValueError("whatever JAX says.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return calls
+
+
+def test_whether_processes_join(no_cluster, monkeypatch):
+    """Whatever JAX's error says; a cluster manager in the environment makes it an error."""
+    distributed.start(mode="off")
+    assert not no_cluster
+    distributed.start(mode="auto")
+    assert len(no_cluster) == 1
+    with pytest.raises(UserError, match="--distributed=on, but JAX recognizes no cluster manager"):
+        distributed.start(mode="on")
+    with pytest.raises(UserError, match="--distributed=off doesn't go with --coordinator_address"):
+        distributed.start("localhost:1", 2, 0, mode="off")
+    with pytest.raises(UserError, match="The processes can't join: whatever JAX says"):
+        distributed.start("localhost:1", 2, 0, mode="auto")
+    for name in distributed.MANAGERS["Slurm"]:
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match="can't join under Slurm: whatever JAX says"):
+        distributed.start(mode="auto")
+    distributed.start(mode="off")
+
+
+def test_devices_of_hosts_that_have_not_joined_are_refused(no_cluster, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match="those of 4 hosts, whose processes haven't joined"):
+        distributed.start()
+
+
+def test_distributed_on_the_command_line():
+    """JAX's own detection, in a process of its own."""
+    result = forked.run_script("train.py", *QUICK, "--distributed=on")
+    assert result.returncode == 2
+    assert "--distributed=on, but JAX recognizes no cluster manager" in result.stderr
+    result = forked.run_script("evaluate.py", "--workdir=x", "--distributed=maybe")
+    assert result.returncode == 2
+    assert "--distributed=maybe: value should be one of <auto|on|off>" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [

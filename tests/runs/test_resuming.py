@@ -38,7 +38,7 @@ FREE = (
     *("log_every_steps", "wandb", "eval_every_steps", "evals", "report", "mesh", "num_epochs"),
     *("checkpoint_every_steps", "keep_every_steps", "best_metric", "on_nonfinite", "init_from"),
     *("init_mode", "init_from_depth", "init_from_patch", "init_from_grid", "init_from_required"),
-    *("init_from_hint", "dataset.on_error", "dataset.parts", "dataset.data_dir", "dataset.offset"),
+    *("init_from_hint", "dataset.on_error", "dataset.data_dir", "dataset.offset"),
     *("dataset.eval_cache_mb", "dataset.in_memory_mb", "dataset.shuffle_buffer"),
     *("model.attention_impl", "model.remat", "model.head_bias_init"),
 )
@@ -179,17 +179,6 @@ def test_a_run_with_a_setting_that_the_code_lost_is_not_resumed(run, tiny_config
     edit_config(run, lambda fields: fields["model"].update(forgotten=3))
     with pytest.raises(UserError, match="model.forgotten: 3 -> None"):
         resuming.check_config(run, tiny_config)
-
-
-def test_a_buffered_order_on_another_number_of_processes_warns(tmp_path, tiny_config, caplog):
-    tiny_config.dataset.update(order="buffer", parts=2)
-    run_folder.write_config(tmp_path, tiny_config)
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    resuming.check_config(tmp_path, tiny_config)
-    assert not caplog.records
-    tiny_config.dataset.parts = 4
-    resuming.check_config(tmp_path, tiny_config)
-    assert "in 2 parts, one for each process, and from now on in 4" in caplog.text
 
 
 def test_a_dataset_may_move_but_not_change(run, tiny_config, tmp_path, caplog):

@@ -125,6 +125,7 @@ EVERYTHING = DROP | dict(remat="full", scan=True)
     ("axes", "fields"),
     [
         (dict(data=2, fsdp=2, tensor=2), EVERYTHING),
+        (dict(data=4, fsdp=2, slices=2), EVERYTHING),
         slow(dict(data=8), EVERYTHING),
         slow(dict(fsdp=8), EVERYTHING),
         slow(dict(data=2, fsdp=4), EVERYTHING),
@@ -140,7 +141,7 @@ def test_every_mesh_computes_what_one_device_does(
     config.augment.mixup_alpha = 0.5
     config.optimizer.update(name="sgd", momentum_dtype="float32")  # Adam amplifies rounding
     config.schedule.base_lr = 0.1
-    size = int(np.prod(list(axes.values())))
+    size = int(np.prod([axes.get(name, 1) for name in meshes.AXES]))
     mesh = meshes.create_mesh(**{"data": 1, **axes}, devices=jax.devices()[:size])
     key = tuple(fields)
     if key not in one_device_runs:

@@ -19,7 +19,7 @@ from vit_jax.aot.topology import Slice
 from vit_jax.errors import first_line
 from vit_jax.logs import run_log
 from vit_jax.parallel import feeding
-from vit_jax.parallel.mesh import num_shards
+from vit_jax.parallel.mesh import count_slices, num_shards
 from vit_jax.parallel.sharding import num_bytes_on_device
 from vit_jax.scaling import flops
 from vit_jax.training.program import Program
@@ -55,6 +55,7 @@ def create_report(program: Program, target: Slice | Gpus) -> dict:
         "devices": len(target.devices),
         "device_kind": target.devices[0].device_kind,
         "mesh": dict(program.mesh.shape),
+        "slices": target.num_slices,
         "model": config.model.variant,
         "parameters": flops.num_params(program.shapes.params),
         "batch_size": config.batch_size,
@@ -134,7 +135,8 @@ def cost_report(program: Program, target: Slice | Gpus, compiled) -> dict:
     """Returns the cost of a compiled function: `hlo_cost.Cost` as a tree for JSON."""
     module, mesh_shape = hlo.Module(compiled.as_text()), dict(program.mesh.shape)
     if isinstance(target, Gpus):
-        cost = gpu_cost.program_bound(module, mesh_shape, target.card)
+        host_of = [device.process_index for device in program.mesh.devices.flat]
+        cost = gpu_cost.program_bound(module, mesh_shape, target.card, host_of)
         times = {"bound_seconds": cost.seconds}
     else:
         cost = estimated_cost(module, program.mesh, target)
@@ -148,17 +150,25 @@ def cost_report(program: Program, target: Slice | Gpus, compiled) -> dict:
         "memory_bytes": cost.memory_bytes,
         **times,
         "collectives": [
-            {"kind": opcode, "axes": list(axes), "count": count, "bytes_sent": bytes_sent}
-            for (opcode, axes), (count, bytes_sent) in sorted(cost.collectives.items())
+            {
+                "kind": opcode,
+                "axes": list(axes),
+                "between": target.groups if crosses else None,
+                "count": count,
+                "bytes_sent": bytes_sent,
+            }
+            for (opcode, axes, crosses), (count, bytes_sent) in sorted(cost.collectives.items())
         ],
     }
 
 
 def estimated_cost(module: hlo.Module, mesh, tpu: Slice) -> hlo_cost.Cost:
-    """Returns the cost of a program to one device of a TPU slice."""
+    """Returns the cost of a program to one device of TPU slices."""
 
-    def wire_seconds(opcode, axes, bytes_sent):
-        return tpu.wire_seconds(mesh, axes, bytes_sent, one_way=opcode == "collective-permute")
+    def wire_seconds(opcode, axes, bytes_sent, crosses):
+        return tpu.wire_seconds(
+            mesh, axes, bytes_sent, one_way=opcode == "collective-permute", crosses=crosses
+        )
 
     def cost_of_kernel(op, instructions, memory_bytes):
         kernel = kernel_cost.find_kernel(op, instructions)
@@ -169,7 +179,8 @@ def estimated_cost(module: hlo.Module, mesh, tpu: Slice) -> hlo_cost.Cost:
 
     cycles_per_second = tpu.chip.cycles_per_second
     return hlo_cost.program_cost(
-        module, dict(mesh.shape), cycles_per_second, wire_seconds, cost_of_kernel
+        *(module, dict(mesh.shape), cycles_per_second, wire_seconds, cost_of_kernel),
+        num_slices=tpu.num_slices,
     )
 
 
@@ -212,7 +223,8 @@ def report_lines(report: dict) -> Iterator[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     accum_steps = report["accum_steps"]
     title = "Slice" if report["device_kind"].startswith("TPU") else "GPUs"
-    yield f"{title:13}{report['slice']}: {report['devices']:,} devices, mesh {mesh}"
+    slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
+    yield f"{title:13}{report['slice']}: {report['devices']:,} devices{slices}, mesh {mesh}"
     yield (
         f"Model        {report['model']}: {report['parameters']:,} parameters, attention by "
         f"{report['attention']}, remat {report['remat']}"
@@ -265,6 +277,8 @@ def function_lines(title: str, part: dict, available: int) -> Iterator[str]:
     )
     for collective in part["collectives"]:
         axes = " x ".join(collective["axes"]) or "one device"
+        if collective["between"]:
+            axes += f" between {collective['between']}"
         yield (
             f"             {collective['count']:,} {collective['kind']} over {axes}: "
             f"{collective['bytes_sent'] / MIB:,.1f} MiB sent"
@@ -283,7 +297,8 @@ def remedies(program: Program, required: float, available: int) -> Iterator[dict
         available: the bytes per device that it has.
     """
     config, mesh = program.config, program.mesh
-    fsdp, num_data = {}, mesh.shape["data"]
+    slices = config.mesh.slices or count_slices(mesh.devices.ravel())
+    fsdp, num_data = {}, mesh.shape["data"] // slices  # FSDP stays inside a slice
     state = num_bytes_on_device(program.shapes)
     if state > 0.4 * available and num_data > 1:
         enough = [n for n in divisors(num_data) if state / n < 0.2 * available]

@@ -118,6 +118,8 @@ class Gpus:
 
     packages = ("jax", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
     compiler_threads = 3
+    groups = "hosts"  # what the slow links are between
+    num_slices = 1
 
     def __init__(self, name: str, card: Card, shape: tuple[int, ...]):
         """Describes GPUs; requires XLA's GPU compiler, but no GPU and no driver.

@@ -7,7 +7,7 @@ the card's peak, and at least as long as its memory traffic at the card's bandwi
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vit_jax.aot import hlo_cost
 from vit_jax.aot.gpu import Card
@@ -27,23 +27,32 @@ CONVOLUTIONS = {
 }
 
 
-def program_bound(module: Module, mesh_shape: dict[str, int], card: Card) -> hlo_cost.Cost:
+def program_bound(
+    module: Module, mesh_shape: dict[str, int], card: Card, host_of: Sequence[int] | None = None
+) -> hlo_cost.Cost:
     """Returns what a program costs one GPU at least.
 
     Operations run one after another. Each takes the larger of its products' operations over the
     card's peak and its memory traffic over the card's bandwidth; collectives take no time.
 
+    Args:
+        module: the parsed program.
+        mesh_shape: {axis: size}, with the devices in row-major order.
+        card: the model of GPU.
+        host_of: the host of each of these devices; None: all are in one.
+
     Raises:
         UserError: the program calls a library for something whose operations aren't known.
     """
-    return BoundModel(module, mesh_shape, card).computation(module.entry)
+    return BoundModel(module, mesh_shape, card, host_of).computation(module.entry)
 
 
 class BoundModel(hlo_cost.CostModel):
     """Adds up the least times of a module's instructions."""
 
-    def __init__(self, module: Module, mesh_shape: dict[str, int], card: Card):
-        super().__init__(module, mesh_shape, 1.0, lambda *_: 0.0, hlo_cost.no_kernels)
+    def __init__(self, module: Module, mesh_shape: dict[str, int], card: Card, host_of=None):
+        arguments = (1.0, lambda *_: 0.0, hlo_cost.no_kernels)
+        super().__init__(module, mesh_shape, *arguments, host_of=host_of)
         self.card = card
 
     def add_operation(

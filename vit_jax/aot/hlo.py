@@ -127,6 +127,27 @@ def array_shape(type_text: str) -> list[int]:
     return [int(n) for n in ARRAY_TYPE.search(type_text)[2].split(",") if n]
 
 
+def device_pairs(text: str) -> list[list[int]]:
+    """Returns the (source, target) pairs of a permutation; [] for other collectives."""
+    pairs = re.search(r"source_target_pairs=\{(.*?\})\}", text)
+    return [
+        [int(i) for i in pair] for pair in re.findall(r"(\d+),(\d+)", pairs[1] if pairs else "")
+    ]
+
+
+def host_transfer(text: str) -> str | None:
+    """Returns the kind of a collective between TPU slices, such as "all-reduce".
+
+    The compiler writes it as a pair of `send` and `recv` with this machine's host, whose runtime
+    reaches the other slices. None if the instruction isn't one.
+
+    Args:
+        text: of the instruction.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', text)
+    return kind[1].lower().replace("_", "-") if kind else None
+
+
 def device_group(text: str, num_devices: int) -> list[int]:
     """Returns one group of devices that take part in a collective together.
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from vit_jax.aot.hlo import (
     array_bytes,
     array_shape,
     device_group,
+    device_pairs,
+    host_transfer,
     main_memory_bytes,
 )
 
@@ -36,7 +38,7 @@ class Cost:
         memory_bytes: read from and written to the chip's main memory.
         seconds: the whole duration, waiting for collectives included.
         wire_seconds: how long the device's links are busy, whether or not computation hides it.
-        collectives: {(opcode, mesh axes): [count, bytes sent]}.
+        collectives: {(opcode, mesh axes, whether it crosses slow links): [count, bytes sent]}.
     """
 
     cycles: int = 0
@@ -67,22 +69,26 @@ def program_cost(
     cycles_per_second: float,
     wire_seconds: Callable,
     kernel_cost: Callable = no_kernels,
+    num_slices: int = 1,
 ) -> Cost:
     """Returns what a program costs one device.
 
-    An instruction takes the cycles that the compiler estimates. Links carry one collective at a
-    time; a collective that the compiler has split into a start and an end overlaps with the
-    instructions between the two.
+    An instruction takes the cycles that the compiler estimates. The links inside a slice carry one
+    collective at a time, and so do those between slices. A collective that the compiler has split
+    into a start and an end overlaps with the instructions between the two.
 
     Args:
         module: the parsed program.
         mesh_shape: {axis: size}, with the devices in row-major order.
         cycles_per_second: the device's clock rate.
-        wire_seconds: (opcode, mesh axes, bytes sent) -> the seconds that a collective takes.
+        wire_seconds: (opcode, mesh axes, bytes sent, crosses) -> the seconds that a collective
+            takes; `crosses` is whether it is between slices.
         kernel_cost: (instruction, its computation, memory traffic in bytes) -> (cycles, FLOPs) of
             the kernel that it calls; (0, 0) if it calls none. The compiler estimates none of them.
+        num_slices: how many slices the first axis of the mesh is divided over. The program numbers
+            the devices of one slice.
     """
-    model = CostModel(module, mesh_shape, cycles_per_second, wire_seconds, kernel_cost)
+    model = CostModel(module, mesh_shape, cycles_per_second, wire_seconds, kernel_cost, num_slices)
     return model.computation(module.entry)
 
 
@@ -94,42 +100,62 @@ class CollectiveEvent(NamedTuple):
         opcode: one of COLLECTIVES; None if the phase is "end".
         axes: the mesh axes that it spans.
         bytes_sent: by each device.
+        crosses: whether it is between slices or hosts, over their slow links.
     """
 
     phase: str
     opcode: str | None = None
     axes: tuple[str, ...] = ()
     bytes_sent: int = 0
+    crosses: bool = False
 
 
 class Timeline:
-    """The time of a device and of its links, which carry one collective after another."""
+    """The time of a device and of its links, which carry one collective after another.
+
+    Links inside a slice and links between slices work side by side.
+    """
 
     def __init__(self):
-        self.now, self.links_free_at = 0.0, 0.0
-        self.end_times = collections.deque()  # of collectives started and not yet waited for
+        self.now = 0.0
+        self.links_free_at = collections.defaultdict(float)
+        # Of collectives started and not yet waited for.
+        self.end_times = collections.defaultdict(collections.deque)
 
-    def collective(self, phase: str, seconds: float) -> None:
-        """Advances by a CollectiveEvent that keeps the links busy for some seconds."""
+    def collective(self, event: CollectiveEvent, seconds: float) -> None:
+        """Advances by an event that keeps the links busy for some seconds."""
+        phase, links, end_times = event.phase, event.crosses, self.end_times[event.crosses]
         if phase != "end":
-            self.links_free_at = max(self.links_free_at, self.now) + seconds
+            self.links_free_at[links] = max(self.links_free_at[links], self.now) + seconds
         if phase == "start":
-            self.end_times.append(self.links_free_at)
+            end_times.append(self.links_free_at[links])
         elif phase == "both":
-            self.now = self.links_free_at
-        elif self.end_times:
-            self.now = max(self.now, self.end_times.popleft())
+            self.now = self.links_free_at[links]
+        elif end_times:
+            self.now = max(self.now, end_times.popleft())
 
     def total(self) -> float:
-        return max([self.now, *self.end_times])
+        return max([self.now, *(time for times in self.end_times.values() for time in times)])
 
 
 class CostModel:
     """Adds up the costs of a module's instructions in the order one device runs them."""
 
-    def __init__(self, module: Module, mesh_shape, cycles_per_second, wire_seconds, kernel_cost):
+    def __init__(
+        self,
+        module: Module,
+        mesh_shape: dict[str, int],
+        cycles_per_second: float,
+        wire_seconds: Callable,
+        kernel_cost: Callable,
+        num_slices: int = 1,
+        host_of: Sequence[int] | None = None,
+    ):
+        """Takes the arguments of `program_cost`, and the host of each device on the mesh."""
         self.module, self.computations = module, module.computations
-        self.mesh_shape = mesh_shape
+        first, *_ = mesh_shape
+        self.mesh_shape = mesh_shape | {first: mesh_shape[first] // num_slices}  # of one slice
+        self.num_slices, self.host_of = num_slices, host_of
         self.cycles_per_second, self.wire_seconds = cycles_per_second, wire_seconds
         self.kernel_cost = kernel_cost
         self.computation = functools.cache(self.computation)
@@ -151,11 +177,12 @@ class CostModel:
             for event in self.collective_events(op, instructions, seen_channels):
                 seconds = 0.0
                 if event.opcode:
-                    seconds = self.wire_seconds(event.opcode, event.axes, event.bytes_sent)
+                    seconds = self.wire_seconds(*event[1:])
                     cost.wire_seconds += seconds
-                    cost.collectives[event.opcode, event.axes][0] += 1
-                    cost.collectives[event.opcode, event.axes][1] += event.bytes_sent
-                timeline.collective(event.phase, seconds)
+                    total = cost.collectives[event.opcode, event.axes, event.crosses]
+                    total[0] += 1
+                    total[1] += event.bytes_sent
+                timeline.collective(event, seconds)
         cost.seconds = timeline.total()
         return cost
 
@@ -193,6 +220,8 @@ class CostModel:
         starts = any("AsyncCollectiveStart" in part.text for part in inner.values())
         if any("AsyncCollectiveDone" in part.text for part in inner.values()):
             yield CollectiveEvent("end")
+        if op.opcode in ("send", "recv-done"):
+            yield from self.slice_events(op, instructions)
         for part in inner.values() or [op]:
             opcode = part.opcode.removesuffix("-start").removesuffix("-done")
             if opcode not in COLLECTIVES:
@@ -214,9 +243,29 @@ class CostModel:
                 opcode,
                 self.spanned_axes(group),
                 bytes_sent(opcode, operand_bytes, len(group)),
+                self.crosses_hosts(device_pairs(part.text) or [group]),
             )
         if op.opcode == "async-done":
             yield CollectiveEvent("end")
+
+    def slice_events(self, op: Instruction, instructions: dict) -> Iterator[CollectiveEvent]:
+        """Yields the collective between slices that a `send` starts or a `recv-done` ends."""
+        if op.opcode == "recv-done":
+            received = instructions.get(op.operands[0])
+            if received and host_transfer(received.text):
+                yield CollectiveEvent("end", crosses=True)
+        elif opcode := host_transfer(op.text):
+            sent = bytes_sent(
+                opcode, array_bytes(instructions[op.operands[0]].type), self.num_slices
+            )
+            yield CollectiveEvent(
+                "start", opcode, (next(iter(self.mesh_shape)),), sent, crosses=True
+            )
+
+    def crosses_hosts(self, groups: list[list[int]]) -> bool:
+        """Whether the devices of a group are in more than one host."""
+        hosts = self.host_of
+        return hosts is not None and any(len({hosts[i] for i in group}) > 1 for group in groups)
 
     def spanned_axes(self, device_ids: list[int]) -> tuple[str, ...]:
         """Returns the mesh axes along which a group of devices differ."""

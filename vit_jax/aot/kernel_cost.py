@@ -91,7 +91,10 @@ def kernel_cycles(kernel: Kernel, memory_bytes: int, tpu: Slice) -> int:
     columns = tpu_attention.columns_per_step(kernel.length, kernel.width, kernel.num_heads)
     grid_steps = kernel.num_images * kernel.width // columns
     arguments = (kernel.dtype, kernel.length, kernel.width, kernel.num_heads)
-    step = count_bundles(tpu.name, *arguments, kernel.has_mask)[kernel.name] + CYCLES_PER_GRID_STEP
+    step = (
+        count_bundles(tpu.one_slice, *arguments, kernel.has_mask)[kernel.name]
+        + CYCLES_PER_GRID_STEP
+    )
     traffic = memory_bytes / tpu.chip.memory_bandwidth * tpu.chip.cycles_per_second
     return CYCLES_PER_CALL + int(max(step * grid_steps / tpu.chip.num_cores, traffic))
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 
@@ -26,6 +27,9 @@ class Chip:
         link_bandwidth: bytes per second that one link carries in one direction: the published
             bandwidth, which adds both directions of all links, divided by their number.
         num_dimensions: of the torus that connects the chips of a slice.
+        dcn_bandwidth: bytes per second that the data center's network carries from a chip to other
+            slices: the published bandwidth of a pod divided by its chips (v5e, v6e), or of a chip
+            (v5p); v4's isn't published, and v5p's stands for it.
         ring_multiple: a side of a slice whose length is a multiple of this closes to a ring; in
             three dimensions only if all sides are.
         topology_options: further arguments for JAX's description of a slice.
@@ -36,6 +40,7 @@ class Chip:
     memory_bytes: int
     memory_bandwidth: float
     link_bandwidth: float
+    dcn_bandwidth: float
     num_dimensions: int
     ring_multiple: int
     topology_options: dict
@@ -54,10 +59,10 @@ class Chip:
 MXU = 2 * 128 * 128
 MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores act as one device
 CHIPS = {
-    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 1228e9, 50e9, 3, 4, MEGACORE),
-    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 819e9, 50e9, 2, 16, {}),
-    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 2765e9, 100e9, 3, 4, MEGACORE),
-    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 1640e9, 100e9, 2, 16, {}),
+    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 1228e9, 50e9, 6.25e9, 3, 4, MEGACORE),
+    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 819e9, 50e9, 3.125e9, 2, 16, {}),
+    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 2765e9, 100e9, 6.25e9, 3, 4, MEGACORE),
+    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 1640e9, 100e9, 12.5e9, 2, 16, {}),
 }
 
 # Without these libtpu looks for this machine's TPU, and asks Google Cloud about it.
@@ -74,18 +79,21 @@ LIBTPU_ENVIRONMENT = {
 
 
 class Slice:
-    """A TPU slice, described rather than present.
+    """A TPU slice, or several like it, described rather than present.
 
     Attributes:
-        name: such as "v5e:16x16".
+        name: such as "v5e:16x16", or "v5e:16x16x2" for two of these.
         chip: its kind of chip.
-        shape: the slice's sides in chips, such as (16, 16).
+        shape: a slice's sides in chips, such as (16, 16).
+        num_slices: how many there are.
+        one_slice: the name of one of them.
         devices: for `create_mesh`; programs can be compiled for them, but not run.
         packages: the packages whose versions determine the compiled program.
         compiler_threads: how many programs to compile at once.
     """
 
     packages = ("jax", "libtpu")
+    groups = "slices"  # what the slow links are between
     compiler_threads = 1
 
     def __init__(self, name: str):
@@ -95,11 +103,19 @@ class Slice:
             UserError: there is no such slice, or libtpu isn't installed.
         """
         self.name = name
-        self.chip, self.shape = parse_name(name)
+        self.chip, sides = parse_name(name)
+        self.shape, more = sides[: self.chip.num_dimensions], sides[self.chip.num_dimensions :]
+        self.num_slices = math.prod(more)
+        self.one_slice = f"{name.partition(':')[0]}:{'x'.join(map(str, self.shape))}"
+        # One slice is described without the option, and has no `slice_index` other than 0.
+        several = dict(num_slices=self.num_slices) if self.num_slices > 1 else {}
         try:
             with environment_variables(LIBTPU_ENVIRONMENT):
                 description = topologies.get_topology_desc(
-                    platform="tpu", topology_name=name, **self.chip.topology_options
+                    platform="tpu",
+                    topology_name=self.one_slice,
+                    **self.chip.topology_options,
+                    **several,
                 )
         except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
             if importlib.util.find_spec("libtpu") is None:
@@ -120,20 +136,26 @@ class Slice:
         """Returns the environment variables that a run needs to have so many bytes per chip."""
         return {}
 
-    def wire_seconds(self, mesh, axes: tuple[str, ...], bytes_sent: int, one_way: bool) -> float:
+    def wire_seconds(
+        self, mesh, axes: tuple[str, ...], bytes_sent: int, one_way: bool, crosses: bool = False
+    ) -> float:
         """Returns how long a collective keeps a device's links busy.
 
         Args:
-            mesh: a mesh over the slice's devices.
+            mesh: a mesh over the devices.
             axes: the mesh axes that the collective spans.
             bytes_sent: by each device.
             one_way: whether each device sends to one neighbor only (a permutation).
+            crosses: whether it is between slices.
         """
+        if crosses:
+            return bytes_sent / self.chip.dcn_bandwidth
         if not bytes_sent or not axes:
             return 0.0
         if one_way:
             return bytes_sent / self.chip.link_bandwidth
         group = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
+        # Every slice has the same coordinates.
         coordinates = [device.coords for device in np.ravel(mesh.devices[group])]
         return bytes_sent / group_bandwidth(self.chip, self.shape, coordinates)
 
@@ -151,7 +173,8 @@ def create(name: str) -> Slice | Gpus:
 def parse_name(name: str) -> tuple[Chip | Card, tuple[int, ...]]:
     """Returns the chip and the sides of a TPU slice, or the card and the number of GPUs.
 
-    GPUs are (GPUs,) of one host, or (hosts, GPUs per host).
+    One number more than the slice has sides is the number of slices. GPUs are (GPUs,) of one host,
+    or (hosts, GPUs per host).
 
     Raises:
         UserError: the name is neither KIND:SIDES nor CARD:GPUS.
@@ -160,16 +183,16 @@ def parse_name(name: str) -> tuple[Chip | Card, tuple[int, ...]]:
     shape = ()
     if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides):
         shape = tuple(int(side) for side in sides.split("x"))
-    if kind in CHIPS and len(shape) == CHIPS[kind].num_dimensions:
+    if kind in CHIPS and len(shape) - CHIPS[kind].num_dimensions in (0, 1):
         return CHIPS[kind], shape
     is_one_host = len(shape) == 1 and shape[0] <= GPUS_PER_HOST
     if kind in CARDS and (is_one_host or (len(shape) == 2 and shape[1] == GPUS_PER_HOST)):
         return CARDS[kind], shape
     if kind in CHIPS and shape:
-        example = "x".join(["4"] * CHIPS[kind].num_dimensions)
+        example = f"{kind}:{'x'.join(['4'] * CHIPS[kind].num_dimensions)}"
         raise UserError(
             f"--compile_for is {name!r}; a slice of {kind} must have {CHIPS[kind].num_dimensions} "
-            f"sides, such as {kind}:{example}"
+            f"sides, such as {example}, or {example}x2 for two slices"
         )
     raise UserError(
         f"--compile_for is {name!r}; it must be a TPU slice, KIND:SIDES with a kind of "

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from vit_jax.data import tf
-from vit_jax.data.sources import RandomAccess, RecordFiles
+from vit_jax.data.sources import READ_BYTES, RandomAccess, RecordFiles
 
 FOREVER = np.iinfo(np.int64).max
+MAX_PARTS = 64  # of a split of TFRecord files; up to so many processes read no record twice
+MIN_PART = 1_000  # examples
+FILES_AT_ONCE = 16  # that all parts together read at once; and each at least
+MIN_FILES = 2
+MEMORY_FOR_READING = 256 << 20  # bytes in the buffers of open files, of an epoch
 
 
 def global_shuffle(
@@ -59,8 +64,74 @@ def permuted_index(position, seed, n: int) -> tf.Tensor:
     )
 
 
+def num_parts(num_examples: int, batch_size: int) -> int:
+    """Returns how many parts a split of TFRecord files is shuffled in, on any number of processes.
+
+    They share each batch equally.
+    """
+    most = min(MAX_PARTS, max(num_examples // MIN_PART, 1))
+    return max(parts for parts in range(1, most + 1) if batch_size % parts == 0)
+
+
+def parts_shuffle(
+    source: RecordFiles,
+    seed,
+    batch_size,
+    first_step,
+    rows,
+    parts,
+    offset: int = 0,
+    ignore_errors=False,
+    **settings,
+) -> tf.data.Dataset:
+    """Returns this process's rows of the endless stream of (epoch, index, handle).
+
+    Each part of the split is shuffled through a buffer of its own, and fills the same rows of each
+    batch. The stream thus doesn't depend on the processes. A process reads the parts that its rows
+    are from, and no others.
+
+    Args:
+        source: the split.
+        seed: `config.seed`.
+        batch_size: the size of the global batch.
+        first_step: the step to start at.
+        rows: indices into each global batch, ascending: the examples that this process reads.
+        parts: the number of parts; it divides `batch_size`.
+        offset: as in `global_shuffle`.
+        ignore_errors: as in `RecordFiles`.
+        **settings: of each part: `buffer_size`, `files_at_once`.
+    """
+    rows_of_part = batch_size // parts
+    part_of_row, row_in_part = np.divmod(rows, rows_of_part)
+    own_parts, stream_of_row = np.unique(part_of_row, return_inverse=True)
+    files = settings["files_at_once"] * len(own_parts)
+    read_bytes = max(min(READ_BYTES, MEMORY_FOR_READING // files), 1 << 18)
+
+    def stream(part):
+        first, last = share_range(source.num_examples, part, parts)
+        position = (offset + first_step * batch_size) // parts
+        reading = dict(ignore_errors=ignore_errors, read_bytes=read_bytes, **settings)
+        records = buffer_shuffle(source, seed, position, first=first, last=last, **reading)
+        kept = np.isin(np.arange(rows_of_part), row_in_part[part_of_row == part])
+        if kept.all():
+            return records
+        kept = tf.constant(kept)
+        chosen = records.enumerate().filter(lambda i, _: kept[i % rows_of_part])
+        return chosen.map(lambda _, record: record)
+
+    streams = [stream(part) for part in own_parts]
+    choices = tf.data.Dataset.from_tensor_slices(stream_of_row.astype(np.int64)).repeat()
+    return tf.data.Dataset.choose_from_datasets(streams, choices)
+
+
 def buffer_shuffle(
-    source: RecordFiles, seed, first_position, buffer_size, first, last, ignore_errors=False
+    source: RecordFiles,
+    seed,
+    first_position: int,
+    buffer_size: int,
+    first: int,
+    last: int,
+    **reading,
 ) -> tf.data.Dataset:
     """Returns the endless stream of (epoch, index, handle), shuffled through a buffer.
 
@@ -73,7 +144,7 @@ def buffer_shuffle(
         first_position: how many examples of the stream to skip; those of the first epoch are read.
         buffer_size: the size of the buffer, in records.
         first, last: the stream has examples first .. last - 1.
-        ignore_errors: as in `RecordFiles`.
+        **reading: further arguments of `RecordFiles.shuffled`.
     """
     n = last - first
     buffer_size = min(buffer_size, n)
@@ -88,7 +159,7 @@ def buffer_shuffle(
         A prefetching stream fills its buffer once its first element is taken: the empty one
         starts the epoch ahead of its first record.
         """
-        records = source.shuffled(first, last, seed, epoch, buffer_size, ignore_errors)
+        records = source.shuffled(first, last, seed, epoch, buffer_size, **reading)
         starter = tf.data.Dataset.from_tensors((np.int64(-1), ""))
         records = starter.concatenate(records.skip(skipped_in(epoch)))
         return records.map(lambda index, record: (epoch, index, record))

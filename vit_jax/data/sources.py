@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.data import tf, tfds
 from vit_jax.errors import UserError
 
+READ_BYTES = 8 << 20  # of a TFRecord file at once
 READ_AT_ONCE = 16  # examples; a larger number makes ArrayRecord hardly faster, and takes memory
 
 
@@ -119,12 +120,20 @@ class RecordFiles(Source):
         return files.flat_map(functools.partial(read_records, ignore_errors=ignore_errors))
 
     def shuffled(
-        self, first: int, last: int, seed, epoch, buffer_size: int, ignore_errors: bool = False
+        self,
+        first: int,
+        last: int,
+        seed,
+        epoch,
+        buffer_size: int,
+        ignore_errors: bool = False,
+        files_at_once: int = 16,
+        read_bytes: int = READ_BYTES,
     ) -> tf.data.Dataset:
         """Returns (index, handle) of the same examples, in an order drawn from (seed, epoch).
 
-        Permutes the files, interleaves the records of sixteen at a time, and draws from a buffer
-        of `buffer_size` records.
+        Permutes the files, interleaves the records of `files_at_once`, reading `read_bytes` of each
+        at once, and draws from a buffer of `buffer_size` records.
         """
         columns = self.file_ranges(first, last)
         permutation = tf.random.experimental.stateless_shuffle(
@@ -134,8 +143,8 @@ class RecordFiles(Source):
             tuple(tf.gather(column, permutation) for column in columns)
         )
         records = files.interleave(
-            functools.partial(read_records, ignore_errors=ignore_errors),
-            cycle_length=16,
+            functools.partial(read_records, ignore_errors=ignore_errors, read_bytes=read_bytes),
+            cycle_length=files_at_once,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -205,7 +214,9 @@ def select(source: Source, rows: np.ndarray) -> Selection:
     )
 
 
-def read_records(path, first_index, skip, take, *, ignore_errors: bool) -> tf.data.Dataset:
+def read_records(
+    path, first_index, skip, take, *, ignore_errors: bool, read_bytes: int = READ_BYTES
+) -> tf.data.Dataset:
     """Returns (index, record) of records skip .. skip + take - 1 of a TFRecord file.
 
     Records that the file lacks are empty, so that every example keeps its index.
@@ -215,12 +226,13 @@ def read_records(path, first_index, skip, take, *, ignore_errors: bool) -> tf.da
         first_index: the index, in the split, of the first of these records.
         skip, take: how many records of the file to skip and to take.
         ignore_errors: whether records that can't be read are empty instead of an error.
+        read_bytes: how much of the file to read at once.
     """
     # `ignore_errors` would retry a missing file forever.
     paths = tf.data.Dataset.from_tensor_slices(
         tf.io.matching_files(path) if ignore_errors else [path]
     )
-    records = paths.flat_map(lambda path: tf.data.TFRecordDataset(path, buffer_size=8 << 20))
+    records = paths.flat_map(lambda path: tf.data.TFRecordDataset(path, buffer_size=read_bytes))
     records = records.ignore_errors() if ignore_errors else records
     empty = tf.data.Dataset.from_tensors("").repeat(take)
     return records.skip(skip).concatenate(empty).take(take).enumerate(first_index)

@@ -50,6 +50,7 @@ class RunLog:
     Attributes:
         writes: whether this process writes.
         start_step: the step that the run began at.
+        step: the last step that was dispatched.
         evaluated: the groups of metrics, such as "val", that metrics.jsonl already has of
             `first_step`.
     """
@@ -70,7 +71,7 @@ class RunLog:
         self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.writes = jax.process_index() == 0
         self.pending = []  # (step, metrics on the device) since the last flush
-        self.stopwatch = Stopwatch(first_step)
+        self.step, self.stopwatch = first_step, Stopwatch(first_step)
         self.evaluated = set()
         self.start_step, is_new = start_step, first_step == start_step
         if self.writes:
@@ -130,10 +131,12 @@ class RunLog:
 
     def record(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a step, still on the device; flushes if the step is to be logged."""
+        self.step = step
         self.progress_bar.update(1)
         self.pending.append((step, metrics))
         if len(self.pending) > STEPS_AHEAD:
-            jax.block_until_ready(self.pending[-STEPS_AHEAD - 1][1])
+            with self.wait("device"):
+                jax.block_until_ready(self.pending[-STEPS_AHEAD - 1][1])
         if self.is_logged(step):
             self.flush()
 
@@ -149,7 +152,8 @@ class RunLog:
             NonFiniteError: metrics of a step aren't finite; with `on_nonfinite="skip"`, of the
                 last of too many steps in a row.
         """
-        steps, self.pending = jax.device_get(self.pending), []
+        with self.wait("device"):
+            steps, self.pending = jax.device_get(self.pending), []
         for step, metrics in steps:
             self.check_finite(step, metrics)
         if steps and self.is_logged(steps[-1][0]):
@@ -178,15 +182,18 @@ class RunLog:
         )
 
     def write_step(self, step: int, metrics: dict) -> None:
-        """Writes the metrics of a training step, with the throughput since the last one."""
-        rate = self.stopwatch.steps_per_second(step) * self.batch_size
+        """Writes the metrics of a training step, with speed and waits since the last one."""
+        speed = self.stopwatch.read(step)
+        rate = speed["steps_per_second"] * self.batch_size
         metrics = {name: float(value) for name, value in metrics.items()}
-        self.write(step, "train", metrics | {"images_per_second": rate})
+        self.write(step, "train", metrics | {"images_per_second": rate} | speed)
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
         logger.info(
             f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
             f"accuracy {metrics['accuracy']:.3f}  lr {metrics['learning_rate']:.2e}  "
-            f"{rate / jax.device_count():,.0f} images/s/device  left {duration(left)}"
+            f"{rate / jax.device_count():,.0f} images/s/device  "
+            f"waits {speed['input_wait']:.0%} input {speed['device_wait']:.0%} device  "
+            f"left {duration(left)}"
         )
 
     def write_evaluation(self, step: int, name: str, values: dict[str, float]) -> None:
@@ -198,10 +205,18 @@ class RunLog:
     @contextlib.contextmanager
     def pause(self):
         """Excludes the time spent in the block from images per second."""
-        jax.block_until_ready([metrics for _, metrics in self.pending[-1:]])
+        with self.wait("device"):
+            jax.block_until_ready([metrics for _, metrics in self.pending[-1:]])
         start = time.perf_counter()
         yield
         self.stopwatch.paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def wait(self, what: str):
+        """Counts the time spent in the block as waiting for "input" or "device"."""
+        start = time.perf_counter()
+        yield
+        self.stopwatch.waited[what] += time.perf_counter() - start
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
         """Adds a row to metrics.jsonl and points to the curves, with names `<group>/<name>`."""
@@ -353,21 +368,27 @@ def stop_logging() -> None:
 
 
 class Stopwatch:
-    """Measures steps per second, without pauses.
+    """Measures steps per second, without pauses, and what the program waits for.
 
     Attributes:
         paused: seconds since the last reading that don't count.
+        waited: seconds since the last reading that the program has waited: {what for: seconds}.
     """
 
     def __init__(self, step: int):
-        self.step, self.start, self.paused = step, time.perf_counter(), 0.0
+        self.reset(step)
 
-    def steps_per_second(self, step: int) -> float:
-        """Returns the steps per second since the last call."""
-        now = time.perf_counter()
-        rate = (step - self.step) / max(now - self.start - self.paused, 1e-9)
-        self.step, self.start, self.paused = step, now, 0.0
-        return rate
+    def reset(self, step: int) -> None:
+        self.step, self.start = step, time.perf_counter()
+        self.paused, self.waited = 0.0, {"input": 0.0, "device": 0.0}
+
+    def read(self, step: int) -> dict[str, float]:
+        """Returns the speed since the last call, and the waits as shares of the time."""
+        seconds = max(time.perf_counter() - self.start - self.paused, 1e-9)
+        speed = {"steps_per_second": (step - self.step) / seconds}
+        speed |= {f"{what}_wait": waited / seconds for what, waited in self.waited.items()}
+        self.reset(step)
+        return speed
 
 
 def evaluation_line(values: dict[str, float]) -> str:

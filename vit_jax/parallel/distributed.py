@@ -1,6 +1,7 @@
 """Joins several processes into one program, and synchronizes them."""
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -14,7 +15,18 @@ from vit_jax.errors import UserError, first_line
 
 JOIN_SECONDS = 300  # how long processes wait for each other at the start
 SILENT_SECONDS = 10  # until a process that waits says so
-NO_CLUSTER = "coordinator_address should be defined"  # in JAX's error if it finds no cluster
+
+# The variables that cluster managers set for each process, and that JAX reads.
+MANAGERS = {
+    "Slurm": (
+        *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES"),
+        *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    ),
+    "Open MPI": ("OMPI_MCA_orte_hnp_uri",),
+    "GKE": ("KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES"),
+    "Cloud TPU Multislice": ("MEGASCALE_COORDINATOR_ADDRESS",),
+}
+MODES = ("auto", "on", "off")
 
 
 def start(
@@ -23,6 +35,7 @@ def start(
     process_id: int | None = None,
     heartbeat_seconds: int = 100,
     preemptible: bool = True,
+    mode: str = "auto",
 ) -> None:
     """Joins the other processes of the program, if there are any.
 
@@ -37,10 +50,13 @@ def start(
         heartbeat_seconds: how long a process may be silent before the others stop.
         preemptible: whether the program handles preemption notices (`Preemption`); SIGTERM then
             counts as one, and doesn't end the program.
+        mode: "on": there must be a cluster manager, or the first three arguments; "off": this
+            process is alone, whatever is around it; "auto": it is if JAX recognizes no cluster
+            manager.
 
     Raises:
-        UserError: only some of the first three arguments are given, process 0 can't be reached, or
-            JAX has no device.
+        UserError: only some of the first three arguments are given, process 0 can't be reached,
+            the mode doesn't fit, or JAX has no device.
     """
     given = dict(
         coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id
@@ -51,11 +67,18 @@ def start(
             "--coordinator_address, --num_processes and --process_id go together: "
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         )
+    if mode == "off":
+        if not missing:
+            raise UserError(
+                "--distributed=off doesn't go with --coordinator_address: leave one out"
+            )
+        check_devices()
+        return
     jax.config.update("jax_enable_preemption_service", preemptible)
     with say_if_waiting(coordinator_address, num_processes, process_id):
         if not missing:
             check_coordinator(coordinator_address, num_processes, process_id)
-        join(given, heartbeat_seconds, has_address=not missing)
+        join(given, heartbeat_seconds, required=mode == "on" or not missing)
     check_devices()
 
 
@@ -74,8 +97,21 @@ def say_if_waiting(address: str | None, num_processes: int | None, process_id: i
         timer.cancel()
 
 
-def join(given: dict, heartbeat_seconds: int, has_address: bool) -> None:
-    """Joins the other processes; see `start`, of which `given` is the first three arguments."""
+def cluster_manager() -> str | None:
+    """Returns the cluster manager that this process's environment tells of; None: none."""
+    for name, variables in MANAGERS.items():
+        if all(variable in os.environ for variable in variables):
+            return name
+    return None
+
+
+def join(given: dict, heartbeat_seconds: int, required: bool) -> None:
+    """Joins the other processes; see `start`, of which `given` is the first three arguments.
+
+    JAX itself looks for a cluster, and knows more ways than MANAGERS, such as the metadata of a
+    Cloud TPU VM. Only the environment tells whether it is an error that it finds none.
+    """
+    manager = cluster_manager()
     try:
         jax.distributed.initialize(
             **given,
@@ -83,9 +119,15 @@ def join(given: dict, heartbeat_seconds: int, has_address: bool) -> None:
             initialization_timeout=JOIN_SECONDS,
         )
     except ValueError as error:
-        if not has_address and NO_CLUSTER in str(error):
-            return
-        raise UserError(f"The processes can't join: {error}") from None
+        if given["coordinator_address"] or manager:
+            where = f" under {manager}" if manager else ""
+            raise UserError(f"The processes can't join{where}: {first_line(error)}") from None
+        if required:
+            raise UserError(
+                "--distributed=on, but JAX recognizes no cluster manager around this process "
+                f"({first_line(error)}): start it with one, or give --coordinator_address, "
+                "--num_processes and --process_id"
+            ) from None
     except RuntimeError as error:
         raise UserError(
             f"Process {given['process_id']} can't join {given['coordinator_address']}: "
@@ -94,9 +136,17 @@ def join(given: dict, heartbeat_seconds: int, has_address: bool) -> None:
 
 
 def check_devices() -> None:
-    """Raises UserError if JAX has no device, such as with JAX_PLATFORMS=cuda on a CPU."""
+    """Raises UserError if JAX has no device, such as with JAX_PLATFORMS=cuda on a CPU.
+
+    Or if they are of several hosts, as those of a TPU slice are, whose processes haven't joined.
+    """
     try:
         jax.devices()
+        if jax.process_count() > 1 and not jax.distributed.is_initialized():
+            raise UserError(
+                f"The devices are those of {jax.process_count()} hosts, whose processes haven't "
+                "joined: start with --distributed=on on every host"
+            )
     except (RuntimeError, AssertionError) as error:
         if jax.distributed.is_initialized():  # the other processes, or the network
             raise

@@ -44,9 +44,7 @@ CAUSES = (
     ("opt_state", "optimizer", ("optimizer", "grad_clip_norm")),
 )
 # What may change without being listed: the numbers of training stay the same, or almost.
-NOT_LISTED = tuple(
-    field for field in resuming.MAY_CHANGE if field not in ("mesh", "on_nonfinite", "dataset.parts")
-)
+NOT_LISTED = tuple(field for field in resuming.MAY_CHANGE if field not in ("mesh", "on_nonfinite"))
 
 
 class Origin(NamedTuple):

@@ -36,10 +36,8 @@ MAY_CHANGE = (
     # Whether the run stops at bad numbers and examples, or skips them from now on.
     "on_nonfinite",
     "dataset.on_error",
-    # The machines: the numbers change by rounding. `dataset.parts` is the number of processes in
-    # the order "buffer", and changes the order of the examples: `check_config` warns.
+    # The machines: the numbers change by rounding.
     "mesh",
-    "dataset.parts",
     # Where the data are, and what is kept of them; what they are is compared.
     "dataset.data_dir",
     "dataset.eval_cache_mb",
@@ -185,13 +183,6 @@ def check_config(
     check_steps(workdir, steps, config.total_steps)
     if old["dataset.name"] != new["dataset.name"]:
         logger.info(f"{workdir}: the dataset is now read from {new['dataset.name']}")
-    old_parts, new_parts = old.get("dataset.parts"), new.get("dataset.parts")
-    if old_parts not in (None, new_parts):
-        logger.warning(
-            f"{workdir}: the dataset was shuffled in {old_parts} parts, one for each process, and "
-            f"from now on in {new_parts}: this epoch repeats some examples and omits others. The "
-            "order of ArrayRecord files doesn't depend on the processes"
-        )
     return changes
 
 

@@ -34,6 +34,7 @@ from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.runs import branch, checkpoint, resuming, run_folder
+from vit_jax.runs.beginning import Beginning
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -101,44 +102,34 @@ def train(
     check_batch_size(config.batch_size, config.accum_steps, mesh)
     share = feeding.process_rows(mesh, config.batch_size)
 
-    resumes, origin = bool(run_folder.checkpoint_steps(workdir)), branch.find(config, workdir)
-    start_step = branch.start_step(workdir, origin)
+    beginning = Beginning(workdir, config, common.get_config())
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    changed_fields = resuming.fields_that_differ(config, common.get_config())
-    config = branch.take_over(origin, workdir, config)
-    recorded = functools.partial(run_folder.recorded, origin.workdir if origin else workdir)
-    config = resolve(config, train_set, recorded("dataset", "order"), recorded("dataset", "parts"))
+    order = [beginning.recorded("dataset", field) for field in ("order", "parts")]
+    config = resolve(beginning.take_over(config), train_set, *order)
     profile.check(profile_steps, config.total_steps)
     image_shape = input_pipeline.image_shape(config)
-    program = Program(config, image_shape, mesh, recorded_remat=recorded("model", "remat"))
-    branch.check_resumable(origin, config, train_set, changed_fields, program.shapes)
-    changes = resuming.check_resumable(
-        workdir, config, train_set, changed_fields, recover_config, allowed
-    )
+    remat = beginning.recorded("model", "remat")
+    program = Program(config, image_shape, mesh, recorded_remat=remat)
+    beginning.check(config, train_set, program.shapes, recover_config, allowed)
     evaluators = create_evaluators(program, train_set, eval_set, share)
 
     weights = None
-    if config.init_from and not resumes and not origin:
+    if config.init_from and beginning.is_new:
         weights = pretrained.from_config(config, program.model, image_shape)
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
         stack.callback(checkpoints.close)  # lets other programs train in the folder
-        state = start(program, checkpoints, weights, workdir, origin)
+        state = start(program, checkpoints, weights, workdir, beginning.origin)
         first_step = int(state.step)
 
         batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
         batches = feeding.to_devices(batches, mesh)
         log_summary(program, train_set, evaluators, state)
-        if resumes:
-            logger.info(f"Resuming at step {first_step:,} of {config.total_steps:,}")
-        else:
-            branch.record(workdir, origin, config, changed_fields)
-        resuming.record_changes(workdir, first_step, changes)
-        run_folder.record(workdir, config, train_set.class_names, program.remat)
+        beginning.record(config, train_set.class_names, program.remat, first_step)
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = run_log.RunLog(files, first_step, config, start_step)
+        log = run_log.RunLog(files, first_step, config, beginning.step)
         stack.enter_context(contextlib.closing(log))
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)

@@ -132,7 +132,9 @@ def check_config(
             f"{workdir} holds a run with another configuration (recorded -> given): {changes}. Use "
             "another --workdir, or the recorded values"
         )
-        if "dataset.fingerprint" in changed:
+        if "dataset.name" in changed:
+            message += ". This is another dataset than the run's"
+        elif "dataset.fingerprint" in changed:
             message += (
                 ". The training set has gained, lost or renamed examples since the run began: "
                 f"restore it, or start a new run with --config.init_from={workdir} in another "

@@ -51,7 +51,7 @@ def load(
     """Returns the parameters in a file or a run, adapted to a model.
 
     Position embeddings are resized to the image size. A head for another number of classes is
-    replaced by an initial one, and this is logged.
+    replaced by an initial one, with a warning.
 
     Args:
         path: an .npz or .safetensors file, a folder with config.json and model.safetensors,
@@ -351,7 +351,7 @@ def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head
             raise UserError(f"{path} has {stored}; the model needs one for {model.num_classes}")
         params[HEAD_KERNEL] = np.zeros(expected[HEAD_KERNEL], np.float32)
         params[HEAD_BIAS] = np.full(expected[HEAD_BIAS], model.head_bias_init, np.float32)
-        logger.info(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
+        logger.warning(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
 
 
 MAX_LISTED = 8  # differing parameters in a message

@@ -347,6 +347,14 @@ TYPE_ERRORS = {
 }
 
 
+# What evaluate.py takes instead of a field of the configuration.
+DATASET_FLAGS = {
+    "config.dataset.name": "--dataset",
+    "config.dataset.data_dir": "--data_dir",
+    "config.dataset.eval_split": "--split",
+}
+
+
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
     for problem, expected in TYPE_ERRORS.items():
@@ -357,9 +365,12 @@ def flag_error(text: str) -> str:
                 return group_error(field, value)
             return f"config.{field} is {value!r}; it must be {expected}"
     if without_preset := re.match(r"Unknown command line flag '(config\.[\w.]+)'", text):
+        field = without_preset[1]
         if re.search(r"-workdir\b", " ".join(sys.argv)) and "train.py" not in sys.argv[0]:
-            return f"--workdir takes the run's own configuration: leave out --{without_preset[1]}"
-        return f"--{without_preset[1]} overrides a field of a preset: add --config=FILE"
+            flag = DATASET_FLAGS.get(field)
+            remedy = f"give {flag} instead of" if flag and flag[2:] in flags.FLAGS else "leave out"
+            return f"--workdir takes the run's own configuration: {remedy} --{field}"
+        return f"--{field} overrides a field of a preset: add --config=FILE"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]

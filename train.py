@@ -310,6 +310,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, its value and what it must be.
     """
+    checks.check_is_config(config)
     checks.check_values(config, common.get_config())
     input_pipeline.check(config)
     model = models.from_config(config)

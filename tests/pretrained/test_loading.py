@@ -1,6 +1,7 @@
 """Published files as a model's parameters: logits, resolutions, depths and heads."""
 
 import logging
+
 import jax
 import numpy as np
 import pytest
@@ -255,6 +256,7 @@ def test_tables_of_fixed_positions(weights_file):
 
 def test_impossible_fields_of_a_configuration(tiny_config):
     for field, value, message in (
+        ("init_from_grid", (2, 2), r"is \(2, 2\), which needs config.init_from"),
         ("init_from_grid", 4, r"is 4; it must be \(rows, columns\)"),
         ("init_from_grid", (-4, -4), r"is \(-4, -4\); it must be .*, both above 0"),
         ("init_from_patch", "crop", "must be None or 'resize'"),

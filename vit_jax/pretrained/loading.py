@@ -135,11 +135,17 @@ def from_config(
 
 
 def check(config) -> None:
-    """Raises UserError for impossible values of the fields beside `config.init_from`."""
+    """Raises UserError for impossible values of the fields beside `config.init_from`.
+
+    Without it, nothing would use them.
+    """
     if config.init_from_grid is not None:
         check_grid("config.init_from_grid", config.init_from_grid)
     check_choice("config.init_from_patch", config.init_from_patch, (None, "resize"))
     check_choice("config.init_from_depth", config.init_from_depth, (None, *DEPTHS))
+    for name in ("init_from_grid", "init_from_patch", "init_from_depth"):
+        if config[name] is not None and not config.init_from:
+            raise UserError(f"config.{name} is {config[name]!r}, which needs config.init_from")
 
 
 def check_grid(field: str, grid) -> None:

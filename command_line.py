@@ -1,5 +1,6 @@
 """What the scripts share: flags, exit codes, and user errors reported in one line."""
 
+import contextlib
 import errno
 import functools
 import logging
@@ -151,6 +152,9 @@ def run(
             guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
         except SystemExit as error:
             run_log.stop_logging()
+            if error.code == EXIT_INTERRUPTED:
+                # Python's shutdown can crash while XLA compiles, or a thread reads data.
+                exit_now(EXIT_INTERRUPTED)
             # Python would wait for the thread that reads data, on a file system that may be gone,
             # and JAX for the other processes, which may wait for this one in a collective. They
             # notice once it is gone.
@@ -415,6 +419,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
     message = RESUMABLE if preemptible else "Interrupted"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, functools.partial(interrupt, message))
+        sys.unraisablehook = functools.partial(interrupt_again, sys.unraisablehook)
     less_memory = "use a smaller model, or smaller images"
     if preemptible:
         less_memory = "raise config.accum_steps, or lower config.batch_size or config.image_size"
@@ -477,13 +482,24 @@ def interrupt(message: str, number, frame) -> None:
     """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that."""
 
     def end():
-        print(message, file=sys.stderr, flush=True)
-        os._exit(EXIT_INTERRUPTED)
+        print(message, file=sys.stderr)
+        exit_now(EXIT_INTERRUPTED)
 
-    timer = threading.Timer(GRACE_SECONDS, end)
-    timer.daemon = True
-    timer.start()
+    start_timer(GRACE_SECONDS, end)
     raise KeyboardInterrupt
+
+
+def interrupt_again(hook: Callable, unraisable) -> None:
+    """Repeats a Ctrl-C whose exception Python drops, as in callbacks of its garbage collection.
+
+    Args:
+        hook: sys.unraisablehook for other exceptions.
+        unraisable: what Python passes to it.
+    """
+    if unraisable.exc_type is KeyboardInterrupt:
+        start_timer(0.05, os.kill, os.getpid(), signal.SIGINT)  # once the callback has returned
+    else:
+        hook(unraisable)
 
 
 def causes(error: BaseException | None):
@@ -519,6 +535,19 @@ def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
 
 def exit_within(seconds: float, code: int) -> None:
     """Ends the process with an exit code after some seconds, if it hasn't ended by itself."""
-    timer = threading.Timer(seconds, os._exit, [code])
+    start_timer(seconds, os._exit, code)
+
+
+def exit_now(code: int) -> None:
+    """Ends the process with an exit code, without the shutdown of Python and its libraries."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(code)
+
+
+def start_timer(seconds: float, function: Callable, *arguments) -> None:
+    """Calls a function after some seconds, unless the process has ended."""
+    timer = threading.Timer(seconds, function, arguments)
     timer.daemon = True
     timer.start()

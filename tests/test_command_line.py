@@ -190,3 +190,27 @@ def test_overrides_that_cannot_be_are_explained(arguments, message):
     result = parse(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+INTERRUPTED = """
+import gc, os, signal, time
+import command_line
+
+def collecting(phase, info):
+    gc.callbacks.remove(collecting)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def main():
+    gc.callbacks.append(collecting)
+    gc.collect()
+    time.sleep(60)
+
+command_line.run(main, needs_config=False)
+"""
+
+
+def test_ctrl_c_during_a_garbage_collection_ends_the_script(tmp_path):
+    """Python drops what is raised there."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    result = forked.Script(str(tmp_path / "interrupted.py")).finish(timeout=30)
+    assert (result.returncode, result.stderr) == (130, "Interrupted\n")

@@ -16,7 +16,6 @@ import ast
 import functools
 import json
 import logging
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
 from vit_jax.runs import checkpoint, run_folder
+from vit_jax.storage import mirror
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
@@ -389,8 +389,6 @@ def main():
     out = args.out or (workdir and evaluation_folder(workdir, args.dataset, args.split))
     if args.report and out is None:
         raise UserError("--report needs --out, the folder to write its pictures to")
-    if out is not None and os.path.exists(out) and not os.path.isdir(out):
-        raise UserError(f"--out is {out}, which is a file: give a folder")
     if workdir is None and (config is None or not config.init_from):
         raise UserError(
             "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "
@@ -403,6 +401,8 @@ def main():
             target = open_weights(config, **dataset)
     except UserError as error:
         raise UserError(with_flags(str(error))) from None
+    if out is not None:
+        mirror.check_out(out)
     evaluations = parse_evals(args.evals, target.config)
     if evaluations is None and args.dataset:
         evaluations = {}  # `config.evals` is of the run's own dataset, which may not be here

@@ -22,7 +22,7 @@ from vit_jax.inference.images import pillow_pixels, view_box
 from vit_jax.pretrained import weights
 from vit_jax.runs import run_folder
 from vit_jax.storage.files import open_path
-from vit_jax.storage.mirror import written_folder
+from vit_jax.storage.mirror import check_out, written_folder
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -91,9 +91,10 @@ def draw_all(
         **settings: `image_size`, `num_heads` and `grid`, see `Classifier.load`.
 
     Raises:
-        UserError: the model or an image can't be read, or a figure would replace a file that
-            isn't one.
+        UserError: the model or an image can't be read, `out` can't be written, or a figure would
+            replace a file that isn't one.
     """
+    check_out(out)
     subject = AnyModel.load(path, **settings)
     workdir, *_ = weights.parse_run_path(open_path(os.path.expanduser(path))) or (None,)
     if compare and workdir is None:

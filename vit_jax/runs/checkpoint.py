@@ -83,6 +83,7 @@ class Checkpoints:
         self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
+        self.abandoned = False
         self.move_unreadable_metadata()
         # Two of the latest, in case the newest turns out to be corrupt.
         policies = [checkpoint_managers.LatestN(2)]
@@ -153,6 +154,8 @@ class Checkpoints:
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint being saved is complete."""
+        if self.abandoned:
+            return
         place = self.folder / str(self.last_step)
         with self.log_write_errors(), says_if_waiting(f"write checkpoint {place}", 60):
             self.manager.wait_until_finished()
@@ -161,6 +164,10 @@ class Checkpoints:
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # still written to: the next save removes it
                     unfinished.rmtree(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Gives up the checkpoint being saved: nothing waits for it any more."""
+        self.abandoned = True
 
     def check_lease(self) -> None:
         """Raises UserError if another program has taken the run's folder."""
@@ -339,7 +346,8 @@ class Checkpoints:
             UserError: the last checkpoint couldn't be saved.
         """
         self.finish_saving()
-        self.manager.close()
+        if not self.abandoned:
+            self.manager.close()
         if self.lock is not None:
             self.lock.release()
         if self.failed_step is not None and self.failed_step == self.last_step:

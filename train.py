@@ -53,6 +53,7 @@ class Run(NamedTuple):
     log: run_log.RunLog
     preemption: Preemption
     profile: profile.Profile
+    description: tuple  # the arguments of `run_folder.record`
 
 
 def train(
@@ -109,15 +110,20 @@ def train(
         batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
         batches = feeding.to_devices(batches, mesh)
         log_summary(program, train_set, evaluators, state)
-        run_folder.record(workdir, config, train_set.class_names, program.remat)
+        description = (workdir, config, train_set.class_names, program.remat)
+        run_folder.record(*description)
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
         log = stack.enter_context(contextlib.closing(run_log.RunLog(files, first_step, config)))
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
-        run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
-        results = loop(run, state, batches)
+        run = Run(config, program, evaluators, checkpoints, log, preemption, trace, description)
+        try:
+            results = loop(run, state, batches)
+        except KeyboardInterrupt:  # maybe in the middle of a save
+            checkpoints.abandon()
+            raise
     return results["val"]
 
 
@@ -232,6 +238,7 @@ def saves_on_error(run: Run, state):
 
 def save(run: Run, step: int, state, values: dict[str, float] | None = None) -> None:
     """Saves a checkpoint, whose rows are in the run's folder before it is complete."""
+    run_folder.record_if_deleted(*run.description)
     if run.log.upload():
         run.checkpoints.save(step, state, values)
     else:
@@ -444,7 +451,7 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float], page) -
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         + (f"\nReport: {page}\n" if page else "")
-        + f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
+        + f"\nIn {workdir}: {', '.join(run_folder.list_files(workdir))}"
         "\n\nNext, you could try"
         f"\n  another seed       {seed}"
         f"\n  evaluation         {command('evaluate.py', f'--workdir={workdir}')}"

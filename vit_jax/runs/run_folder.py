@@ -40,6 +40,11 @@ RECORDED = {
     **{"batch_size": int, "dtype": str, "loss": str},
 }
 FOLDERS, LOGS = ("checkpoints", "corrupt_checkpoints", "compiled"), ("train.log", "metrics.jsonl")
+PRINTED = {  # pattern -> what messages call it
+    "checkpoints": "checkpoints/",
+    **{name: name for name in ("metrics.jsonl", "train.log", "config.json")},
+    "events.out.tfevents.*": "TensorBoard events",
+}
 # Orbax takes the first three for a pattern and leaves a checkpoint unfinished, or finds another
 # run's files; TensorStore takes the last for a slash, and writes outside the run's folder.
 UNSUITABLE = set("*?[\\") - {os.sep}
@@ -192,6 +197,30 @@ def record(
         config.model.remat = remat
         write_config(workdir, config)
         write_class_names(workdir, class_names)
+
+
+def record_if_deleted(
+    workdir, config: ml_collections.ConfigDict, class_names: Sequence[str], remat: str
+) -> None:
+    """Makes and describes a run's folder again, see `record`, if someone deleted it."""
+    folder = files.open_path(workdir)
+    is_local = not buckets.is_bucket(folder)
+    if is_local and jax.process_index() == 0 and not (folder / "config.json").exists():
+        logger.error(
+            f"{workdir} was moved or deleted while the run writes to it: its files and checkpoints "
+            "from now on are in a new folder of that name"
+        )
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            record(workdir, config, class_names, remat)
+        except OSError as error:
+            logger.error(f"{workdir} can't be written: {error.strerror}")
+
+
+def list_files(workdir) -> list[str]:
+    """Returns what a run's folder has of a run's files, to print."""
+    folder = files.open_path(workdir)
+    return [text for pattern, text in PRINTED.items() if any(folder.glob(pattern))]
 
 
 def recorded(workdir, group: str, field: str):

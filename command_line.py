@@ -38,7 +38,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 # Errors of a collective that mean that another process is gone. Others are this process's own.
 LOST_PROCESS = re.compile(
     r"^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b"
-    r"|gloo.*(connection|peer|timed out)|remote process exited",
+    r"|gloo.*(connection|peer|timed out)|remote process exited|heartbeat timeout",
     re.DOTALL | re.IGNORECASE,
 )
 GRACE_SECONDS = 10  # for a clean shutdown, before this process exits without one
@@ -434,6 +434,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 HEARTBEAT.value,
                 preemptible,
             )
+        if jax.process_count() > 1:  # JAX's runtime aborts if it loses another process
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)  # without a dump of all threads
         main()
         sys.stdout.flush()
     except UserError as error:
@@ -460,7 +462,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 stop(f"The device is out of memory ({first_line(cause)}): {less_memory}")
         if jax.process_count() == 1:
             raise
-        for cause in jax_errors:
+        for cause in causes(error):  # JAX raises some as ValueError
             if LOST_PROCESS.search(str(cause)):
                 exit_after_loss(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
@@ -479,7 +481,11 @@ RESUMABLE = "Interrupted: the same command resumes a run from its last checkpoin
 
 
 def interrupt(message: str, number, frame) -> None:
-    """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that."""
+    """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that.
+
+    Threads of libraries that were waited for may fail then, and print tracebacks: not any more.
+    """
+    sys.excepthook = lambda *_: None
 
     def end():
         print(message, file=sys.stderr)
@@ -512,14 +518,18 @@ def causes(error: BaseException | None):
 def exit_after_loss(error: Exception) -> None:
     """Ends a process that has lost another one.
 
-    The collective fails before it is known which process is gone. JAX's runtime logs which
+    A collective fails before it is known which process is gone. JAX's runtime logs which
     one it is, and ends this process, once the lost process's heartbeat is overdue.
     """
+    overdue = re.search(r"Task (\d+) heartbeat timeout", str(error))
+    lost = f"process {overdue[1]}" if overdue else f"another process ({first_line(error)})"
+    ends = "ends" if overdue else f"ends within {HEARTBEAT.value} s"
     logging.getLogger("vit_jax").error(
-        f"Process {jax.process_index()} lost another process ({first_line(error)}) and ends within "
-        f"{HEARTBEAT.value} s. The same command on all processes resumes from the last checkpoint"
+        f"Process {jax.process_index()} lost {lost} and {ends}. The same command on all processes "
+        "resumes from the last checkpoint"
     )
-    time.sleep(HEARTBEAT.value + 10)
+    if not overdue:
+        time.sleep(HEARTBEAT.value + 10)
     os._exit(EXIT_LOST)  # a clean shutdown would wait for the others
 
 

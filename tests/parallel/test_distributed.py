@@ -313,6 +313,11 @@ def test_mistakes_about_processes(monkeypatch):
             "network error",
             True,
         ),
+        (
+            "INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat "
+            "timeout. This indicates that the remote task has failed",
+            True,
+        ),
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes", False),
         ("INTERNAL: NCCL operation ncclCommInitRankConfig failed: unhandled system error", False),
     ],

@@ -438,7 +438,8 @@ def read_params(
     steps = run_folder.checkpoint_steps(workdir)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+        found = f"its steps are {steps}" if steps else "there is none yet"
+        raise UserError(f"No checkpoint{wanted} in {folder}; {found}")
     if item == "ema_params" and not config.ema_decay:
         raise UserError(
             f"{workdir} has no average of its parameters (config.ema_decay is unset): leave out "

@@ -254,7 +254,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         check_structure(config)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         problem = "is missing"
     except (IsADirectoryError, ValueError, TypeError, AttributeError) as error:
         problem = f"can't be read ({first_line(error)})"
@@ -293,7 +293,9 @@ def require_config(workdir) -> ml_collections.ConfigDict:
     """
     config = read_config(workdir)
     if config is None:
-        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+        parents = list(files.open_path(workdir).parents)[:2]
+        run = next((f"; give {path}" for path in parents if has_config(path)), "")
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json{run}")
     return config
 
 

@@ -359,6 +359,19 @@ DATASET_FLAGS = {
 }
 
 
+# Flags of other codebases' training scripts, and what they are here.
+FOREIGN_FLAGS = {
+    **{name: f"config.{name}" for name in ("seed", "batch_size", "image_size", "total_steps")},
+    **dict.fromkeys(("lr", "learning_rate", "base_lr"), "config.schedule.base_lr"),
+    **dict.fromkeys(("epochs", "num_epochs"), "config.num_epochs"),
+    **dict.fromkeys(("data", "data_path", "dataset", "train_dir"), "config.dataset.name"),
+    **dict.fromkeys(("weight_decay", "wd"), "config.optimizer.weight_decay"),
+    **dict.fromkeys(("model", "arch"), "config.model.variant"),
+    **dict.fromkeys(("pretrained", "init_from", "finetune"), "config.init_from"),
+    **dict.fromkeys(("output", "output_dir", "out", "resume"), "workdir"),
+}
+
+
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
     for problem, expected in TYPE_ERRORS.items():
@@ -375,6 +388,16 @@ def flag_error(text: str) -> str:
             remedy = f"give {flag} instead of" if flag and flag[2:] in flags.FLAGS else "leave out"
             return f"--workdir takes the run's own configuration: {remedy} --{field}"
         return f"--{field} overrides a field of a preset: add --config=FILE"
+    if with_value := re.match(r"flag --(\w+)=(.*): \('Non-boolean argument", text):
+        name, value = with_value.groups()
+        return f"--{name} is {value!r}; it takes no value: give --{name} or --no{name}"
+    if foreign := re.match(r"Unknown command line flag '([\w-]+)'", text):
+        field = FOREIGN_FLAGS.get(foreign[1].replace("-", "_"))
+        if field and "train.py" in sys.argv[0]:
+            return f"There is no flag --{foreign[1]}: give --{field}"
+    if "get_config() takes 0 positional arguments" in text:
+        _, _, path = next(preset_paths(sys.argv))
+        return f"{path} takes no argument: leave out :ARG, or define get_config(arg=None) there"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]
@@ -454,7 +477,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
         if isinstance(error, MemoryError):
             stop(f"This machine is out of memory ({first_line(error)}): {less_memory}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            file = f" ({error.filename})" if error.filename else ""
+            place = error.filename or WORKDIR.value
+            file = f" ({place})" if place else ""
             stop(f"The disk is full{file}: free some space, and run the same command again")
         jax_errors = [e for e in causes(error) if isinstance(e, jax.errors.JaxRuntimeError)]
         for cause in jax_errors:

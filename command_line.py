@@ -1,5 +1,6 @@
 """What the scripts share: flags, exit codes, and user errors reported in one line."""
 
+import contextlib
 import errno
 import functools
 import logging
@@ -37,7 +38,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 # Errors of a collective that mean that another process is gone. Others are this process's own.
 LOST_PROCESS = re.compile(
     r"^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b"
-    r"|gloo.*(connection|peer|timed out)|remote process exited",
+    r"|gloo.*(connection|peer|timed out)|remote process exited|heartbeat timeout",
     re.DOTALL | re.IGNORECASE,
 )
 GRACE_SECONDS = 10  # for a clean shutdown, before this process exits without one
@@ -172,6 +173,9 @@ def run(
             guarded(lambda: main(argv[1:]) if takes_paths else main(), preemptible=trains)
         except SystemExit as error:
             run_log.stop_logging()
+            if error.code == EXIT_INTERRUPTED:
+                # Python's shutdown can crash while XLA compiles, or a thread reads data.
+                exit_now(EXIT_INTERRUPTED)
             # Python would wait for the thread that reads data, on a file system that may be gone,
             # and JAX for the other processes, which may wait for this one in a collective. They
             # notice once it is gone.
@@ -368,6 +372,27 @@ TYPE_ERRORS = {
 }
 
 
+# What evaluate.py takes instead of a field of the configuration.
+DATASET_FLAGS = {
+    "config.dataset.name": "--dataset",
+    "config.dataset.data_dir": "--data_dir",
+    "config.dataset.eval_split": "--split",
+}
+
+
+# Flags of other codebases' training scripts, and what they are here.
+FOREIGN_FLAGS = {
+    **{name: f"config.{name}" for name in ("seed", "batch_size", "image_size", "total_steps")},
+    **dict.fromkeys(("lr", "learning_rate", "base_lr"), "config.schedule.base_lr"),
+    **dict.fromkeys(("epochs", "num_epochs"), "config.num_epochs"),
+    **dict.fromkeys(("data", "data_path", "dataset", "train_dir"), "config.dataset.name"),
+    **dict.fromkeys(("weight_decay", "wd"), "config.optimizer.weight_decay"),
+    **dict.fromkeys(("model", "arch"), "config.model.variant"),
+    **dict.fromkeys(("pretrained", "init_from", "finetune"), "config.init_from"),
+    **dict.fromkeys(("output", "output_dir", "out", "resume"), "workdir"),
+}
+
+
 def flag_error(text: str) -> str:
     """Shortens absl's message, which may contain a preset's traceback, to one line."""
     for problem, expected in TYPE_ERRORS.items():
@@ -378,9 +403,22 @@ def flag_error(text: str) -> str:
                 return group_error(field, value)
             return f"config.{field} is {value!r}; it must be {expected}"
     if without_preset := re.match(r"Unknown command line flag '(config\.[\w.]+)'", text):
+        field = without_preset[1]
         if re.search(r"-workdir\b", " ".join(sys.argv)) and "train.py" not in sys.argv[0]:
-            return f"--workdir takes the run's own configuration: leave out --{without_preset[1]}"
-        return f"--{without_preset[1]} overrides a field of a preset: add --config=FILE"
+            flag = DATASET_FLAGS.get(field)
+            remedy = f"give {flag} instead of" if flag and flag[2:] in flags.FLAGS else "leave out"
+            return f"--workdir takes the run's own configuration: {remedy} --{field}"
+        return f"--{field} overrides a field of a preset: add --config=FILE"
+    if with_value := re.match(r"flag --(\w+)=(.*): \('Non-boolean argument", text):
+        name, value = with_value.groups()
+        return f"--{name} is {value!r}; it takes no value: give --{name} or --no{name}"
+    if foreign := re.match(r"Unknown command line flag '([\w-]+)'", text):
+        field = FOREIGN_FLAGS.get(foreign[1].replace("-", "_"))
+        if field and "train.py" in sys.argv[0]:
+            return f"There is no flag --{foreign[1]}: give --{field}"
+    if "get_config() takes 0 positional arguments" in text:
+        _, _, path = next(preset_paths(sys.argv))
+        return f"{path} takes no argument: leave out :ARG, or define get_config(arg=None) there"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]
@@ -425,6 +463,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
     message = RESUMABLE if preemptible else "Interrupted"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, functools.partial(interrupt, message))
+        sys.unraisablehook = functools.partial(interrupt_again, sys.unraisablehook)
     less_memory = "use a smaller model, or smaller images"
     if preemptible:
         less_memory = "raise config.accum_steps, or lower config.batch_size or config.image_size"
@@ -440,6 +479,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 preemptible,
                 DISTRIBUTED.value,
             )
+        if jax.process_count() > 1:  # JAX's runtime aborts if it loses another process
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)  # without a dump of all threads
         main()
         sys.stdout.flush()
     except UserError as error:
@@ -458,7 +499,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
         if isinstance(error, MemoryError):
             stop(f"This machine is out of memory ({first_line(error)}): {less_memory}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            file = f" ({error.filename})" if error.filename else ""
+            place = error.filename or WORKDIR.value
+            file = f" ({place})" if place else ""
             stop(f"The disk is full{file}: free some space, and run the same command again")
         jax_errors = [e for e in causes(error) if isinstance(e, jax.errors.JaxRuntimeError)]
         for cause in jax_errors:
@@ -466,7 +508,7 @@ def guarded(main: Callable, preemptible: bool) -> None:
                 stop(f"The device is out of memory ({first_line(cause)}): {less_memory}")
         if jax.process_count() == 1:
             raise
-        for cause in jax_errors:
+        for cause in causes(error):  # JAX raises some as ValueError
             if LOST_PROCESS.search(str(cause)):
                 exit_after_loss(cause)
         stop(traceback.format_exc(), EXIT_CRASHED)
@@ -485,16 +527,31 @@ RESUMABLE = "Interrupted: the same command resumes a run from its last checkpoin
 
 
 def interrupt(message: str, number, frame) -> None:
-    """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that."""
+    """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that.
+
+    Threads of libraries that were waited for may fail then, and print tracebacks: not any more.
+    """
+    sys.excepthook = lambda *_: None
 
     def end():
-        print(message, file=sys.stderr, flush=True)
-        os._exit(EXIT_INTERRUPTED)
+        print(message, file=sys.stderr)
+        exit_now(EXIT_INTERRUPTED)
 
-    timer = threading.Timer(GRACE_SECONDS, end)
-    timer.daemon = True
-    timer.start()
+    start_timer(GRACE_SECONDS, end)
     raise KeyboardInterrupt
+
+
+def interrupt_again(hook: Callable, unraisable) -> None:
+    """Repeats a Ctrl-C whose exception Python drops, as in callbacks of its garbage collection.
+
+    Args:
+        hook: sys.unraisablehook for other exceptions.
+        unraisable: what Python passes to it.
+    """
+    if unraisable.exc_type is KeyboardInterrupt:
+        start_timer(0.05, os.kill, os.getpid(), signal.SIGINT)  # once the callback has returned
+    else:
+        hook(unraisable)
 
 
 def causes(error: BaseException | None):
@@ -507,14 +564,18 @@ def causes(error: BaseException | None):
 def exit_after_loss(error: Exception) -> None:
     """Ends a process that has lost another one.
 
-    The collective fails before it is known which process is gone. JAX's runtime logs which
+    A collective fails before it is known which process is gone. JAX's runtime logs which
     one it is, and ends this process, once the lost process's heartbeat is overdue.
     """
+    overdue = re.search(r"Task (\d+) heartbeat timeout", str(error))
+    lost = f"process {overdue[1]}" if overdue else f"another process ({first_line(error)})"
+    ends = "ends" if overdue else f"ends within {HEARTBEAT.value} s"
     logging.getLogger("vit_jax").error(
-        f"Process {jax.process_index()} lost another process ({first_line(error)}) and ends within "
-        f"{HEARTBEAT.value} s. The same command on all processes resumes from the last checkpoint"
+        f"Process {jax.process_index()} lost {lost} and {ends}. The same command on all processes "
+        "resumes from the last checkpoint"
     )
-    time.sleep(HEARTBEAT.value + 10)
+    if not overdue:
+        time.sleep(HEARTBEAT.value + 10)
     os._exit(EXIT_LOST)  # a clean shutdown would wait for the others
 
 
@@ -530,6 +591,19 @@ def stop(message: str, code: int = EXIT_USER_ERROR) -> None:
 
 def exit_within(seconds: float, code: int) -> None:
     """Ends the process with an exit code after some seconds, if it hasn't ended by itself."""
-    timer = threading.Timer(seconds, os._exit, [code])
+    start_timer(seconds, os._exit, code)
+
+
+def exit_now(code: int) -> None:
+    """Ends the process with an exit code, without the shutdown of Python and its libraries."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(code)
+
+
+def start_timer(seconds: float, function: Callable, *arguments) -> None:
+    """Calls a function after some seconds, unless the process has ended."""
+    timer = threading.Timer(seconds, function, arguments)
     timer.daemon = True
     timer.start()

@@ -16,7 +16,6 @@ import ast
 import functools
 import json
 import logging
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ from vit_jax.parallel.mesh import create_mesh
 from vit_jax.report import page, results
 from vit_jax.report.results import Result
 from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
+from vit_jax.storage import mirror
 from vit_jax.training import steps, train_state
 from vit_jax.training.program import eval_batch_size
 
@@ -106,6 +106,9 @@ def open_weights(config, **dataset) -> Target:
     Raises:
         UserError: unknown weights, dataset or split, or weights of a different model.
     """
+    checks.check_is_config(config)
+    if not config.init_from:
+        raise UserError("config.init_from is unset: set it to the weights to evaluate")
     config = config.copy_and_resolve_references()
     selected = select_dataset(config, **dataset)
     input_pipeline.check(config)
@@ -179,7 +182,15 @@ def evaluate(
         evaluations: by name, see `evals.parse`; of the configuration's own dataset, unless they
             name another. None: those of `config.evals`.
         reports_classes: whether the result has measures of each class.
+
+    Raises:
+        UserError: `target` isn't a Target, or an evaluation or example can't be used.
     """
+    if not isinstance(target, Target):
+        raise UserError(
+            f"target is {target!r}; it must be what `open_run(workdir)` or `open_weights(config)` "
+            "returns"
+        )
     config, mesh, model = target.config, target.mesh, target.model
     if evaluations is None:
         evaluations = evals.parse(config)
@@ -347,6 +358,18 @@ def define_flags() -> None:
     )
 
 
+def with_flags(message: str) -> str:
+    """Names this script's flags in a message about fields of `config.dataset`."""
+    for field, flag in command_line.DATASET_FLAGS.items():
+        message = message.replace(f"--{field}=", f"{flag}=")
+        if f"{field} is " in message:
+            is_given = flags.FLAGS[flag.removeprefix("--")].present
+            message = (
+                message.replace(field, flag) if is_given else f"{message}; {flag}=... gives another"
+            )
+    return message
+
+
 def main():
     run_log.start_logging()
     args = flags.FLAGS
@@ -354,22 +377,26 @@ def main():
     dataset = dict(name=args.dataset, data_dir=args.data_dir, split=args.split)
     if config is not None and (workdir is not None or args.step is not None):
         raise UserError(
-            "--config can't be combined with --workdir or --step, which select a checkpoint"
+            "--config can't be combined with --workdir or --step, which select a checkpoint; "
+            "--dataset, --data_dir and --split select what it is evaluated on"
         )
     out = args.out or (workdir and evaluation_folder(workdir, args.dataset, args.split))
     if args.report and out is None:
         raise UserError("--report needs --out, the folder to write its pictures to")
-    if out is not None and os.path.exists(out) and not os.path.isdir(out):
-        raise UserError(f"--out is {out}, which is a file: give a folder")
-    if workdir is not None:
-        target = open_run(workdir, args.step, **dataset)
-    elif config is not None and config.init_from:
-        target = open_weights(config, **dataset)
-    else:
+    if workdir is None and (config is None or not config.init_from):
         raise UserError(
             "Nothing to evaluate: set --workdir to a run's folder, or --config to a preset and "
             "--config.init_from to published weights"
         )
+    try:
+        if workdir is not None:
+            target = open_run(workdir, args.step, **dataset)
+        else:
+            target = open_weights(config, **dataset)
+    except UserError as error:
+        raise UserError(with_flags(str(error))) from None
+    if out is not None:
+        mirror.check_out(out)
     evaluations = parse_evals(args.evals, target.config)
     if evaluations is None and args.dataset:
         evaluations = {}  # `config.evals` is of the run's own dataset, which may not be here

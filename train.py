@@ -57,6 +57,7 @@ class Run(NamedTuple):
     preemption: Preemption
     profile: profile.Profile
     watchdog: Watchdog
+    beginning: Beginning
 
     def stop_requested(self) -> bool:
         """Whether to stop here; see `Preemption.sync`. A sign of life, too."""
@@ -134,8 +135,14 @@ def train(
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
         watchdog = stack.enter_context(Watchdog(hang_seconds))
-        run = Run(config, program, evaluators, checkpoints, log, preemption, trace, watchdog)
-        results = loop(run, state, batches)
+        run = Run(
+            config, program, evaluators, checkpoints, log, preemption, trace, watchdog, beginning
+        )
+        try:
+            results = loop(run, state, batches)
+        except KeyboardInterrupt:  # maybe in the middle of a save
+            checkpoints.abandon()
+            raise
     return results["val"]
 
 
@@ -255,6 +262,7 @@ def saves_on_error(run: Run, state):
 
 def save(run: Run, step: int, state, values: dict[str, float] | None = None) -> None:
     """Saves a checkpoint, whose rows are in the run's folder before it is complete."""
+    run.beginning.record_if_deleted()
     if run.log.upload():
         run.checkpoints.save(step, state, values)
     else:
@@ -333,6 +341,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, its value and what it must be.
     """
+    checks.check_is_config(config)
     checks.check_values(config, common.get_config())
     input_pipeline.check(config)
     model = models.from_config(config)
@@ -473,7 +482,7 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float], page) -
         f"\n{config.dataset.eval_split.capitalize()} accuracy {result['accuracy']:.2%} "
         f"(top-5 {result['accuracy_top5']:.2%}, loss {result['loss']:.4f})\n"
         + (f"\nReport: {page}\n" if page else "")
-        + f"\nIn {workdir}: checkpoints/, metrics.jsonl, train.log, config.json, TensorBoard events"
+        + f"\nIn {workdir}: {', '.join(run_folder.list_files(workdir))}"
         "\n\nNext, you could try"
         f"\n  another seed       {seed}"
         f"\n  evaluation         {command('evaluate.py', f'--workdir={workdir}')}"

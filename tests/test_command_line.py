@@ -1,5 +1,6 @@
 """Commands from any folder, and paths that a shell would take apart."""
 
+import functools
 import json
 import logging
 import pathlib
@@ -18,7 +19,7 @@ from ml_collections import config_flags
 
 import command_line
 import input_pipeline
-from configs import digits, finetune
+from configs import common, digits, finetune
 from vit_jax.errors import UserError
 
 
@@ -95,6 +96,19 @@ def test_a_value_of_a_wrong_type_is_named(override, problem, message):
     assert re.fullmatch(f"config.{override.partition('=')[0]} is .*{message}.*", line)
 
 
+def test_flags_of_other_codebases_and_values_of_switches(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for flag, field in (("lr", "config.schedule.base_lr"), ("data-path", "config.dataset.name")):
+        line = command_line.flag_error(f"Unknown command line flag '{flag}'")
+        assert line == f"There is no flag --{flag}: give --{field}"
+    config = common.get_config()
+    for field in set(command_line.FOREIGN_FLAGS.values()) - {"workdir"}:
+        *groups, name = field.split(".")[1:]
+        assert name in functools.reduce(getattr, groups, config), field
+    text = "flag --report=a.html: ('Non-boolean argument to boolean flag', 'a.html')"
+    assert "--report is 'a.html'; it takes no value" in command_line.flag_error(text)
+
+
 def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}:quick"])
@@ -107,6 +121,10 @@ def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
     assert (
         command_line.preset_error(missing) == f"{path} is no preset: it has no function get_config"
     )
+    path.write_text("def get_config():\n    return {}\n")
+    result = parse(f"--config={path}:quick")
+    assert result.returncode == 2
+    assert re.search("mine.py takes no argument: .* define get_config.arg=None", result.stderr)
     assert command_line.preset_error(AttributeError("'nofield'")) is None  # not the preset's
 
 
@@ -190,3 +208,27 @@ def test_overrides_that_cannot_be_are_explained(arguments, message):
     result = parse(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+INTERRUPTED = """
+import gc, os, signal, time
+import command_line
+
+def collecting(phase, info):
+    gc.callbacks.remove(collecting)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def main():
+    gc.callbacks.append(collecting)
+    gc.collect()
+    time.sleep(60)
+
+command_line.run(main, needs_config=False)
+"""
+
+
+def test_ctrl_c_during_a_garbage_collection_ends_the_script(tmp_path):
+    """Python drops what is raised there."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    result = forked.Script(str(tmp_path / "interrupted.py")).finish(timeout=30)
+    assert (result.returncode, result.stderr) == (130, "Interrupted\n")

@@ -1,7 +1,10 @@
 """evaluate.py: the numbers of a run's checkpoints."""
 
 import json
+import re
+import shutil
 
+import forked
 import pytest
 from whole_runs import quick_config
 
@@ -49,6 +52,27 @@ def test_mistakes_are_named(run, tmp_path):
         evaluate.parse_evals("fewshots", config)
     with pytest.raises(UserError, match="--evals is '{1'; it must be names"):
         evaluate.parse_evals("{1", config)
+    with pytest.raises(UserError, match="target is '.*'; it must be what `open_run"):
+        evaluate.evaluate(str(workdir))
+    with pytest.raises(UserError, match="config is 'configs/digits.py'; it must be a ConfigDict"):
+        evaluate.open_weights("configs/digits.py")
+    with pytest.raises(UserError, match="config.init_from is unset"):
+        evaluate.open_weights(config)
+
+
+def test_a_dataset_that_is_gone_is_mended_by_a_flag_that_is_named(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["dataset"]["name"] = str(tmp_path / "photos")
+    (copy / "config.json").write_text(json.dumps(config))
+    for args, message in (
+        ([], "config.dataset.name is '.*photos', but there is no such folder; --dataset=... gives"),
+        (["--dataset=/nowhere"], "(?m)^--dataset is '/nowhere', but there is no such folder$"),
+        (["--config.dataset.eval_split=train"], "give --split instead of --config.dataset.eval_s"),
+    ):
+        result = forked.run_script("evaluate.py", f"--workdir={copy}", *args)
+        assert result.returncode == 2
+        assert re.search(message, result.stderr.strip()), result.stderr
 
 
 def test_parameters_are_split_as_the_mesh_says(run, monkeypatch):

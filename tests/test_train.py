@@ -28,6 +28,7 @@ from whole_runs import (
     untimed,
 )
 
+import evaluate
 import input_pipeline
 import train
 from configs import common, recipes
@@ -397,6 +398,45 @@ def test_the_best_evaluation_is_saved(on_one_device, tmp_path, monkeypatch):
 
 
 @slow
+def test_a_second_ctrl_c_does_not_wait_for_a_save(on_one_device, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("interrupted")
+
+    def interrupted(checkpoints, step, *_):
+        checkpoints.last_step = step
+        monkeypatch.setattr(checkpoints.manager, "wait_until_finished", fail)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(quick_config(total_steps=10, report=False), tmp_path / "run")
+    run_folder.lock(tmp_path / "run").release()  # another program may train there now
+
+
+def test_a_run_whose_folder_is_deleted_describes_itself_again(
+    on_one_device, tmp_path, monkeypatch, capsys
+):
+    save = train.save
+
+    def delete_before(run, step, *args):
+        if step == 20:
+            run.checkpoints.finish_saving()
+            shutil.rmtree(tmp_path / "run")
+        save(run, step, *args)
+
+    monkeypatch.setattr(train, "save", delete_before)
+    config = quick_config(total_steps=40, checkpoint_every_steps=10, eval_every_steps=40)
+    result = train.train(config, tmp_path / "run")
+    assert capsys.readouterr().err.count("run was moved or deleted while the run writes") == 1
+    assert steps_in(tmp_path / "run") == [30, 40]
+    assert evaluate.evaluate(evaluate.open_run(tmp_path / "run")).metrics[
+        "accuracy"
+    ] == pytest.approx(result["accuracy"])
+    assert run_folder.list_files(tmp_path / "run") == [
+        *("checkpoints/", "metrics.jsonl", "train.log", "config.json")
+    ]
+
+
 def test_a_truncated_checkpoint_is_set_aside(finished, tmp_path):
     """It is logged and moved, and the run ends with the same bits."""
     workdir, _ = finished

@@ -7,6 +7,8 @@ NumPy, safetensors and etils.
 """
 
 import importlib
+import importlib.util
+import sys
 
 LAZY = {
     "Classifier": "vit_jax.inference.classifier",
@@ -18,6 +20,21 @@ LAZY = {
     "pretrained": "vit_jax.pretrained",
 }
 MODULES = ("checkpoint", "models", "optim", "pretrained")  # the others are in such a module
+
+
+def exit_without_jax() -> None:
+    """Ends the program with one line if JAX isn't installed."""
+    if importlib.util.find_spec("jax") is None:
+        print(
+            f"JAX isn't installed for {sys.executable}: run `python start.py train` once, then "
+            "`source .venv/bin/activate` in each shell",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for a module of this package to run
+    exit_without_jax()
 
 
 def __getattr__(name: str):

@@ -181,6 +181,15 @@ def check_interval(field: str, value) -> None:
         raise UserError(f"{field} is {ends}; it must be (low, high), 0 < low <= high <= 1")
 
 
+def check_is_config(config) -> None:
+    """Raises UserError if `config` isn't a configuration, but a path, say."""
+    if not hasattr(config, "items"):
+        raise UserError(
+            f"config is {config!r}; it must be a ConfigDict, which get_config() of a preset, such "
+            "as configs/digits.py, returns"
+        )
+
+
 def check_values(config: Mapping, defaults: Mapping, group: str = "config") -> None:
     """Checks a configuration, or a group of it, against the default one.
 

@@ -101,6 +101,8 @@ def test_mistakes_end_with_one_line(digits_run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert command.main([str(digits_run), f"--out={no_image}"]) == 2
+    assert "a.png is a file): give another folder, by --out" in capsys.readouterr().err
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "heads.png").write_text("mine")
     assert command.main([str(digits_run), f"--out={tmp_path / 'out'}"]) == 2

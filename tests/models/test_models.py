@@ -255,6 +255,11 @@ def stem(**fields):
     return lambda: tiny_model(resnet=fields)
 
 
+def apply_to_others(model, image_shape):
+    """Applies a model whose parameters are for images of 32x32x3 to others."""
+    return model.apply(init(model, jnp.zeros((1, 32, 32, 3))), jnp.zeros((1, *image_shape)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -306,6 +311,14 @@ def stem(**fields):
         (
             lambda: apply(tiny_model(), {}, jnp.zeros((2, 3, 32, 32))),
             r"images are \(2, 3, 32, 32\); they must be \(N, height, width, channels\)",
+        ),
+        (
+            lambda: apply_to_others(tiny_model(scan=True), (48, 32, 3)),
+            r"images of 48x32 have 6x4 patches; .* positions for 16: .*image_size=\(48, 32\)",
+        ),
+        (
+            lambda: apply_to_others(models.create("R+Ti/16", num_classes=2, depth=1), (32, 32, 1)),
+            "images have 1 channels; the model's parameters are for 3",
         ),
         (
             lambda: apply(tiny_model().clone(remat="ful"), {}, jnp.zeros((1, 32, 32, 3))),

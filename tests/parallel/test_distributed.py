@@ -363,6 +363,11 @@ def test_distributed_on_the_command_line():
             "network error",
             True,
         ),
+        (
+            "INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat "
+            "timeout. This indicates that the remote task has failed",
+            True,
+        ),
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes", False),
         ("INTERNAL: NCCL operation ncclCommInitRankConfig failed: unhandled system error", False),
     ],

@@ -63,6 +63,8 @@ def test_sources_and_runs_are_not_overwritten(tmp_path, capsys, tiny_config):
         (npz, "https://a.b/w.npz", "google", "must be a folder, or gs://BUCKET"),
         (npz, other, "hf", "isn't an exported model's: write to another folder"),
         (npz, tmp_path / "out.npz", "timm", "needs a folder or a .safetensors file"),
+        (npz, tmp_path / "vit.pth", "timm", "needs a folder or a .safetensors file"),
+        (npz, tmp_path / "vit.safetensors", "hf", "the format 'hf' needs a folder"),
         (npz, run / "config.json", "hf", "the format 'hf' needs a folder"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(str(target))}.*{message}"):

@@ -1,5 +1,7 @@
 """Published files as a model's parameters: logits, resolutions, depths and heads."""
 
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -58,7 +60,8 @@ def test_head_for_other_classes_is_replaced(weights_file, caplog):
         assert not params["head"]["kernel"].any()
         assert (params["head"]["bias"] == -3.0).all()
         assert ("pre_logits" in params) == ("representation_size" in fields)
-        assert f"the new head for {fields['num_classes']} starts at zero" in caplog.text
+        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert f"the new head for {fields['num_classes']} starts at zero" in warned[-1]
     assert "head" not in pretrained.load(path, tiny_model(num_classes=None))
     with pytest.raises(UserError, match="a head for 10 classes after .*; the model needs one for"):
         pretrained.load(path, tiny_model(), new_head=False)
@@ -253,6 +256,7 @@ def test_tables_of_fixed_positions(weights_file):
 
 def test_impossible_fields_of_a_configuration(tiny_config):
     for field, value, message in (
+        ("init_from_grid", (2, 2), r"is \(2, 2\), which needs config.init_from"),
         ("init_from_grid", 4, r"is 4; it must be \(rows, columns\)"),
         ("init_from_grid", (-4, -4), r"is \(-4, -4\); it must be .*, both above 0"),
         ("init_from_patch", "crop", "must be None or 'resize'"),

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import randomized, tiny_model
+from etils import epath
 from whole_runs import steps_in
 
 from configs import common
@@ -23,6 +24,7 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import sharding
 from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs.checkpoint_items import CorruptCheckpoint, read_item
 from vit_jax.training import optim, train_state
 
 IMAGE = (32, 32, 3)
@@ -216,6 +218,20 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(tmp_path, shapes, capl
     assert re.search(r"checkpoints/7\S* can't be read", caplog.text)
     assert (tmp_path / "corrupt_checkpoints" / "7").exists()
     assert_same(restore(tmp_path, shapes), at(7, shapes))
+
+
+def test_reads_that_a_damaged_file_leaves_unfinished_print_nothing(tmp_path, shapes, caplog):
+    """asyncio logs their tasks when Python frees them, which may be much later."""
+    save(tmp_path, shapes, [3])
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "params" / "ocdbt.process_0")
+    with pytest.raises(CorruptCheckpoint, match="a file is missing, damaged or cut short .*Error"):
+        read_item(epath.Path(tmp_path / "checkpoints" / "3" / "params"))
+    for module in ("orbax/checkpoint/_src/serialization/serialization.py", "mine.py"):
+        logging.getLogger("asyncio").error(
+            f"Task exception was never retrieved\nfuture: <Task finished coro=<f() at {module}:1>>"
+        )
+    assert "mine.py" in caplog.text
+    assert "orbax" not in caplog.text
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty"])

@@ -10,6 +10,7 @@ from whole_runs import edit_config
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.report import page
 from vit_jax.runs import checkpoint, resuming, run_folder
 from vit_jax.runs.checkpoint_items import read_item
 from vit_jax.training import train_state
@@ -94,6 +95,16 @@ def test_corrupt_files_are_named(tmp_path, text):
         run_folder.read_config(tmp_path)
     with pytest.raises(UserError, match=r"class_names.json (is corrupt|must be a list).*remove it"):
         run_folder.read_class_names(tmp_path)
+
+
+def test_what_is_no_run_is_called_that(run, tmp_path):
+    with pytest.raises(UserError, match=f"20 is not a run's folder: .*; give {run}$"):
+        run_folder.require_config(run / "checkpoints" / "20")
+    weights = tmp_path / "some" / "folder" / "w.npz"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with pytest.raises(UserError, match="w.npz is not a run's folder: it has no config.json$"):
+        page.write(weights)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.storage import mirror
-from vit_jax.storage.mirror import Mirror, written_folder
+from vit_jax.storage.mirror import Mirror, check_out, written_folder
 
 
 def test_a_folder_on_a_disk_is_written_in_place(tmp_path):
@@ -86,3 +86,18 @@ def test_written_folder_is_complete_or_an_error(bucket, tmp_path):
         written_folder("gs://bar/new") as local,
     ):
         (local / "a.txt").write_text("a")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before(bucket, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    bucket.faults.read_only = True
+    for folder, message in (
+        (tmp_path / "a.txt", r"a.txt is a file\): give another folder, by --out"),
+        (tmp_path / "a.txt" / "out", "a.txt is a file"),
+        ("/proc/out/new", "can't be written \\(.+\\): give another folder"),
+        ("gs://bar/out", "gs://bar/out can't be used: the account may not"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_out(folder)
+    check_out(tmp_path / "new" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Folders that other programs leave behind, with copies or previews of images. Like hidden files and
 # folders, whose names start with a dot, they are ignored.
 LITTER = ("__MACOSX", "@eaDir")
+EVAL_SPLITS = ("val", "validation", "valid", "dev", "test")  # usual names
 
 
 def open_folder(
@@ -116,9 +117,12 @@ def folder_splits(root: pathlib.Path, split: str) -> list[str]:
     names = [part.split("[")[0].strip() for part in split.split("+")]
     for name in names:
         if name not in folders:
+            usual = [folder for folder in EVAL_SPLITS if folder in folders]
+            has_other_name = name in EVAL_SPLITS and usual
+            hint = f": set --config.dataset.eval_split={usual[0]}" if has_other_name else ""
             raise UserError(
                 f"{root} has no split {name!r}: expected {root}/{name}/<class>/*.jpg|png, "
-                f"found the folders {', '.join(folders) or 'none'}"
+                f"found the folders {', '.join(folders) or 'none'}{hint}"
             )
     return names
 

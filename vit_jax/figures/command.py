@@ -19,7 +19,7 @@ from vit_jax.inference.classifier import ATTENTION_BATCH_SIZE, Classifier
 from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
 from vit_jax.runs import checkpoint_paths, run_folder
-from vit_jax.storage.mirror import written_folder
+from vit_jax.storage.mirror import check_out, written_folder
 from vit_jax.weight_flags import add_weight_flags
 
 logger = logging.getLogger("vit_jax")
@@ -90,9 +90,10 @@ def draw_all(
         **settings: `image_size`, `num_heads` and `grid`, see `Classifier.load`.
 
     Raises:
-        UserError: the model or an image can't be read, or a figure would replace a file that
-            isn't one.
+        UserError: the model or an image can't be read, `out` can't be written, or a figure would
+            replace a file that isn't one.
     """
+    check_out(out)
     subject = AnyModel.load(path, **settings)
     run = checkpoint_paths.parse_run_path(path)
     workdir = run and run.workdir

@@ -9,6 +9,7 @@ from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
 from vit_jax.models.attention import IMPLS
+from vit_jax.paths import CLS, EMBEDDING, POSEMB, STEM_ROOT
 
 CHOICES = {
     "pool": ("cls", "gap", "map", "none"),
@@ -111,3 +112,31 @@ def check_image(model, image_size: Sequence[int]) -> None:
                 f"image {side} {pixels} is not divisible by the patch size {patch}: "
                 f"use an image_size of {near}, or another patch_size"
             )
+
+
+def check_parameters(model, params, image_shape: Sequence[int]) -> None:
+    """Raises UserError if parameters are for images of another size or number of channels.
+
+    Args:
+        model: the VisionTransformer.
+        params: its tree of parameters; {} while they are initialized.
+        image_shape: (height, width, channels).
+    """
+    *image_size, channels = image_shape
+    stem = params.get(STEM_ROOT) or params.get(EMBEDDING) or {}
+    if "kernel" in stem and (expected := stem["kernel"].shape[2]) != channels:
+        raise UserError(
+            f"images have {channels} channels; the model's parameters are for {expected}"
+        )
+    block, layer, leaf = POSEMB.split("/")
+    positions = params.get(block, {}).get(layer, {}).get(leaf)
+    length = model.num_tokens(image_size)
+    has_same_tokens = (CLS in params) == (model.pool == "cls")
+    if positions is not None and has_same_tokens and positions.shape[1] != length:
+        rows, columns = model.grid(image_size)
+        height, width = image_size
+        raise UserError(
+            f"images of {height}x{width} have {rows}x{columns} patches; the model's parameters "
+            f"have positions for {positions.shape[1] - (CLS in params)}: load them with "
+            f"pretrained.load(path, model, image_size=({height}, {width})), which resizes them"
+        )

@@ -24,7 +24,7 @@ from vit_jax.checks import check_choice, lookup, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb, resnet
 from vit_jax.models.attention import ATTENTION_OUTPUT, MultiHeadDotProductAttention
-from vit_jax.models.checks import check_fields, check_image, check_images
+from vit_jax.models.checks import check_fields, check_image, check_images, check_parameters
 from vit_jax.parallel.sharding import shard_examples
 
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -328,13 +328,14 @@ class VisionTransformer(nn.Module):
             head. With `capture`, a pair of that and a dict of the captured arrays.
 
         Raises:
-            UserError: images of another type or shape, images that the patch size doesn't divide,
-                or an unknown capture.
+            UserError: images of another type or shape, images that the patch size doesn't divide
+                or that the parameters aren't for, or an unknown capture.
         """
         check_fields(self)
         check_choice("model.remat", self.remat, REMAT)
         check_images(images)
         check_image(self, images.shape[1:3])
+        check_parameters(self, self.variables.get("params", {}), images.shape[1:])
         if isinstance(capture, str):
             raise UserError(f"capture is {capture!r}; it must be a sequence: ({capture!r},)")
         for name in capture:

@@ -44,8 +44,10 @@ class Preemption:
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
-    def on_signal(self, number, _):
+    def on_signal(self, number, frame):
         if self.requested and number == signal.SIGINT:
+            if callable(previous := self.previous_handlers[number]):
+                previous(number, frame)
             raise KeyboardInterrupt
         if not self.requested:
             logger.warning("Stop requested: saving a checkpoint; Ctrl-C again stops at once")

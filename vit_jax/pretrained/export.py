@@ -36,6 +36,7 @@ from vit_jax.storage.files import (
 )
 
 FORMATS = ("google", "timm", "hf")
+FILE_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".msgpack")
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 # Which models each format can represent. Fields in ANY_VALUE don't matter to any format: sizes,
@@ -185,8 +186,9 @@ def save(
 def check_target(path, format: str, source=None) -> None:
     """Raises UserError if writing to `path` would overwrite the source, or unrelated files."""
     target = resolve_target(path)
-    is_file = format == "google" or target.suffix == ".safetensors"
-    if not is_file and (target.suffix == ".npz" or (target.exists() and not target.is_dir())):
+    is_file = format == "google" or (format == "timm" and target.suffix == ".safetensors")
+    is_named_as_file = target.suffix in FILE_SUFFIXES
+    if not is_file and (is_named_as_file or (target.exists() and not target.is_dir())):
         allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"
         raise UserError(f"{path} can't be written: the format {format!r} needs {allowed}")
     if source is not None:

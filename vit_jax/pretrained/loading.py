@@ -51,7 +51,7 @@ def load(
     """Returns the parameters in a file or a run, adapted to a model.
 
     Position embeddings are resized to the image size. A head for another number of classes is
-    replaced by an initial one, and this is logged.
+    replaced by an initial one, with a warning.
 
     Args:
         path: an .npz or .safetensors file, a folder with config.json and model.safetensors,
@@ -135,11 +135,17 @@ def from_config(
 
 
 def check(config) -> None:
-    """Raises UserError for impossible values of the fields beside `config.init_from`."""
+    """Raises UserError for impossible values of the fields beside `config.init_from`.
+
+    Without it, nothing would use them.
+    """
     if config.init_from_grid is not None:
         check_grid("config.init_from_grid", config.init_from_grid)
     check_choice("config.init_from_patch", config.init_from_patch, (None, "resize"))
     check_choice("config.init_from_depth", config.init_from_depth, (None, *DEPTHS))
+    for name in ("init_from_grid", "init_from_patch", "init_from_depth"):
+        if config[name] is not None and not config.init_from:
+            raise UserError(f"config.{name} is {config[name]!r}, which needs config.init_from")
 
 
 def check_grid(field: str, grid) -> None:
@@ -351,7 +357,7 @@ def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head
             raise UserError(f"{path} has {stored}; the model needs one for {model.num_classes}")
         params[HEAD_KERNEL] = np.zeros(expected[HEAD_KERNEL], np.float32)
         params[HEAD_BIAS] = np.full(expected[HEAD_BIAS], model.head_bias_init, np.float32)
-        logger.info(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
+        logger.warning(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
 
 
 MAX_LISTED = 8  # differing parameters in a message

@@ -7,6 +7,7 @@ A file's format is recognized from its contents. `formats.py` converts names and
 import dataclasses
 import logging
 import os
+import re
 import zipfile
 import zlib
 
@@ -192,7 +193,9 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
     if run := checkpoint_paths.parse_run_path(path):
         return read_run(name, *run)
     if not path.exists():
-        raise UserError(f"There is no {name}")
+        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not path.parent.exists()
+        hint = f"; if it is on the Hugging Face Hub, give hf:{name}" if is_name else ""
+        raise UserError(f"There is no {name}{hint}")
     if path.is_dir():
         return Weights(path=name, **hub.convert(name, *hub.read_folder(path), num_heads))
     with path.open("rb") as file:

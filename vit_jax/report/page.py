@@ -44,12 +44,12 @@ def write(workdir, evaluation_folder=None, folder=None) -> epath.Path:
     Raises:
         UserError: the folder has no run, or can't be written.
     """
+    config = run_folder.require_config(workdir) if workdir is not None else None
     evaluation_folder = open_path(evaluation_folder or epath.Path(workdir) / "evaluation")
     folder = epath.Path(folder or workdir)
     evaluation, run = read_evaluation(evaluation_folder), []
     title = evaluation.get("dataset", "")
     if workdir is not None:
-        config = run_folder.require_config(workdir)
         name = absolute_path(workdir).name
         title = (
             f"{name}: {config.model.variant} on {evaluation.get('dataset', config.dataset.name)}"

@@ -39,6 +39,7 @@ class Beginning:
         self.step = branch.start_step(workdir, self.origin)
         self.given = resuming.fields_that_differ(config, defaults)
         self.changes = []  # that only --allow_changes allows
+        self.description = ()  # what `record` recorded
 
     @property
     def is_new(self) -> bool:
@@ -92,4 +93,9 @@ class Beginning:
         else:
             branch.record(self.workdir, self.origin, config, self.given)
         resuming.record_changes(self.workdir, step, self.changes)
-        run_folder.record(self.workdir, config, class_names, remat)
+        self.description = (config, class_names, remat)
+        run_folder.record(self.workdir, *self.description)
+
+    def record_if_deleted(self) -> None:
+        """Records the run again if its folder was deleted; see `run_folder.record_if_deleted`."""
+        run_folder.record_if_deleted(self.workdir, *self.description)

@@ -84,6 +84,7 @@ class Checkpoints:
         self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
+        self.abandoned = False
         self.move_unreadable_metadata()
         # Two of the latest, in case the newest turns out to be corrupt.
         policies = [checkpoint_managers.LatestN(2)]
@@ -154,6 +155,8 @@ class Checkpoints:
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint being saved is complete."""
+        if self.abandoned:
+            return
         place = self.folder / str(self.last_step)
         with self.log_write_errors(), says_if_waiting(f"write checkpoint {place}", 60):
             self.manager.wait_until_finished()
@@ -162,6 +165,10 @@ class Checkpoints:
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):  # still written to: the next save removes it
                     unfinished.rmtree(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Gives up the checkpoint being saved: nothing waits for it any more."""
+        self.abandoned = True
 
     def check_lease(self) -> None:
         """Raises UserError if another program has taken the run's folder, in a bucket."""
@@ -307,7 +314,8 @@ class Checkpoints:
             UserError: the last checkpoint couldn't be saved.
         """
         self.finish_saving()
-        self.manager.close()
+        if not self.abandoned:
+            self.manager.close()
         if self.lock is not None:
             self.lock.release()
         if self.failed_step is not None and self.failed_step == self.last_step:
@@ -469,7 +477,8 @@ def find_step(workdir, step: int | str | None) -> int:
     if not steps or step not in (*steps, "latest"):
         wanted = "" if step == "latest" else f" of step {step}"
         folder = files.absolute_path(workdir) / "checkpoints"
-        raise UserError(f"No checkpoint{wanted} in {folder}; its steps are {steps or 'none'}")
+        found = f"its steps are {steps}" if steps else "there is none yet"
+        raise UserError(f"No checkpoint{wanted} in {folder}; {found}")
     return steps[-1] if step == "latest" else step
 
 

@@ -18,6 +18,9 @@ with epy.lazy_imports():  # takes a second
     import orbax.checkpoint as ocp
 
 
+FAILED_READ = "Encountered error while reading array index"  # Orbax, with the cause chained
+
+
 class CorruptCheckpoint(Exception):
     """A checkpoint can't be read; the message names it and the reason."""
 
@@ -76,7 +79,10 @@ def open_item(path: epath.Path):
     except UserError:
         raise
     except Exception as error:  # Orbax raises exceptions of many types for corrupt files
-        reason = first_line(error).partition(" See full TensorStore details")[0][:200]
+        reason = first_line(error)[:200]
+        if FAILED_READ in reason and error.__cause__ is not None:
+            detail = first_line(error.__cause__)[:200]
+            reason = f"a file is missing, damaged or cut short ({detail})"
         raise CorruptCheckpoint(f"Checkpoint {path} can't be read: {reason}") from error
 
 
@@ -137,7 +143,7 @@ def quiet_orbax():
     """Silences Orbax, except for the exception that it raises.
 
     It warns that a single item isn't a whole checkpoint. If one array can't be read, every
-    unfinished read prints a traceback from its own thread.
+    unfinished read prints a traceback from its own thread, or whenever Python frees its task.
     """
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
@@ -148,8 +154,14 @@ def quiet_orbax():
             try:
                 yield
             except Exception:
+                logging.getLogger("asyncio").addFilter(is_not_of_orbax)
                 time.sleep(1)  # lets the other reads fail while stderr is redirected
                 raise
         sys.stderr.write(stderr.getvalue())
     finally:
         absl_logger.setLevel(level)
+
+
+def is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio's logger isn't about a task of Orbax."""
+    return "orbax" not in record.getMessage()

@@ -225,7 +225,9 @@ def describe_refused(workdir, refused: Sequence[dict]) -> str:
         f"{'; '.join(map(describe_change, refused))}. Use another --workdir, or the recorded values"
     )
     branch = f"--config.init_from={workdir} --config.init_mode=continue in another --workdir"
-    if "dataset.fingerprint" in fields:
+    if "dataset.name" in fields:
+        message += ". This is another dataset than the run's"
+    elif "dataset.fingerprint" in fields:
         message += (
             ". The training set has gained, lost or renamed examples, or is another version of "
             f"them, since the run began: restore it, or go on with it in a branch: {branch}"

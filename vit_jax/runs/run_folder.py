@@ -41,6 +41,11 @@ RECORDED = {
     **{"batch_size": int, "dtype": str, "loss": str},
 }
 FOLDERS, LOGS = ("checkpoints", "corrupt_checkpoints", "compiled"), ("train.log", "metrics.jsonl")
+PRINTED = {  # pattern -> what messages call it
+    "checkpoints": "checkpoints/",
+    **{name: name for name in ("metrics.jsonl", "train.log", "config.json")},
+    "events.out.tfevents.*": "TensorBoard events",
+}
 # Orbax takes the first three for a pattern and leaves a checkpoint unfinished, or finds another
 # run's files; TensorStore takes the last for a slash, and writes outside the run's folder.
 UNSUITABLE = set("*?[\\") - {os.sep}
@@ -195,6 +200,30 @@ def record(
         write_class_names(workdir, class_names)
 
 
+def record_if_deleted(
+    workdir, config: ml_collections.ConfigDict, class_names: Sequence[str], remat: str
+) -> None:
+    """Makes and describes a run's folder again, see `record`, if someone deleted it."""
+    folder = files.open_path(workdir)
+    is_local = not buckets.is_bucket(folder)
+    if is_local and jax.process_index() == 0 and not (folder / "config.json").exists():
+        logger.error(
+            f"{workdir} was moved or deleted while the run writes to it: its files and checkpoints "
+            "from now on are in a new folder of that name"
+        )
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            record(workdir, config, class_names, remat)
+        except OSError as error:
+            logger.error(f"{workdir} can't be written: {error.strerror}")
+
+
+def list_files(workdir) -> list[str]:
+    """Returns what a run's folder has of a run's files, to print."""
+    folder = files.open_path(workdir)
+    return [text for pattern, text in PRINTED.items() if any(folder.glob(pattern))]
+
+
 def recorded(workdir, group: str, field: str):
     """Returns a field of the run that would be resumed in a folder, such as ("model", "remat").
 
@@ -226,7 +255,7 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         check_structure(config)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         problem = "is missing"
     except (IsADirectoryError, ValueError, TypeError, AttributeError) as error:
         problem = f"can't be read ({first_line(error)})"
@@ -265,7 +294,9 @@ def require_config(workdir) -> ml_collections.ConfigDict:
     """
     config = read_config(workdir)
     if config is None:
-        raise UserError(f"{workdir} is not a run's folder: it has no config.json")
+        parents = list(files.open_path(workdir).parents)[:2]
+        run = next((f"; give {path}" for path in parents if has_config(path)), "")
+        raise UserError(f"{workdir} is not a run's folder: it has no config.json{run}")
     return config
 
 

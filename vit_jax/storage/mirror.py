@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Collection, Iterator
 
+from vit_jax.errors import UserError
 from vit_jax.storage import buckets, files
 
 logger = logging.getLogger("vit_jax")
@@ -109,6 +110,30 @@ def version(path: pathlib.Path) -> tuple[int, int]:
     """Returns what changes when a file is written to."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def check_out(folder) -> None:
+    """Checks that files can be written to a folder, which needn't exist; makes nothing.
+
+    Args:
+        folder: the path that is, or would be, the value of a flag --out.
+
+    Raises:
+        UserError: they can't.
+    """
+    if buckets.is_bucket(folder):
+        buckets.check_writable(files.open_path(folder))
+        return
+    path = pathlib.Path(folder).absolute()
+    existing = next(path for path in (path, *path.parents) if path.exists())
+    problem = f"{existing} is a file"
+    if existing.is_dir():
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+            return
+        except OSError as error:
+            problem = error.strerror
+    raise UserError(f"{folder} can't be written ({problem}): give another folder, by --out")
 
 
 @contextlib.contextmanager

@@ -113,7 +113,8 @@ def train(
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = stack.enter_context(contextlib.closing(run_log.RunLog(files, first_step, config)))
+        log = run_log.RunLog(files, first_step, config, peak_images_per_second(program))
+        stack.callback(log.close)
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
         run = Run(config, program, evaluators, checkpoints, log, preemption, trace)
@@ -135,6 +136,19 @@ def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdi
         program.check_memory()
         state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
     return state if weights is None else with_params(state, weights)
+
+
+def peak_images_per_second(program: Program) -> float | None:
+    """Returns how fast the devices would train if each product ran at their published peak.
+
+    Returns:
+        Images per second; None if the peak isn't known, or if frozen parameters, which need no
+        gradients, make the model's operations unknown.
+    """
+    peak = topology.peak_flops(jax.devices()[0], program.config.dtype)
+    if peak is None or program.config.optimizer.frozen:
+        return None
+    return peak * jax.device_count() / flops.training_flops(program.model, program.image_shape)
 
 
 def create_evaluators(program: Program, train_set, eval_set, share: dict) -> dict:

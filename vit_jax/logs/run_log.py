@@ -53,7 +53,9 @@ class RunLog:
             `first_step`.
     """
 
-    def __init__(self, files: Mirror, first_step: int, config):
+    def __init__(
+        self, files: Mirror, first_step: int, config, peak_images_per_second: float | None = None
+    ):
         """Opens the logs of a run, without the rows after `first_step`.
 
         Args:
@@ -61,10 +63,13 @@ class RunLog:
             first_step: the step that the run starts or resumes at.
             config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
                 `on_nonfinite` and `wandb` are used.
+            peak_images_per_second: what all devices would train on if the model's matrix products
+                took no longer than their peak allows; None: unknown, and no MFU is logged.
         """
         self.files = files
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
         self.log_every_steps = config.log_every_steps
+        self.peak_images_per_second = peak_images_per_second
         self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.writes = jax.process_index() == 0
         self.pending = []  # (step, metrics on the device) since the last flush
@@ -178,12 +183,16 @@ class RunLog:
         """Writes the metrics of a training step, with the throughput since the last one."""
         rate = self.stopwatch.steps_per_second(step) * self.batch_size
         metrics = {name: float(value) for name, value in metrics.items()}
-        self.write(step, "train", metrics | {"images_per_second": rate})
+        speed = {"images_per_second": rate}
+        if self.peak_images_per_second:
+            speed["mfu"] = rate / self.peak_images_per_second
+        self.write(step, "train", metrics | speed)
+        mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
         logger.info(
             f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
             f"accuracy {metrics['accuracy']:.3f}  lr {metrics['learning_rate']:.2e}  "
-            f"{rate / jax.device_count():,.0f} images/s/device  left {duration(left)}"
+            f"{rate / jax.device_count():,.0f} images/s/device  {mfu}left {duration(left)}"
         )
 
     def write_evaluation(self, step: int, name: str, values: dict[str, float]) -> None:

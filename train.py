@@ -388,6 +388,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     height, width, channels = program.image_shape
     memory = program.train_step.memory_analysis()
     epochs = config.total_steps * config.batch_size / train_set.num_examples
+    num_params = flops.num_params(state.params)
+    optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
     mebibyte = 2**20
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
@@ -401,7 +403,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",
         f"Attention    {program.attention}",
-        f"Parameters   {flops.num_params(state.params):,}",
+        f"Parameters   {num_params:,}, with {optimizer_bytes / num_params:.2f} bytes of "
+        f"{config.optimizer.name}'s state for each",
         f"FLOPs        {flops.forward_flops(model, program.image_shape) / 1e9:,.3g} G per image "
         f"of {height}x{width}x{channels}, forward",
         f"Memory       {sharding.num_bytes_on_device(state) / mebibyte:,.1f} MiB of state and "

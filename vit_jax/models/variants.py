@@ -5,10 +5,9 @@ To add a size, give it a row in SIZES; it works with any patch size.
 
 from vit_jax.errors import UserError
 
-# Ti to H: Table 1 of arXiv:2010.11929 and of arXiv:2012.12877; s, g and G: Table 2 of
+# Ti to H: Table 1 of arXiv:2010.11929 and of arXiv:2012.12877; g, G and s: Table 2 of
 # arXiv:2106.04560; SoViT: arXiv:2305.13035, section 4. mlp_dim is 4 x width unless given.
 SIZES = {
-    "s": dict(width=256, depth=6, num_heads=8),
     "Ti": dict(width=192, depth=12, num_heads=3),
     "S": dict(width=384, depth=12, num_heads=6),
     "B": dict(width=768, depth=12, num_heads=12),
@@ -16,6 +15,7 @@ SIZES = {
     "H": dict(width=1280, depth=32, num_heads=16),
     "g": dict(width=1408, depth=40, num_heads=16, mlp_dim=6144),
     "G": dict(width=1664, depth=48, num_heads=16, mlp_dim=8192),
+    "s": dict(width=256, depth=6, num_heads=8),
     "SoViT-150m": dict(width=880, depth=18, num_heads=16, mlp_dim=2320),
     "SoViT-400m": dict(width=1152, depth=27, num_heads=16, mlp_dim=4304),
 }
@@ -34,8 +34,8 @@ HYBRIDS = {
 }
 
 PUBLISHED = (
-    *("s/28", "s/16", "Ti/16", "S/32", "S/16", "B/32", "B/28", "B/16", "B/8", "L/32", "L/16"),
-    *("H/14", "g/14", "G/14", "SoViT-150m/14", "SoViT-400m/14"),
+    *("Ti/16", "S/32", "S/16", "B/32", "B/28", "B/16", "B/8", "L/32", "L/16", "H/14", "g/14"),
+    *("G/14", "s/28", "s/16", "SoViT-150m/14", "SoViT-400m/14"),
 )
 # Names in the text of arXiv:2305.13035, and big_vision's.
 ALIASES = {

@@ -1,13 +1,12 @@
-r"""ViT-g/14 as in "Scaling Vision Transformers" (arXiv:2106.04560): 224 px, 16 billion images.
+r"""ViT-g/14 as in "Scaling Vision Transformers" (arXiv:2106.04560), 224 px, 16 billion images.
 
 python train.py --config=configs/vit_g14.py --config.dataset.data_dir=DIR --config.mesh.fsdp=16
 
-The settings of big_vision's configs/proj/scaling_laws/train_vit_g.py: Adafactor, decay 3.0 of the
-head and 0.03 of the body, attention pooling, and a learning rate that falls as 1 / sqrt(step) after
-10,000 steps of warmup, until the last 50,000 steps take it to 0. The paper pre-trains on JFT-3B,
-which isn't public: with its 29,593 classes the model reaches 90.45% (G/14) after fine-tuning on
-ImageNet. Here it is ImageNet-21k, prepared as docs/recipes.md says; `dataset=NAME` takes another.
-Not run with this code in full size. `model=G/14` is the paper's largest.
+The settings of big_vision's configs/proj/scaling_laws/train_vit_g.py: Adafactor; weight decay 3.0
+on the head and 0.03 on the body; attention pooling; after 10,000 warmup steps a learning rate that
+falls as 1 / sqrt(step), and over the last 50,000 steps to 0. `model=G/14` is the larger model.
+The paper pre-trains on JFT-3B, which isn't public, and reports 90.45% for G/14 after fine-tuning on
+ImageNet. Here the dataset is ImageNet-21k (docs/recipes.md), or `dataset=NAME`; no result is known.
 Try it without ImageNet: --config=configs/vit_g14.py:quick
 """
 

@@ -130,7 +130,9 @@ def train(
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
         stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
         stack.callback(checkpoints.finish_saving)
-        log = run_log.RunLog(files, first_step, config, beginning.step)
+        log = run_log.RunLog(
+            files, first_step, config, beginning.step, peak_images_per_second(program)
+        )
         stack.enter_context(contextlib.closing(log))
         trace = profile.Profile(files.folder, profile_steps, first_step)
         stack.callback(trace.close)
@@ -165,6 +167,19 @@ def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdi
     if state is None:
         state = program.init()
     return state if weights is None else with_params(state, weights)
+
+
+def peak_images_per_second(program: Program) -> float | None:
+    """Returns how fast the devices would train if each product ran at their published peak.
+
+    Returns:
+        Images per second; None if the peak isn't known, or if frozen parameters, which need no
+        gradients, make the model's operations unknown.
+    """
+    peak = topology.peak_flops(jax.devices()[0], program.config.dtype)
+    if peak is None or program.config.optimizer.frozen:
+        return None
+    return peak * jax.device_count() / flops.training_flops(program.model, program.image_shape)
 
 
 def create_evaluators(program: Program, train_set, eval_set, share: dict) -> dict:
@@ -415,6 +430,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     memory = program.train_step.memory_analysis()
     num_seen = config.dataset.offset + config.total_steps * config.batch_size
     epochs = num_seen / train_set.num_examples
+    num_params = flops.num_params(state.params)
+    optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
     mebibyte = 2**20
     for line in (
         f"Devices      {jax.device_count()} x {jax.devices()[0].device_kind}, "
@@ -428,7 +445,8 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
         f"{config.dtype}",
         f"Attention    {program.attention}",
-        f"Parameters   {flops.num_params(state.params):,}",
+        f"Parameters   {num_params:,}, with {optimizer_bytes / num_params:.2f} bytes of "
+        f"{config.optimizer.name}'s state for each",
         f"FLOPs        {flops.forward_flops(model, program.image_shape) / 1e9:,.3g} G per image "
         f"of {height}x{width}x{channels}, forward",
         f"Memory       {sharding.num_bytes_on_device(state) / mebibyte:,.1f} MiB of state and "

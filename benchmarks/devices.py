@@ -11,10 +11,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vit_jax.aot import topology
-from vit_jax.aot.gpu import CARDS
+from vit_jax.aot.topology import peak_flops
 
-TPU_CHIPS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 PRODUCT_SIDE, PRODUCT_ROUNDS = 4096, 100  # on a CPU a quarter of the side
 PACKAGES = ("jax", "flax", "torch", "timm", "transformers", "nvidia-cudnn-cu13")
 
@@ -35,7 +33,7 @@ def describe(dtype: str | None) -> dict:
     """
     device = jax.devices()[0]
     dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
-    flops = published_flops(device, dtype)
+    flops = peak_flops(device, dtype)
     peak = f"{device.device_kind}'s data sheet"
     if flops is None:
         flops = measured_flops(dtype)
@@ -50,16 +48,6 @@ def describe(dtype: str | None) -> dict:
         peak=f"{flops / 1e12:,.3g} TFLOP/s in {dtype}, {peak}",
         machine=", ".join([*words, str(datetime.date.today())]),
     )
-
-
-def published_flops(device, dtype: str) -> float | None:
-    """Returns the peak of a device, operations per second; None: it isn't known."""
-    kind = device.device_kind
-    if device.platform == "tpu" and dtype == "bfloat16":
-        chip = next((chip for name, chip in TPU_CHIPS.items() if kind.startswith(name)), None)
-        return topology.CHIPS[chip].flops if chip else None
-    card = next((card for card in CARDS.values() if card.kind == kind), None)
-    return card and card.flops["bf16" if dtype == "bfloat16" else "f32"]
 
 
 def measured_flops(dtype: str) -> float:

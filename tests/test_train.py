@@ -64,7 +64,8 @@ def finished(tmp_path_factory):
 
 def test_what_a_run_prints(finished):
     workdir, result = finished
-    for text in ("Parameters   ", "FLOPs", "MiB of state", "step 60/60", "images/s/device"):
+    state = "with 6.00 bytes of adamw's state for each"
+    for text in ("Parameters   ", state, "FLOPs", "MiB of state", "step 60/60", "images/s/device"):
         assert text in result.stdout
     assert "Test accuracy" in result.stdout
     assert str(workdir) in result.stdout

@@ -1,7 +1,9 @@
 """Descriptions of TPU slices and GPUs. Tests marked `compiler` need libtpu."""
 
 import importlib.util
+import types
 
+import jax
 import pytest
 
 from vit_jax.aot import topology
@@ -32,6 +34,22 @@ def test_names_of_gpus():
     for card in topology.CARDS:
         assert topology.parse_name(f"{card}:8") == (topology.CARDS[card], (8,))
     assert topology.parse_name("h100:4x8") == (topology.CARDS["h100"], (4, 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "float32"),
+    [
+        ("TPU v5 lite", 197e12, None),
+        ("TPU v5", 459e12, None),
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 66.9e12),
+        ("NVIDIA H100 PCIe", None, None),
+    ],
+)
+def test_peaks_of_devices(kind, bfloat16, float32):
+    device = types.SimpleNamespace(device_kind=kind)
+    assert topology.peak_flops(device, "bfloat16") == pytest.approx(bfloat16)
+    assert topology.peak_flops(device, "float32") == pytest.approx(float32)
+    assert topology.peak_flops(jax.devices()[0], "float32") is None  # a CPU
 
 
 def test_a_missing_compiler_for_gpus_is_reported_with_the_command_that_installs_it(monkeypatch):

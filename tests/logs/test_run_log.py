@@ -59,6 +59,17 @@ def test_rows_and_curves_have_the_same_numbers(tmp_path, tiny_config):
     assert starts == [3]
 
 
+def test_mfu_is_the_share_of_the_peak_speed(tmp_path, tiny_config):
+    tiny_config.update(log_every_steps=1, total_steps=2)
+    log = run_log.RunLog(Mirror(tmp_path), 0, tiny_config, peak_images_per_second=1e6)
+    with contextlib.closing(log):
+        log.record(1, step_metrics(1))
+    (row,) = rows(tmp_path)
+    assert row["train/mfu"] == row["train/images_per_second"] / 1e6
+    log_steps(tmp_path, tiny_config, 1, 2)
+    assert "train/mfu" not in rows(tmp_path)[-1]  # without a peak, as on a CPU
+
+
 def test_a_resumed_run_writes_each_row_once(tmp_path, tiny_config):
     """Rows after the step that it resumes at go, and one that a kill truncated."""
     tiny_config.update(log_every_steps=1, total_steps=5)

@@ -265,7 +265,7 @@ def apply_to_others(model, image_shape):
     [
         (lambda: models.create("B/x"), "Unknown variant 'B/x'.*B/16"),
         (lambda: models.create("XL/16"), "sizes Ti, S, B, L, H"),
-        (lambda: models.create("R50+B/32"), r"Unknown variant 'R50\+B/32'.*R50\+B/16"),
+        (lambda: models.create("R101+B/32"), r"Unknown variant 'R101\+B/32'.*R50\+B/16"),
         (lambda: models.create("B/16", dropot_rate=0.1), "did you mean dropout_rate"),
         (lambda: tiny_model(width=30), "width 30 is not divisible by model.num_heads 4"),
         (lambda: tiny_model(pool="mean"), "model.pool is 'mean'.* 'cls', 'gap', 'map' or 'none'"),

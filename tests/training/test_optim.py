@@ -66,6 +66,97 @@ def test_update_rules(name, reference, tiny_config, params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
 
 
+@pytest.fixture(scope="module")
+def wide_params():
+    """Kernels that are factored: an MLP's (64, 96), and attention's (64, 2, 32), for each head."""
+    model = tiny_model(width=64, mlp_dim=96, num_heads=2, depth=3)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    return randomized(shapes["params"])
+
+
+def trajectory(tx, params, steps):
+    """The parameters after updates with random gradients, each on another scale."""
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(steps):
+        grads = jax.tree.map(lambda leaf, step=step: leaf * 2.0**step, randomized(params, step))
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize(("rate", "mu_dtype"), [(0.1, "float32"), (1.0, "bfloat16")])
+def test_adafactor_is_optaxs(rate, mu_dtype, tiny_config, wide_params):
+    """optax rounds the moment after the learning rate, and leaves the rate out of the decay.
+
+    The bound on b2 has no effect on the first 5,000 steps.
+    """
+    config = constant(tiny_config, name="adafactor", weight_decay=0.3, mu_dtype=mu_dtype)
+    config.schedule.base_lr = rate
+    ours, state = trajectory(optim.create(config, wide_params, 100)[0], wide_params, 12)
+    reference = optax.adafactor(
+        rate,
+        min_dim_size_to_factor=32,
+        multiply_by_parameter_scale=False,
+        clipping_threshold=None,
+        momentum=0.9,
+        dtype_momentum=mu_dtype,
+        weight_decay_rate=rate * 0.3,
+        weight_decay_mask=optim.is_kernel,
+    )
+    theirs, _ = trajectory(reference, wide_params, 12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+    moments = optax.tree.get(state, "ema")
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype(mu_dtype)}
+    stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(wide_params))
+    assert stored < weights * (jnp.dtype(mu_dtype).itemsize + 1)
+
+
+def test_adafactor_caps_the_decay_of_the_second_moment(tiny_config):
+    """Of a vector, which isn't factored: v decays at 1 - t ** -decay_rate, at most b2."""
+    config = constant(tiny_config, name="adafactor", b1=0.0, b2=0.6, weight_decay=0.0)
+    tx, _ = optim.create(config, {"bias": np.zeros(1)}, 100)
+    params, state, v = {"bias": np.float32([0.0])}, tx.init({"bias": np.float32([0.0])}), 0.0
+    for t, grad in enumerate([1.0, 3.0, 0.5, 2.0, 1.0], start=1):
+        updates, state = tx.update({"bias": np.float32([grad])}, state, params)
+        decay = min(0.6, 1 - t**-0.8)
+        v = decay * v + (1 - decay) * grad**2
+        assert float(updates["bias"][0]) == pytest.approx(-0.1 * grad / v**0.5, rel=1e-5)
+
+
+def test_adafactor_factors_each_layer_of_stacked_blocks(tiny_config, wide_params):
+    config = constant(tiny_config, name="adafactor", min_dim_size_to_factor=2, mu_dtype="float32")
+    plain, _ = trajectory(optim.create(config, wide_params, 100)[0], wide_params, 4)
+    stacked, state = stack_blocks(wide_params), None
+    grads = [
+        stack_blocks(jax.tree.map(lambda leaf, s=s: leaf * 2.0**s, randomized(wide_params, s)))
+        for s in range(4)
+    ]
+    tx, _ = optim.create(config, stacked, 100)
+    state, update = tx.init(stacked), jax.jit(tx.update)
+    for step_grads in grads:
+        updates, state = update(step_grads, state, stacked)
+        stacked = optax.apply_updates(stacked, updates)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        unstack_blocks(stacked),
+        plain,
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_weight_decay_by_pattern(name, tiny_config, params):
+    """Without gradients only decay is left: of the head's kernel 100 times as much."""
+    config = constant(tiny_config, name=name, weight_decay=0.03, momentum=0.0)
+    config.optimizer.weight_decay_multipliers = (("head", 100.0), (".*MlpBlock_0", 0.0))
+    updated, _ = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    rates = jax.tree.map(lambda a, b: float(np.mean(1 - a / b)), updated, params)
+    assert rates["head"]["kernel"] == pytest.approx(0.1 * 3.0, rel=1e-3)
+    assert rates["head"]["bias"] == 0
+    assert rates["embedding"]["kernel"] == pytest.approx(0.1 * 0.03, rel=1e-3)
+    assert rates["Transformer"]["encoderblock_1"]["MlpBlock_0"]["Dense_0"]["kernel"] == 0
+
+
 def test_moments_in_bfloat16(tiny_config, params):
     for name, field in (("adamw", "mu"), ("sgd", "trace")):
         _, state = one_update(constant(tiny_config, name=name), params, params)
@@ -138,7 +229,17 @@ def test_layer_decay_of_stacked_blocks(tiny_config, params):
         ({"optimizer.frozen": ("*",)}, r"'\*' is not a regular expression"),
         ({"optimizer.lr_multipliers": ("head", 10.0)}, "it must be pairs"),
         ({"optimizer.mu_dtype": "bfloat17"}, "mu_dtype is 'bfloat17'"),
-        ({"optimizer.lr_multipliers": (("hed", 1.0),)}, "'hed' matches no parameter"),
+        ({"optimizer.lr_multipliers": (("hed", 1.0),)}, "lr_multipliers: 'hed' matches no param"),
+        (
+            {"optimizer.weight_decay_multipliers": (("hed", 1.0),)},
+            "_decay_multipliers: 'hed' match",
+        ),
+        (
+            {"optimizer.weight_decay_multipliers": ("head",)},
+            "weight_decay_multipliers is .*; it must",
+        ),
+        ({"optimizer.decay_rate": 0.0}, "decay_rate is 0.0; it must be a number > 0"),
+        ({"optimizer.min_dim_size_to_factor": 0}, "to_factor is 0; it must be a whole number >= 1"),
     ],
 )
 def test_mistakes_are_named(change, message, tiny_config, params):

@@ -1,5 +1,7 @@
 """The training step: meshes, accumulation, averages, randomness, updates that aren't finite."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from conftest import randomized, tiny_model
 
 from vit_jax.parallel import feeding, sharding
 from vit_jax.parallel import mesh as meshes
+from vit_jax.paths import path_name
+from vit_jax.runs import checkpoint
 from vit_jax.training import losses, optim, steps, train_state
 
 IMAGE = (32, 32, 3)
@@ -91,6 +95,47 @@ def assert_close(state, other, rtol=1e-4, atol=1e-5):
 def compiled(config, one_device):
     """A state and a step with an average of the parameters and every kind of dropout."""
     return compile_step(config, one_device, **DROP)
+
+
+def without_key_biases(state):
+    """Their gradients are rounding, which Adafactor scales up: softmax ignores such a bias."""
+
+    def zero(path, leaf):
+        return 0 * leaf if path_name(path).endswith("key/bias") else leaf
+
+    return jax.tree.map_with_path(zero, state)
+
+
+@pytest.mark.parametrize("scan", [True, slow(False)])
+def test_adafactor_on_any_mesh(scan, config, batches, one_device, tmp_path):
+    """FSDP changes rounding only; a state that was saved and restored goes on to the same bits."""
+    config.optimizer.update(name="adafactor", min_dim_size_to_factor=8)
+    mesh = meshes.create_mesh(data=2, fsdp=2, tensor=2)
+    new_state, step = compile_step(config, mesh, scan=scan)
+    _, states = take_steps(new_state, step, batches, mesh)
+    _, alone = run(config, batches, one_device, scan=scan)
+    assert_close(*map(without_key_biases, (states[-1], alone)), rtol=1e-3, atol=1e-4)
+
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        shapes = sharding.shapes_of(new_state())
+        first = jax.tree.map(lambda leaf, s: jax.device_put(leaf, s.sharding), states[0], shapes)
+        checkpoints.save(1, first)
+        checkpoints.finish_saving()
+        restored = checkpoints.restore_latest(shapes, None)
+    _, resumed = take_steps(lambda: restored, step, batches[1:], mesh)
+    jax.tree.map(np.testing.assert_array_equal, resumed[-1], states[-1])
+
+    kernel = "MlpBlock_0/Dense_0/kernel"
+    specs = {
+        path_name(path): leaf.sharding.spec for path, leaf in jax.tree.leaves_with_path(shapes)
+    }
+    moments = {name: spec for name, spec in specs.items() if name.endswith(kernel)}
+    (parameter,) = {spec for name, spec in moments.items() if name.startswith("params/")}
+    assert {spec for name, spec in moments.items() if "/ema/" in name} == {parameter}
+    assert "fsdp" in parameter
+    factored = [spec for name, spec in moments.items() if "/v_row/" in name or "/v_col/" in name]
+    assert factored
+    assert not any(any(spec) for spec in factored)
 
 
 def test_a_step_with_randomness(compiled, batches, one_device):

@@ -207,7 +207,7 @@ def predict(program: Program, tpu: Slice | Gpus, train_step: dict) -> dict | Non
         return None
     seconds = train_step["estimated_seconds"]
     images = program.config.batch_size / len(tpu.devices)
-    model_flops = 3 * flops.forward_flops(program.model, program.image_shape) * images
+    model_flops = flops.training_flops(program.model, program.image_shape) * images
     computing = train_step["estimated_cycles"] / tpu.chip.cycles_per_second
     return {
         "step_seconds": seconds,

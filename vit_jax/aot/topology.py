@@ -20,6 +20,7 @@ class Chip:
     """A kind of TPU chip. The figures are from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 
     Attributes:
+        kinds: the names that JAX gives its devices, as `device_kind`.
         flops: bfloat16 operations per second.
         flops_per_cycle: bfloat16 operations per cycle: those of its matrix units.
         memory_bytes: what the compiler lets a program use (measured with libtpu 0.0.52).
@@ -35,6 +36,7 @@ class Chip:
         topology_options: further arguments for JAX's description of a slice.
     """
 
+    kinds: tuple[str, ...]
     flops: float
     flops_per_cycle: int
     memory_bytes: int
@@ -59,11 +61,40 @@ class Chip:
 MXU = 2 * 128 * 128
 MEGACORE = {"chip_config_name": "megacore"}  # a chip's two cores act as one device
 CHIPS = {
-    "v4": Chip(275e12, 8 * MXU, int(30.75 * 2**30), 1228e9, 50e9, 6.25e9, 3, 4, MEGACORE),
-    "v5e": Chip(197e12, 4 * MXU, int(15.75 * 2**30), 819e9, 50e9, 3.125e9, 2, 16, {}),
-    "v5p": Chip(459e12, 8 * MXU, int(95.73 * 2**30), 2765e9, 100e9, 6.25e9, 3, 4, MEGACORE),
-    "v6e": Chip(918e12, 16 * MXU, int(31.24 * 2**30), 1640e9, 100e9, 12.5e9, 2, 16, {}),
+    "v4": Chip(
+        ("TPU v4",), 275e12, 8 * MXU, int(30.75 * 2**30), 1228e9, 50e9, 6.25e9, 3, 4, MEGACORE
+    ),
+    "v5e": Chip(
+        ("TPU v5 lite", "TPU v5e"),
+        *(197e12, 4 * MXU, int(15.75 * 2**30), 819e9, 50e9, 3.125e9, 2, 16, {}),
+    ),
+    "v5p": Chip(
+        ("TPU v5", "TPU v5p"),
+        *(459e12, 8 * MXU, int(95.73 * 2**30), 2765e9, 100e9, 6.25e9, 3, 4, MEGACORE),
+    ),
+    "v6e": Chip(
+        ("TPU v6 lite", "TPU v6e"),
+        *(918e12, 16 * MXU, int(31.24 * 2**30), 1640e9, 100e9, 12.5e9, 2, 16, {}),
+    ),
 }
+
+
+def peak_flops(device, dtype) -> float | None:
+    """Returns the published peak of a device's matrix products, operations per second.
+
+    Args:
+        device: a device of JAX, or its description.
+        dtype: "bfloat16" or "float32", with full precision.
+
+    Returns:
+        The peak; None if it isn't known, as of a CPU.
+    """
+    kind, is_bfloat16 = device.device_kind, jax.numpy.dtype(dtype) == jax.numpy.bfloat16
+    if chip := next((chip for chip in CHIPS.values() if kind in chip.kinds), None):
+        return chip.flops if is_bfloat16 else None
+    card = next((card for card in CARDS.values() if card.kind == kind), None)
+    return card and card.flops["bf16" if is_bfloat16 else "f32"]
+
 
 # Without these libtpu looks for this machine's TPU, and asks Google Cloud about it.
 LIBTPU_ENVIRONMENT = {

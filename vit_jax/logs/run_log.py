@@ -55,7 +55,14 @@ class RunLog:
             `first_step`.
     """
 
-    def __init__(self, files: Mirror, first_step: int, config, start_step: int = 0):
+    def __init__(
+        self,
+        files: Mirror,
+        first_step: int,
+        config,
+        start_step: int = 0,
+        peak_images_per_second: float | None = None,
+    ):
         """Opens the logs of a run, without the rows after `first_step`.
 
         Args:
@@ -64,10 +71,13 @@ class RunLog:
             config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
                 `on_nonfinite` and `wandb` are used.
             start_step: the step that the run began at: 0, unless it is a branch.
+            peak_images_per_second: what all devices would train on if the model's matrix products
+                took no longer than their peak allows; None: unknown, and no MFU is logged.
         """
         self.files = files
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
         self.log_every_steps = config.log_every_steps
+        self.peak_images_per_second = peak_images_per_second
         self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.writes = jax.process_index() == 0
         self.pending = []  # (step, metrics on the device) since the last flush
@@ -186,12 +196,16 @@ class RunLog:
         speed = self.stopwatch.read(step)
         rate = speed["steps_per_second"] * self.batch_size
         metrics = {name: float(value) for name, value in metrics.items()}
-        self.write(step, "train", metrics | {"images_per_second": rate} | speed)
+        speed["images_per_second"] = rate
+        if self.peak_images_per_second:
+            speed["mfu"] = rate / self.peak_images_per_second
+        self.write(step, "train", metrics | speed)
+        mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
         logger.info(
             f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
             f"accuracy {metrics['accuracy']:.3f}  lr {metrics['learning_rate']:.2e}  "
-            f"{rate / jax.device_count():,.0f} images/s/device  "
+            f"{rate / jax.device_count():,.0f} images/s/device  {mfu}"
             f"waits {speed['input_wait']:.0%} input {speed['device_wait']:.0%} device  "
             f"left {duration(left)}"
         )

@@ -20,11 +20,14 @@ def state_sharding(state, mesh: Mesh):
     """Returns the sharding of each leaf of a train state, or of its shapes.
 
     Optimizer moments and the parameters' average have their parameter's name at the end of their
-    path, and are sharded like it.
+    path, and are sharded like it. The means that stand for a factored second moment (Adafactor's)
+    are small: every device holds them whole.
     """
 
     def leaf_sharding(path, leaf):
-        return NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh))
+        name = path_name(path)
+        is_small = re.search(r"/v_(row|col)/", name)
+        return NamedSharding(mesh, P() if is_small else partition(name, leaf.shape, mesh))
 
     return jax.tree.map_with_path(leaf_sharding, state)
 

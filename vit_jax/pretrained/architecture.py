@@ -132,7 +132,7 @@ def describe(fields: dict) -> str:
     for variant in (*variants.PUBLISHED, *variants.HYBRIDS):
         expected = {"resnet": None, **variants.fields(variant)}
         if all(fields.get(name) == value for name, value in expected.items()):
-            return f"ViT-{variant}"
+            return variant if variant.startswith("SoViT") else f"ViT-{variant}"
     kind = "a hybrid" if fields.get("resnet") else "a ViT"
     names = ("width", "depth", "num_heads", "mlp_dim", "patch_size")
     return f"{kind} of {', '.join(f'{name} {fields[name]}' for name in names)}"
@@ -140,7 +140,8 @@ def describe(fields: dict) -> str:
 
 def published_num_heads(width: int) -> int | None:
     """Returns the number of heads of the published size with this width; None if there is none."""
-    published = map(variants.fields, variants.PUBLISHED)
-    num_heads = {fields["width"]: fields["num_heads"] for fields in published}
-    num_heads |= {1152: 16, 1536: 16}  # So400m (arXiv:2305.13035), and timm's giantopt
+    # The size s has no published weights, and other models of its width other numbers of heads.
+    published = [name for name in variants.PUBLISHED if not name.startswith("s/")]
+    num_heads = {fields["width"]: fields["num_heads"] for fields in map(variants.fields, published)}
+    num_heads |= {1536: 16}  # timm's giantopt
     return num_heads.get(width)

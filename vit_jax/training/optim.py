@@ -7,6 +7,7 @@ gets its default in configs/common.py and its valid values in RANGES; if it isn'
 to FIELDS and to `check`. The optimizer's state is sharded like the parameters.
 """
 
+import functools
 import re
 
 import jax
@@ -26,10 +27,14 @@ RANGES = {
     "b2": BELOW_ONE,
     "eps": checks.Range(0, 1, above=True),
     "momentum": BELOW_ONE,
+    "decay_rate": checks.Range(0, 10, above=True),
+    "min_dim_size_to_factor": checks.COUNT,
     "weight_decay": checks.Range(0, 1000),
     "layer_decay": checks.Range(0, 1, above=True, optional=True),
 }
-FIELDS = ("name", "mu_dtype", "momentum_dtype", "lr_multipliers", "frozen", *RANGES)
+MULTIPLIERS = ("weight_decay_multipliers", "lr_multipliers")
+FIELDS = ("name", "mu_dtype", "momentum_dtype", "frozen", *MULTIPLIERS, *RANGES)
+ADAFACTOR_EPS = 1e-30  # added to squared gradients
 
 
 def create(config, params, total_steps: int):
@@ -50,6 +55,8 @@ def create(config, params, total_steps: int):
     check(config)
     checks.check_range("total_steps", total_steps, checks.COUNT)
     optimizer = config.optimizer
+    for field in MULTIPLIERS:
+        check_patterns(params, [pattern for pattern, _ in optimizer[field] or ()], field)
     learning_rate = schedules.create(config.schedule, total_steps)
     clip = optax.identity()
     if config.grad_clip_norm:
@@ -73,12 +80,13 @@ def check(config) -> None:
     checks.check_choice("config.optimizer.name", config.name, OPTIMIZERS)
     for field in ("mu_dtype", "momentum_dtype"):
         checks.check_choice(f"config.optimizer.{field}", config[field], DTYPES)
-    pairs = config.lr_multipliers or ()
-    if not all(is_multiplier(pair) for pair in pairs):
-        raise UserError(
-            f"config.optimizer.lr_multipliers is {pairs!r}; it must be pairs of "
-            "pattern and factor, such as (('head', 10.0),)"
-        )
+    for field in MULTIPLIERS:
+        pairs = config[field] or ()
+        if not all(is_multiplier(pair) for pair in pairs):
+            raise UserError(
+                f"config.optimizer.{field} is {pairs!r}; it must be pairs of pattern and factor, "
+                "such as (('head', 10.0),)"
+            )
     patterns = config.frozen or ()
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UserError(
@@ -87,10 +95,15 @@ def check(config) -> None:
 
 
 def is_multiplier(pair) -> bool:
-    """Whether an entry of `lr_multipliers` is a pattern and a factor."""
+    """Whether an entry of one of MULTIPLIERS is a pattern and a factor."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         return False
     return isinstance(pair[0], str) and pair[1] in checks.Range(0, 1000)
+
+
+def multiplier(name: str, multipliers) -> float:
+    """Returns the factor of the first pattern that matches the start of a name; 1 without one."""
+    return next((factor for pattern, factor in multipliers if re.match(pattern, name)), 1.0)
 
 
 def adamw(config) -> optax.GradientTransformation:
@@ -111,8 +124,56 @@ def sgd(config) -> optax.GradientTransformation:
     return optax.chain(weight_decay(config), momentum)
 
 
+def adafactor(config) -> optax.GradientTransformation:
+    """Adafactor as "Scaling Vision Transformers" has it (arXiv:2106.04560, section 3.4).
+
+    The second moment is factored (arXiv:1804.04235): in an array whose two largest axes have at
+    least `min_dim_size_to_factor` elements, its means along each of the two stand for it. It decays
+    at 1 - t ** -decay_rate, at most `b2`. The first moment, in `mu_dtype`, averages what the second
+    has scaled. Weight decay is decoupled. The learning rate isn't relative to the parameters, and
+    updates aren't clipped.
+    """
+
+    def decay(step, exponent):
+        return jnp.minimum(config.b2, 1.0 - (step + 1.0) ** -exponent)
+
+    scale = optax.scale_by_factored_rms(
+        decay_rate=config.decay_rate,
+        min_dim_size_to_factor=config.min_dim_size_to_factor,
+        epsilon=ADAFACTOR_EPS,
+        decay_rate_fn=decay,
+    )
+    momentum = optax.identity()
+    if config.b1:
+        momentum = optax.ema(config.b1, debias=False, accumulator_dtype=config.mu_dtype)
+    return optax.chain(
+        optax.masked(scale, functools.partial(stacked_mask, stacked=False)),
+        optax.masked(over_layers(scale), functools.partial(stacked_mask, stacked=True)),
+        momentum,
+        weight_decay(config),
+    )
+
+
 # Gradients -> update directions, before the learning rate.
-OPTIMIZERS = {"adamw": adamw, "adam": adam, "sgd": sgd}
+OPTIMIZERS = {"adamw": adamw, "adam": adam, "sgd": sgd, "adafactor": adafactor}
+
+
+def stacked_mask(params, stacked: bool):
+    """Returns the mask of the leaves that are stacked over layers, or of those that aren't."""
+    return jax.tree.map_with_path(lambda path, _: is_stacked(path_name(path)) == stacked, params)
+
+
+def over_layers(tx) -> optax.GradientTransformation:
+    """Applies a transformation to each layer of stacked parameters, as if they weren't stacked."""
+
+    def each(function):
+        def call(tree, *others):  # the parameters, or gradients, the state and the parameters
+            per_layer = jax.vmap(function) if jax.tree.leaves(tree) else function
+            return per_layer(tree, *others)
+
+        return call
+
+    return optax.GradientTransformation(each(tx.init), each(tx.update))
 
 
 def scale_by_adam(config) -> optax.GradientTransformation:
@@ -120,10 +181,22 @@ def scale_by_adam(config) -> optax.GradientTransformation:
 
 
 def weight_decay(config) -> optax.GradientTransformation:
-    """Adds weight_decay x kernel to updates; biases, norms and tokens aren't decayed."""
+    """Adds weight_decay x kernel to updates; biases, norms and tokens aren't decayed.
+
+    `weight_decay_multipliers`, pairs (pattern, factor), scale it: see `multiplier`.
+    """
     if not config.weight_decay:
         return optax.identity()
-    return optax.add_decayed_weights(config.weight_decay, mask=is_kernel)
+    if not config.weight_decay_multipliers:
+        return optax.add_decayed_weights(config.weight_decay, mask=is_kernel)
+
+    def add(path, update, param, decays):
+        factor = multiplier(path_name(path), config.weight_decay_multipliers)
+        return update + config.weight_decay * factor * param if decays else update
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map_with_path(add, updates, params, is_kernel(params))
+    )
 
 
 def is_kernel(params):
@@ -135,20 +208,18 @@ def scale_by_path(params, multipliers, layer_decay) -> list[optax.GradientTransf
     """Returns transformations that scale each parameter's learning rate; [] if there are none.
 
     Args:
-        multipliers: pairs (pattern, factor). The first pattern that matches the start of a
-            parameter's name (`re.match`) applies.
+        multipliers: pairs (pattern, factor), see `multiplier`.
         layer_decay: the head learns at the full rate, and each layer below it at this fraction of
             the one above: block i of n at layer_decay ** (n - i), the embedding at
             layer_decay ** (n + 1) (arXiv:2106.08254, appendix).
     """
     if not multipliers and not layer_decay:
         return []
-    check_patterns(params, [pattern for pattern, _ in multipliers], "lr_multipliers")
     depth = depth_of(params)
 
     def factor(path, leaf):
         name = path_name(path)
-        scale = next((value for pattern, value in multipliers if re.match(pattern, name)), 1.0)
+        scale = multiplier(name, multipliers)
         return scale * layer_factor(name, leaf, depth, layer_decay) if layer_decay else scale
 
     factors = jax.tree.map_with_path(factor, params)

@@ -13,7 +13,14 @@ from etils import epath
 from vit_jax.checks import Range, check_range
 from vit_jax.errors import UserError
 from vit_jax.scaling import plots, tables
-from vit_jax.scaling.laws import Fit, fit_joint_law, fit_power_law, frontier, noise_tolerance
+from vit_jax.scaling.laws import (
+    RESAMPLES,
+    Fit,
+    fit_joint_law,
+    fit_power_law,
+    frontier,
+    noise_tolerance,
+)
 from vit_jax.scaling.tables import EXAFLOPS, IMAGES, SIZE, Points, Row
 from vit_jax.storage.files import open_path
 from vit_jax.storage.mirror import written_folder
@@ -76,6 +83,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "model.width,model.depth (default: the size)",
     )
     add("--budget", type=float, help="in FLOPs, or as --compute: names the best model for it")
+    add("--resamples", type=int, default=RESAMPLES, help=f"of intervals (default: {RESAMPLES})")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -85,6 +93,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         UserError: a table without the columns, too few points, or a fit that doesn't converge.
     """
     check_range("--budget", args.budget, Range(0, above=True, optional=True))
+    check_range("--resamples", args.resamples, Range(20, 1_000_000, whole=True))
     source = open_path(args.source)
     is_folder = source.is_dir()
     rows = tables.gather(source) if is_folder else tables.add_costs(tables.read_csv(source))
@@ -97,7 +106,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         budget = args.budget and args.budget / (1e18 if columns.compute == EXAFLOPS else 1)
         studies = []
         for metric in error_columns(rows, args.error):
-            study = fit_study(rows, metric, columns)
+            study = fit_study(rows, metric, columns, args.resamples)
             study.best = budget and best_for(study, budget, columns.size)
             yield from describe(study, columns)
             studies.append(study)
@@ -145,21 +154,21 @@ def error_columns(rows: Sequence[Row], names: str | None) -> list[str]:
     )
 
 
-def fit_study(rows: Sequence[Row], metric: str, columns: Columns) -> Study:
+def fit_study(rows: Sequence[Row], metric: str, columns: Columns, resamples: int) -> Study:
     """Fits every law of a metric; only that of the frontier must succeed."""
     points = tables.points(rows, metric, columns.compute, columns.model, columns.size)
     tolerance = noise_tolerance(points.compute, points.error, points.model)
     chosen = frontier(points.compute, points.error, tolerance)
     try:
-        law = fit_power_law(points.compute[chosen], points.error[chosen])
+        law = fit_power_law(points.compute[chosen], points.error[chosen], resamples=resamples)
     except UserError as error:
         at = f"{chosen.sum()} of {len(chosen)} points are on the frontier"
         raise UserError(f"{metric}: {error} ({at})") from None
     study = Study(points, chosen, tolerance, law)
 
-    def attempt(what: str, function, *arguments, **keywords) -> Fit | None:
+    def attempt(what: str, function, *arrays) -> Fit | None:
         try:
-            return function(*arguments, **keywords)
+            return function(*arrays, resamples=resamples)
         except UserError as error:
             study.notes.append(f"no law of {what}: {error}")
             return None
@@ -181,11 +190,11 @@ def fit_study(rows: Sequence[Row], metric: str, columns: Columns) -> Study:
     return study
 
 
-def fit_lowest(x: np.ndarray, error: np.ndarray) -> Fit:
+def fit_lowest(x: np.ndarray, error: np.ndarray, resamples: int) -> Fit:
     """Fits a power law without a shift to the lowest errors at no larger x, known x only."""
     x, error = x[~np.isnan(x)], error[~np.isnan(x)]
     lowest = frontier(x, error)
-    return fit_power_law(x[lowest], error[lowest], shift=False)
+    return fit_power_law(x[lowest], error[lowest], shift=False, resamples=resamples)
 
 
 def around_center(rows: Sequence[Row], shape: str, shapes: Sequence[str]) -> list[Row]:

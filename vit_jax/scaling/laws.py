@@ -5,6 +5,7 @@
 (arXiv:2305.13035, section 3).
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -33,6 +34,11 @@ class PowerLaw(NamedTuple):
     def __call__(self, x):
         return self.a * (np.asarray(x) + self.d) ** -self.b + self.c
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the constants are what data can tell apart from a constant or exponential."""
+        return 0 < self.b < MAX_EXPONENT and bool(np.all(np.isfinite(self)))
+
 
 class JointLaw(NamedTuple):
     """E = alpha x^-a + (beta x^b + xi) t^-c + epsilon, of a dimension x and compute t."""
@@ -49,6 +55,11 @@ class JointLaw(NamedTuple):
         x, t = np.asarray(x), np.asarray(t)
         later = (self.beta * x**self.b + self.xi) * t**-self.c
         return self.alpha * x**-self.a + later + self.epsilon
+
+    @property
+    def is_bounded(self) -> bool:
+        """See `PowerLaw`."""
+        return max(self.a, self.b, self.c) < MAX_EXPONENT and bool(np.all(np.isfinite(self)))
 
     @property
     def s(self) -> float:
@@ -115,27 +126,40 @@ def frontier(x: np.ndarray, error: np.ndarray, tolerance: float = 0.0) -> np.nda
 
 
 def noise_tolerance(x: np.ndarray, error: np.ndarray, group: np.ndarray) -> float:
-    """Returns a tolerance for `frontier`: three standard deviations of the noise.
+    """Returns a tolerance for `frontier`: three standard deviations of the noise of log error.
 
-    The noise is what the errors scatter around a law of each group; 0 if that is unknown, or so
-    large that it may be a mixture of models.
+    The noise is the smaller of two estimates, of which a model's shape raises either: by what
+    errors scatter around a law of each group, and around the line between their neighbors. It is 0
+    if neither can be had, or if it is so large that the groups may be mixtures of models.
 
     Args:
         x, error: (N,).
         group: the model of each point, (N,).
     """
-    squares = freedom = 0
+    of_laws, of_lines = [], []
     for name in np.unique(group):
-        chosen = group == name
-        if np.count_nonzero(chosen) > len(PowerLaw._fields) + 1:
-            try:
+        chosen = np.flatnonzero(group == name)
+        chosen = chosen[np.argsort(x[chosen], kind="stable")]
+        of_lines += neighbor_noise(np.log(x[chosen]), np.log(error[chosen]))
+        if (freedom := len(chosen) - len(PowerLaw._fields)) > 1:
+            with contextlib.suppress(UserError):
                 fit = fit_power_law(x[chosen], error[chosen], resamples=0)
-            except UserError:
-                continue
-            count = fit.points - len(PowerLaw._fields)
-            squares, freedom = squares + fit.noise**2 * count, freedom + count
-    noise = np.sqrt(squares / freedom) if freedom else 0.0
-    return 3 * noise if noise <= MAX_NOISE else 0.0
+                of_laws += [fit.noise**2] * freedom
+    noise = min(
+        (np.sqrt(np.mean(squares)) for squares in (of_laws, of_lines) if squares), default=0
+    )
+    return 3 * float(noise) if noise <= MAX_NOISE else 0.0
+
+
+def neighbor_noise(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Returns estimates of the variance of y, from each point and its neighbors in x.
+
+    Those of Gasser, Sroka and Jennen-Steinmetz, "Residual variance and residual pattern in
+    nonlinear regression" (1986).
+    """
+    left = (x[2:] - x[1:-1]) / np.maximum(x[2:] - x[:-2], 1e-9)  # the left neighbor's weight
+    difference = left * y[:-2] + (1 - left) * y[2:] - y[1:-1]
+    return list(difference**2 / (left**2 + (1 - left) ** 2 + 1))
 
 
 def fit_power_law(x, error, shift: bool = True, resamples: int = RESAMPLES, seed: int = 0) -> Fit:
@@ -174,11 +198,13 @@ def fit_power_law(x, error, shift: bool = True, resamples: int = RESAMPLES, seed
             a, float(b), float(c * (c > TINY * error.min())), float(d * unit * (d > TINY))
         )
 
+    if np.polyfit(np.log(x), np.log(error), 1)[0] >= 0:
+        raise UserError("the error doesn't fall: a law has nothing to describe")
     starts = power_law_starts(x, error, middle, shift)
     fit = fit_log(predict, law, starts, error, resamples, seed)
-    if not 0 < fit.law.b < MAX_EXPONENT or not np.isfinite(fit.law.a):
+    if not fit.law.is_bounded:
         raise UserError(
-            f"the fit of {len(x)} points doesn't converge to a power law: its exponent goes to "
+            f"the fit of {len(x)} points doesn't converge to a power law: its exponent is "
             f"{fit.law.b:.3g}; it must be above 0 and below {MAX_EXPONENT:g}. Errors over a wider "
             "range would bound it"
         )
@@ -239,7 +265,7 @@ def fit_joint_law(x, t, error, resamples: int = RESAMPLES, seed: int = 0) -> Fit
         return JointLaw(*map(float, (alpha, a, beta, b, xi, c, epsilon)))
 
     fit = fit_log(predict, law, joint_law_starts(log_x, log_t, error), error, resamples, seed)
-    if max(fit.law.a, fit.law.b, fit.law.c) > MAX_EXPONENT or not np.all(np.isfinite(fit.law)):
+    if not fit.law.is_bounded:
         raise UserError(
             f"the joint law's fit of {len(x)} points doesn't converge: an exponent goes to "
             f"{max(fit.law.a, fit.law.b, fit.law.c):.3g}. More sizes and durations would bound it"
@@ -301,9 +327,9 @@ def fit_log(
                 f"the fit of {len(error)} points doesn't converge from any of {len(starts)} starts"
             )
         constants = min(solutions, key=cost)
-        samples = bootstrap(predict, constants, log_error, resamples, seed)
+        samples = bootstrap(predict, law, constants, log_error, resamples, seed)
         noise = np.sqrt(cost(constants) / (len(error) - len(constants)))
-        return Fit(law(constants), list(map(law, samples)), float(noise), len(error))
+        return Fit(law(constants), samples, float(noise), len(error))
 
 
 def solve(predict: Callable, start: np.ndarray, log_error: np.ndarray) -> np.ndarray | None:
@@ -314,7 +340,7 @@ def solve(predict: Callable, start: np.ndarray, log_error: np.ndarray) -> np.nda
             start,
             Dfun=lambda constants: predict(constants)[1],
             full_output=True,
-            maxfev=500,
+            maxfev=200,
         )
     except (ValueError, np.linalg.LinAlgError):  # a number overflows
         return None
@@ -322,9 +348,9 @@ def solve(predict: Callable, start: np.ndarray, log_error: np.ndarray) -> np.nda
 
 
 def bootstrap(
-    predict: Callable, constants: np.ndarray, log_error: np.ndarray, resamples: int, seed: int
-) -> list[np.ndarray]:
-    """Returns the constants of fits to the law's own values with resampled residuals.
+    predict: Callable, law: Callable, constants: np.ndarray, log_error: np.ndarray, resamples, seed
+) -> list:
+    """Returns the laws fitted to the law's own values with resampled residuals.
 
     A residual is divided by the share of it that the fit leaves, and those of a resample are
     scaled by one draw, so that the intervals are as wide as Student's t makes them.
@@ -342,10 +368,11 @@ def bootstrap(
         drawn = values + scale * rng.choice(residuals, len(values))
         # A square root of 0 would stay 0: its derivative is 0 there.
         sample = solve(predict, constants + 0.01, drawn)
-        if sample is not None:
-            samples.append(sample)
+        if sample is not None and law(sample).is_bounded:
+            samples.append(law(sample))
     if len(samples) < resamples / 2:
         raise UserError(
-            f"the fit of {len(values)} points doesn't converge for most of their resamples"
+            f"the fit of {len(values)} points doesn't converge for {resamples - len(samples)} of "
+            f"{resamples} resamples of their errors: they don't determine a law"
         )
     return samples

@@ -335,7 +335,7 @@ def evaluations(workdir, config) -> Iterator[tuple[Row, Row]]:
 def num_devices(workdir) -> int | None:
     """Returns how many devices a run last started on, by its log; None if it doesn't say."""
     try:
-        log = (workdir / "train.log").read_text(errors="replace")
+        log = (workdir / "train.log").read_bytes().decode(errors="replace")
     except OSError:
         return None
     counts = re.findall(r" Devices +(\d+) x ", log)

@@ -89,12 +89,14 @@ def test_the_joint_law_and_its_optimum():
     assert laws.fit_joint_law(sizes, computes, errors, resamples=0).law == pytest.approx(
         JOINT, 1e-3
     )
-    for seed in range(4):
-        noisy = laws.fit_joint_law(sizes, 1e18 * computes, with_noise(errors, seed), resamples=60)
-        assert noisy.law.s == pytest.approx(JOINT.s, rel=0.1)
-        low, high = noisy.interval(lambda law: law.s)
-        assert low <= JOINT.s <= high
-        assert noisy.law.optimum(100e18) == pytest.approx(JOINT.optimum(100), rel=0.15)
+    covered = []
+    for seed in range(10):
+        fit = laws.fit_joint_law(sizes, 1e18 * computes, with_noise(errors, seed), resamples=60)
+        assert fit.law.s == pytest.approx(JOINT.s, rel=0.12)
+        assert fit.law.optimum(100e18) == pytest.approx(JOINT.optimum(100), rel=0.15)
+        low, high = fit.interval(lambda law: law.s)
+        covered.append(low <= JOINT.s <= high)
+    assert sum(covered) >= 8
     x = np.geomspace(1, 1000, 2000)
     assert JOINT.optimum(100) == pytest.approx(x[JOINT(x, 100).argmin()], rel=0.01)
 

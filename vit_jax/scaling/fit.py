@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """Yields the lines to print; writes fit.json, the figures, and the table of runs.
 
     Raises:
-        UserError: a table without the columns, too few points, or a fit that doesn't converge.
+        UserError: a table without the columns, too few points, a fit that doesn't converge, or a
+            figure that would replace a file that isn't one.
     """
     check_range("--budget", args.budget, Range(0, above=True, optional=True))
     check_range("--resamples", args.resamples, Range(20, 1_000_000, whole=True))
@@ -98,23 +99,24 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     is_folder = source.is_dir()
     rows = tables.gather(source) if is_folder else tables.add_costs(tables.read_csv(source))
     out = epath.Path(args.out) if args.out else (source if is_folder else source.parent) / "fit"
-    with written_folder(out) as folder:
-        if is_folder:  # first: whether or not a law fits
+    if is_folder:  # whether or not a law fits
+        with written_folder(out) as folder:
             (folder / "table.csv").write_text(tables.to_csv(rows))
-            yield f"{out / 'table.csv'}: {len(rows)} evaluations"
-        columns = find_columns(rows, args)
-        budget = args.budget and args.budget / (1e18 if columns.compute == EXAFLOPS else 1)
-        studies = []
-        for metric in error_columns(rows, args.error):
-            study = fit_study(rows, metric, columns, args.resamples)
-            study.best = budget and best_for(study, budget, columns.size)
-            yield from describe(study, columns)
-            studies.append(study)
-        write_json(folder / "fit.json", studies, columns)
-        yield f"{out / 'fit.json'}: constants and intervals"
+        yield f"{out / 'table.csv'}: {len(rows)} evaluations"
+    columns = find_columns(rows, args)
+    budget = args.budget and args.budget / (1e18 if columns.compute == EXAFLOPS else 1)
+    studies = []
+    for metric in error_columns(rows, args.error):
+        study = fit_study(rows, metric, columns, args.resamples)
+        study.best = budget and best_for(study, budget, columns.size)
+        yield from describe(study, columns)
+        studies.append(study)
+    with written_folder(out) as folder:
         figures = plots.figures(studies, columns)
         for name in figures:
             plots.check(folder / name)
+        write_json(folder / "fit.json", studies, columns)
+        yield f"{out / 'fit.json'}: constants and intervals"
         for name, draw in figures.items():
             plots.save(draw(), folder / name)
             yield f"{out / name}.png, .pdf: {plots.DESCRIPTIONS[name.split('-')[0]]}"

@@ -78,6 +78,7 @@ def test_a_table_made_elsewhere(curve, tmp_path, capsys):
     for name, value in LAW._asdict().items():
         low, high = found["intervals"][name]
         assert low <= value <= high
+    assert found["notes"] == []  # of what the table doesn't have
     assert found["frontier"]["points"] >= 58  # noise drops none of a single curve
     assert found["budget"]["error"] == pytest.approx(float(LAW(1e6)), rel=0.05)
     assert found["budget"]["is_extrapolated"]
@@ -92,12 +93,15 @@ def test_a_folder_of_runs(tmp_path, tiny_config, capsys):
             error = 0.5 * width**-0.6 + (0.004 * width**0.5 + 0.5) * steps**-0.4 + 0.05
             rows = [{"step": steps, "val/accuracy": 1 - error, "val/loss": 2 * error}]
             write_run(tmp_path / "study" / f"{width}-{steps}", tiny_config, rows)
-    assert run(tmp_path / "study", "--shape=model.width", "--resamples=40") == 0
+    assert (
+        run(tmp_path / "study", "--model=model.width", "--shape=model.width", "--resamples=40") == 0
+    )
     out = tmp_path / "study" / "fit"
     assert len(tables.read_csv(out / "table.csv")) == 12
     found = json.loads((out / "fit.json").read_text())
     assert found["error"] == "val/accuracy"
     assert found["joint"].keys() == {"model.width"}
+    assert found["notes"][0].startswith("no law of 16: too few points")
     assert pictures(out) >= {"compute", "images", "size", "overview", "shape-model.width"}
     # A law that can't be fitted loses nothing: the table has been written.
     (out / "table.csv").unlink()

@@ -168,9 +168,9 @@ def fit_study(rows: Sequence[Row], metric: str, columns: Columns, resamples: int
         raise UserError(f"{metric}: {error} ({at})") from None
     study = Study(points, chosen, tolerance, law)
 
-    def attempt(what: str, function, *arrays) -> Fit | None:
+    def attempt(what: str, function, *arguments):
         try:
-            return function(*arrays, resamples=resamples)
+            return function(*arguments, resamples=resamples)
         except UserError as error:
             study.notes.append(f"no law of {what}: {error}")
             return None
@@ -179,17 +179,24 @@ def fit_study(rows: Sequence[Row], metric: str, columns: Columns, resamples: int
         own = points[points.model == name]
         if fit := attempt(name, fit_power_law, own.compute, own.error):
             study.models[name] = fit
-    study.images = attempt("images seen", fit_lowest, points.images, points.error)
-    study.size = attempt(columns.size, fit_lowest, points.size, points.error)
-    for shape in columns.shapes:
-        own = tables.points(
-            around_center(rows, shape, columns.shapes),
-            *(metric, columns.compute, columns.model, shape),
-        )
-        own = own[~np.isnan(own.size)]
-        if fit := attempt(f"{shape} and compute", fit_joint_law, own.size, own.compute, own.error):
-            study.joint[shape], study.shape_points[shape] = fit, own
+    if np.isfinite(points.images).any():
+        study.images = attempt("images seen", fit_lowest, points.images, points.error)
+    if np.isfinite(points.size).any():
+        study.size = attempt(columns.size, fit_lowest, points.size, points.error)
+    for shape in (name for name in columns.shapes if name in rows[0]):
+        if fitted := attempt(f"{shape} and compute", fit_shape, rows, metric, columns, shape):
+            study.joint[shape], study.shape_points[shape] = fitted
     return study
+
+
+def fit_shape(
+    rows: Sequence[Row], metric: str, columns: Columns, shape: str, resamples: int
+) -> tuple[Fit, Points]:
+    """Returns the joint law of a column and compute, and the points that it is fitted to."""
+    rows = around_center(rows, shape, columns.shapes)
+    points = tables.points(rows, metric, columns.compute, columns.model, shape)
+    points = points[~np.isnan(points.size)]
+    return fit_joint_law(points.size, points.compute, points.error, resamples=resamples), points
 
 
 def fit_lowest(x: np.ndarray, error: np.ndarray, resamples: int) -> Fit:

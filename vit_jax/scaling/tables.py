@@ -119,8 +119,8 @@ def points(rows: Sequence[Row], error: str, compute: str, model: str | None, siz
             f"{compute!r}; compute must be above 0"
         )
     of_row = numbers_or_nan(rows, IMAGES), numbers_or_nan(rows, size)
-    names = np.array(["all" if model is None else str(row[model]) for row in rows])
-    found = Points(error, errors, known[compute], names, *of_row)
+    names = ["all" if model is None else str(format_cell(row[model])) for row in rows]
+    found = Points(error, errors, known[compute], np.array(names), *of_row)
     chosen = np.flatnonzero(chosen)
     return found[chosen[np.argsort(found.compute[chosen], kind="stable")]]
 

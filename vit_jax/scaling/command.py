@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.scaling import count
+from vit_jax.scaling import count, fit
 
 # Name -> help, and a module with `add_flags(parser)` and `run(args)`, which yields lines to print.
-COMMANDS = {"flops": ("what models cost: parameters, operations, activations", count)}
+COMMANDS = {
+    "flops": ("what models cost: parameters, operations, activations", count),
+    "fit": ("the laws of a study's results, and draws them", fit),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

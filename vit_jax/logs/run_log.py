@@ -301,6 +301,10 @@ class LogFile(logging.handlers.WatchedFileHandler):
         super().__init__(files.folder / "train.log")
         self.files = files
 
+    def emit(self, record):
+        with contextlib.suppress(OSError):  # its folder was deleted
+            super().emit(record)
+
     def close(self):
         super().close()
         self.files.close()

@@ -529,9 +529,9 @@ RESUMABLE = "Interrupted: the same command resumes a run from its last checkpoin
 def interrupt(message: str, number, frame) -> None:
     """Handles Ctrl-C: raises KeyboardInterrupt, and ends the process if a library swallows that.
 
-    Threads of libraries that were waited for may fail then, and print tracebacks: not any more.
+    Threads that save a checkpoint may fail then, which is no news.
     """
-    sys.excepthook = lambda *_: None
+    sys.unraisablehook = functools.partial(interrupt_again, lambda _: None)
 
     def end():
         print(message, file=sys.stderr)

@@ -9,6 +9,7 @@ import pathlib
 import re
 import resource
 import shutil
+import sys
 import types
 
 import flax
@@ -23,7 +24,7 @@ from configs import common
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import sharding
-from vit_jax.runs import checkpoint, run_folder
+from vit_jax.runs import checkpoint, checkpoint_items, run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, read_item
 from vit_jax.training import optim, train_state
 
@@ -232,6 +233,12 @@ def test_reads_that_a_damaged_file_leaves_unfinished_print_nothing(tmp_path, sha
         )
     assert "mine.py" in caplog.text
     assert "orbax" not in caplog.text
+    assert sys.unraisablehook.func is checkpoint_items.report_others
+    reported = []
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("mine")):
+        unraisable = types.SimpleNamespace(exc_value=error)
+        checkpoint_items.report_others(reported.append, unraisable)
+    assert [str(unraisable.exc_value) for unraisable in reported] == ["mine"]
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty"])

@@ -252,8 +252,8 @@ class RunLog:
         path = self.files.folder / "metrics.jsonl"
         if path.exists() and os.path.samestat(path.stat(), os.fstat(self.rows_file.fileno())):
             return
+        file, self.rows_file = self.rows_file, self.open_rows()  # raises if the folder is gone
         logger.error(f"{path} was moved or deleted; the rows from now on are in a new one")
-        file, self.rows_file = self.rows_file, self.open_rows()
         file.close()
 
     def write_rows(self) -> None:
@@ -336,6 +336,10 @@ class LogFile(logging.handlers.WatchedFileHandler):
     def __init__(self, files: Mirror):
         super().__init__(files.folder / "train.log")
         self.files = files
+
+    def emit(self, record):
+        with contextlib.suppress(OSError):  # its folder was deleted
+            super().emit(record)
 
     def close(self):
         super().close()

@@ -1,12 +1,14 @@
 """Reading the items of a checkpoint: each is a tree of arrays in a folder of its own."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 from etils import epath, epy
@@ -154,7 +156,7 @@ def quiet_orbax():
             try:
                 yield
             except Exception:
-                logging.getLogger("asyncio").addFilter(is_not_of_orbax)
+                silence_unfinished_reads()
                 time.sleep(1)  # lets the other reads fail while stderr is redirected
                 raise
         sys.stderr.write(stderr.getvalue())
@@ -162,6 +164,20 @@ def quiet_orbax():
         absl_logger.setLevel(level)
 
 
+def silence_unfinished_reads() -> None:
+    """Drops what asyncio and TensorStore's threads report about reads after another one failed."""
+    logging.getLogger("asyncio").addFilter(is_not_of_orbax)
+    if getattr(sys.unraisablehook, "func", None) is not report_others:
+        sys.unraisablehook = functools.partial(report_others, sys.unraisablehook)
+
+
 def is_not_of_orbax(record: logging.LogRecord) -> bool:
     """Whether a record of asyncio's logger isn't about a task of Orbax."""
     return "orbax" not in record.getMessage()
+
+
+def report_others(hook: Callable, unraisable) -> None:
+    """Passes an exception to `hook`, a sys.unraisablehook, unless it is of an unfinished read."""
+    error = str(unraisable.exc_value)
+    if "Event loop is closed" not in error and FAILED_READ not in error:
+        hook(unraisable)

@@ -203,19 +203,23 @@ def record(
 def record_if_deleted(
     workdir, config: ml_collections.ConfigDict, class_names: Sequence[str], remat: str
 ) -> None:
-    """Makes and describes a run's folder again, see `record`, if someone deleted it."""
+    """Makes and describes a run's folder again, see `record`, if someone deleted it.
+
+    Raises:
+        UserError: it can't be made.
+    """
     folder = files.open_path(workdir)
     is_local = not buckets.is_bucket(folder)
     if is_local and jax.process_index() == 0 and not (folder / "config.json").exists():
-        logger.error(
-            f"{workdir} was moved or deleted while the run writes to it: its files and checkpoints "
-            "from now on are in a new folder of that name"
-        )
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             record(workdir, config, class_names, remat)
         except OSError as error:
-            logger.error(f"{workdir} can't be written: {error.strerror}")
+            raise UserError(f"{workdir} is gone, and can't be made: {error.strerror}") from None
+        logger.error(
+            f"{workdir} was moved or deleted while the run writes to it: its files and checkpoints "
+            "from now on are in a new folder of that name"
+        )
 
 
 def list_files(workdir) -> list[str]:

@@ -22,9 +22,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax.aot import topology
-from vit_jax.errors import DoesNotFit, Preempted, UserError, first_line
+from vit_jax.errors import DoesNotFit, Preempted, Unreachable, UserError, first_line
 from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed
+from vit_jax.storage import buckets
 
 # docs/operations.md has the table for users.
 EXIT_CRASHED = 1
@@ -483,6 +484,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
             signal.signal(signal.SIGABRT, signal.SIG_DFL)  # without a dump of all threads
         main()
         sys.stdout.flush()
+    except Unreachable as error:
+        stop(str(error), EXIT_PREEMPTED)
     except UserError as error:
         stop(str(error))
     except DoesNotFit as error:
@@ -502,6 +505,8 @@ def guarded(main: Callable, preemptible: bool) -> None:
             place = error.filename or WORKDIR.value
             file = f" ({place})" if place else ""
             stop(f"The disk is full{file}: free some space, and run the same command again")
+        if buckets.is_client_error(error):
+            stop(f"The bucket can't be used: {buckets.problem(error)}", EXIT_PREEMPTED)
         jax_errors = [e for e in causes(error) if isinstance(e, jax.errors.JaxRuntimeError)]
         for cause in jax_errors:
             if str(cause).startswith("RESOURCE_EXHAUSTED"):

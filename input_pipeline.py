@@ -223,6 +223,7 @@ def train_examples(source, config, first_step, rows):
         **position,
         rows=rows,
         parts=parts,
+        same_seed=order == "buffer",
         buffer_size=-(-config.dataset.shuffle_buffer // buffers),
         files_at_once=max(FILES_AT_ONCE // buffers, MIN_FILES),
         ignore_errors=skips_corrupt(config),

@@ -97,48 +97,51 @@ def train(
         raise UserError(config.init_from_hint)
     allowed = resuming.parse_allowed(allow_changes, config)
     input_pipeline.check_workdir(config.dataset, workdir)
-    files = run_log.start_logging(workdir)
-    run_folder.check_shared(workdir)
-    mesh = create_mesh(**config.mesh)
-    check_batch_size(config.batch_size, config.accum_steps, mesh)
-    share = feeding.process_rows(mesh, config.batch_size)
-
-    beginning = Beginning(workdir, config, common.get_config())
-    train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    order = [beginning.recorded("dataset", field) for field in ("order", "parts")]
-    config = resolve(beginning.take_over(config), train_set, *order)
-    profile.check(profile_steps, config.total_steps)
-    image_shape = input_pipeline.image_shape(config)
-    remat = beginning.recorded("model", "remat")
-    program = Program(config, image_shape, mesh, recorded_remat=remat)
-    beginning.check(config, train_set, program.shapes, recover_config, allowed)
-    evaluators = create_evaluators(program, train_set, eval_set, share)
-
-    weights = None
-    if config.init_from and beginning.is_new:
-        weights = pretrained.from_config(config, program.model, image_shape)
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
-        stack.callback(checkpoints.close)  # lets other programs train in the folder
-        state = start(program, checkpoints, weights, workdir, beginning.origin)
-        first_step = int(state.step)
+        lock = stack.enter_context(run_folder.Lock(workdir))
+        files = run_log.start_logging(workdir, lock)
+        run_folder.check_shared(workdir)
+        mesh = create_mesh(**config.mesh)
+        check_batch_size(config.batch_size, config.accum_steps, mesh)
+        share = feeding.process_rows(mesh, config.batch_size)
+        setup = prepare(config, workdir, mesh, share, recover_config, allowed)
+        program, beginning, config = setup.program, setup.beginning, setup.program.config
+        profile.check(profile_steps, config.total_steps)
 
-        batches = input_pipeline.train_batches(train_set, config, first_step=first_step, **share)
+        checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
+        stack.callback(checkpoints.close)
+        state = start(setup, checkpoints, workdir)
+        first_step = int(state.step)
+        beginning.check_step(first_step)
+
+        batches = input_pipeline.train_batches(
+            setup.train_set, config, first_step=first_step, **share
+        )
         batches = feeding.to_devices(batches, mesh)
-        log_summary(program, train_set, evaluators, state)
-        beginning.record(config, train_set.class_names, program.remat, first_step)
+        log_summary(program, setup.train_set, setup.evaluators, state)
+        beginning.record(config, setup.train_set.class_names, program.remat, first_step)
         preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
-        stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(evaluators))
+        stack.callback(
+            input_pipeline.report_corrupt, setup.train_set, *eval_sources(setup.evaluators)
+        )
         stack.callback(checkpoints.finish_saving)
         log = run_log.RunLog(
             files, first_step, config, beginning.step, peak_images_per_second(program)
         )
         stack.enter_context(contextlib.closing(log))
-        trace = profile.Profile(files.folder, profile_steps, first_step)
+        trace = profile.Profile(files, profile_steps, first_step)
         stack.callback(trace.close)
         watchdog = stack.enter_context(Watchdog(hang_seconds))
         run = Run(
-            config, program, evaluators, checkpoints, log, preemption, trace, watchdog, beginning
+            config=config,
+            program=program,
+            evaluators=setup.evaluators,
+            checkpoints=checkpoints,
+            log=log,
+            preemption=preemption,
+            profile=trace,
+            watchdog=watchdog,
+            beginning=beginning,
         )
         try:
             results = loop(run, state, batches)
@@ -148,25 +151,59 @@ def train(
     return results["val"]
 
 
-def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdir, origin=None):
-    """Compiles the program; returns the state of the latest checkpoint, or an initial one.
+class Setup(NamedTuple):
+    """What a run is made of, before anything is compiled or computed."""
+
+    program: Program
+    train_set: input_pipeline.Source
+    evaluators: dict  # as in `Run`
+    beginning: Beginning
+    weights: dict | None  # the parameters to start a new run from; None: random ones
+
+
+def prepare(config, workdir, mesh, share: dict, recover_config: bool, allowed) -> Setup:
+    """Opens the datasets, and resolves and checks the configuration against the run's folder.
 
     Args:
-        program: the model and its steps.
-        checkpoints: the run's checkpoints.
-        weights: the parameters to start a new run from; None: random ones.
-        workdir: the run's folder, which keeps compiled programs.
-        origin: the checkpoint of another run that a new run goes on from; None: it starts anew.
+        config, workdir, recover_config: see `train`.
+        mesh: the devices.
+        share: which examples this process loads; see `feeding.process_rows`.
+        allowed: see `resuming.check_config`.
     """
+    beginning = Beginning(workdir, config, common.get_config())
+    train_set, eval_set = input_pipeline.open_splits(config.dataset)
+    order = [beginning.recorded("dataset", field) for field in ("order", "parts")]
+    config = resolve(beginning.take_over(config), train_set, *order)
+    image_shape = input_pipeline.image_shape(config)
+    remat = beginning.recorded("model", "remat")
+    program = Program(config, image_shape, mesh, recorded_remat=remat)
+    beginning.check(config, train_set, program.shapes, recover_config, allowed)
+    evaluators = create_evaluators(program, train_set, eval_set, share)
+    weights = None
+    if config.init_from and beginning.is_new:
+        weights = pretrained.from_config(config, program.model, image_shape)
+    return Setup(program, train_set, evaluators, beginning, weights)
+
+
+def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
+    """Compiles the program; returns the state that the run goes on from, or an initial one.
+
+    Args:
+        setup: the program, and what it starts from.
+        checkpoints: the run's checkpoints.
+        workdir: the run's folder, which keeps compiled programs.
+    """
+    program, origin = setup.program, setup.beginning.origin
     with compilation_cache(workdir):
         program.compile()
         program.check_memory()
         state = checkpoints.restore_latest(program.shapes, program.init)
-    if state is None and origin:
+    if state is not None:
+        return state
+    if origin is not None:
         return branch.restore(origin, program.shapes, program.init)
-    if state is None:
-        state = program.init()
-    return state if weights is None else with_params(state, weights)
+    state = program.init()
+    return state if setup.weights is None else with_params(state, setup.weights)
 
 
 def peak_images_per_second(program: Program) -> float | None:
@@ -399,11 +436,14 @@ def resolve(
         config.model.representation_size = models.from_config(config).representation_size
     order, parts = input_pipeline.shuffle_order(train_set, config, order, parts)
     resolved = dict(
-        order=order, num_examples=train_set.num_examples, fingerprint=train_set.fingerprint
+        order=order,
+        parts=parts,
+        num_examples=train_set.num_examples,
+        fingerprint=train_set.fingerprint,
     )
     for field, value in resolved.items():
         check_filled_in(f"dataset.{field}", config.dataset[field], value, train_set.name)
-    config.dataset.update(resolved, parts=parts)
+    config.dataset.update(resolved)
     if config.total_steps is None:
         num_seen = config.num_epochs * train_set.num_examples - config.dataset.offset
         config.total_steps = round(num_seen / config.batch_size)

@@ -411,7 +411,8 @@ def test_a_second_ctrl_c_does_not_wait_for_a_save(on_one_device, tmp_path, monke
     monkeypatch.setattr(checkpoint.Checkpoints, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train(quick_config(total_steps=10, report=False), tmp_path / "run")
-    run_folder.lock(tmp_path / "run").release()  # another program may train there now
+    with run_folder.Lock(tmp_path / "run"):  # another program may train there now
+        pass
 
 
 def test_a_run_whose_folder_is_deleted_describes_itself_again(

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class Unreachable(UserError):
+    """A server doesn't answer now: the same command may succeed later."""
+
+
 class DoesNotFit(Exception):
     """A run needs more memory than the devices it was compiled for have."""
 

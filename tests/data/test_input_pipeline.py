@@ -159,6 +159,16 @@ def test_interleaved_rows_of_a_process(tfds_folders, plain):
     assert np.array_equal(index.reshape(5, 5), wanted.reshape(5, 8)[:, rows])
 
 
+def test_parts_of_equal_sizes_have_different_orders(tfds_folders, plain):
+    source = open_source(tfds_folders["tfrecord"], None, "train")
+    size = source.num_examples // 2
+    source = open_source(tfds_folders["tfrecord"], None, f"train[:{2 * size}]")
+    plain.batch_size, plain.dataset.parts = 2, 2
+    pairs = input_pipeline.train_examples(source, plain, 0, np.arange(2)).take(2 * size)
+    index = np.array([int(i) for _, i, _ in pairs.as_numpy_iterator()]).reshape(size, 2)
+    assert np.mean(index[:, 0] == index[:, 1] - size) < 0.5
+
+
 def test_the_number_of_parts():
     """As many as divide the batch, but not of a small split."""
     for num_examples, batch_size, parts in (

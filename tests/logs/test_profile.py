@@ -9,6 +9,7 @@ from whole_runs import quick_config, untimed_rows
 import train
 from vit_jax.errors import UserError
 from vit_jax.logs import profile
+from vit_jax.storage.mirror import Mirror
 
 
 def traced_steps(folder) -> set[int]:
@@ -36,7 +37,7 @@ def test_a_trace_has_its_steps_and_leaves_the_numbers_alone(on_one_device, tmp_p
 
 
 def test_a_resumed_run_traces_the_steps_to_come(tmp_path):
-    assert profile.Profile(tmp_path, range(10, 16), first_step=12).steps == range(13, 16)
+    assert profile.Profile(Mirror(tmp_path), range(10, 16), first_step=12).steps == range(13, 16)
 
 
 @pytest.mark.parametrize("text", ["", "10", "15:10", "0:3", "1:2:3", "a:b", "-1:2"])

@@ -354,8 +354,12 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, shapes, caplog):
 
 
 def test_two_programs_cannot_train_in_one_folder(tmp_path):
-    first = checkpoint.Checkpoints(tmp_path)
-    with pytest.raises(UserError, match="Another program trains in"):
-        checkpoint.Checkpoints(tmp_path)
-    first.close()
-    checkpoint.Checkpoints(tmp_path).close()
+    with run_folder.Lock(tmp_path) as first:
+        assert not first.is_lost
+        with (
+            pytest.raises(UserError, match="Another program trains in"),
+            run_folder.Lock(tmp_path),
+        ):
+            pass
+    with run_folder.Lock(tmp_path):
+        pass

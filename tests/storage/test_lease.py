@@ -89,6 +89,34 @@ def test_a_lost_answer_does_not_lose_the_lease(bucket, impatient):
     assert bucket.names() == []
 
 
+def test_a_lost_answer_to_the_first_request_does_not_refuse_the_program_itself(
+    bucket, impatient, monkeypatch
+):
+    """The client repeats the request, whose condition then fails."""
+    write = bucket.write
+
+    def written_twice(name, content, query):
+        write(name, content, query)
+        return write(name, content, query)
+
+    monkeypatch.setattr(bucket, "write", written_twice)
+    held = lease.acquire("gs://bar/run")
+    monkeypatch.setattr(bucket, "write", write)
+    held.renew()
+    held.check()
+    held.release()
+    assert bucket.names() == []
+
+
+def test_a_lease_that_was_removed_by_hand_is_written_again(bucket, impatient):
+    held = lease.acquire("gs://bar/run")
+    bucket.objects.clear()
+    held.renew()
+    held.check()
+    assert bucket.names() == ["run/.lock"]
+    held.release()
+
+
 def test_an_outage_does_not_lose_the_lease(bucket, impatient):
     held = lease.acquire("gs://bar/run")
     bucket.faults.is_gone = True

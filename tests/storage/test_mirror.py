@@ -1,5 +1,7 @@
 """Folders to append to, whose files are uploaded if the folder is in a bucket."""
 
+import types
+
 import pytest
 
 from vit_jax.errors import UserError
@@ -31,13 +33,25 @@ def test_only_changed_files_are_uploaded(bucket):
     (files.folder / "wandb").mkdir()
     (files.folder / "wandb" / "kept elsewhere").write_text("b")
     files.upload()
+    assert bucket.names() == ["run/profile/a"]
     generation = bucket.objects["run/profile/a"].generation
     files.upload()
     assert bucket.objects["run/profile/a"].generation == generation
     (files.folder / "profile" / "a").write_text("ab")
     files.close()
-    assert bucket.names() == ["run/profile/a"]
+    assert bucket.names() == ["run/profile/a", "run/wandb/kept elsewhere"]
     assert bucket.read("run/profile/a") == b"ab"
+
+
+def test_nothing_is_uploaded_once_another_program_has_the_folder(bucket):
+    lock = types.SimpleNamespace(is_lost=False)
+    files = Mirror("gs://bar/run", lock=lock)
+    (files.folder / "metrics.jsonl").write_text("a")
+    assert files.upload()
+    lock.is_lost = True
+    (files.folder / "metrics.jsonl").write_text("stale")
+    files.close()
+    assert bucket.read("run/metrics.jsonl") == b"a"
 
 
 def test_changes_are_uploaded_regularly(bucket, monkeypatch):

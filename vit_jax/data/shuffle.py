@@ -81,6 +81,7 @@ def parts_shuffle(
     rows,
     parts,
     offset: int = 0,
+    same_seed: bool = False,
     ignore_errors=False,
     **settings,
 ) -> tf.data.Dataset:
@@ -98,6 +99,7 @@ def parts_shuffle(
         rows: indices into each global batch, ascending: the examples that this process reads.
         parts: the number of parts; it divides `batch_size`.
         offset: as in `global_shuffle`.
+        same_seed: whether all parts have the same seed, as in runs of earlier versions.
         ignore_errors: as in `RecordFiles`.
         **settings: of each part: `buffer_size`, `files_at_once`.
     """
@@ -111,7 +113,8 @@ def parts_shuffle(
         first, last = share_range(source.num_examples, part, parts)
         position = (offset + first_step * batch_size) // parts
         reading = dict(ignore_errors=ignore_errors, read_bytes=read_bytes, **settings)
-        records = buffer_shuffle(source, seed, position, first=first, last=last, **reading)
+        part_seed = seed if same_seed else fold_in(seed, part)
+        records = buffer_shuffle(source, part_seed, position, first=first, last=last, **reading)
         kept = np.isin(np.arange(rows_of_part), row_in_part[part_of_row == part])
         if kept.all():
             return records
@@ -122,6 +125,12 @@ def parts_shuffle(
     streams = [stream(part) for part in own_parts]
     choices = tf.data.Dataset.from_tensor_slices(stream_of_row.astype(np.int64)).repeat()
     return tf.data.Dataset.choose_from_datasets(streams, choices)
+
+
+def fold_in(seed: int, part: int) -> int:
+    """Returns a part's seed: parts of equal sizes would otherwise have the same order."""
+    words = np.random.SeedSequence([seed, int(part)]).generate_state(2)
+    return int(words.view(np.uint64)[0] >> 1)
 
 
 def buffer_shuffle(

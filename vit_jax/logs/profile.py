@@ -1,13 +1,13 @@
 """Traces some steps of a run with JAX's profiler: `train.py --profile=FIRST:LAST`."""
 
 import logging
-import pathlib
 import re
 import shlex
 
 import jax
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.storage.mirror import Mirror
 
 logger = logging.getLogger("vit_jax")
 
@@ -41,15 +41,15 @@ class Profile:
     steps and no others. If it can't be written, that is logged and the run goes on.
     """
 
-    def __init__(self, folder, steps: range | None, first_step: int):
+    def __init__(self, files: Mirror, steps: range | None, first_step: int):
         """Prepares a trace.
 
         Args:
-            folder: the run's folder, on a disk.
+            files: the run's folder.
             steps: the steps to trace; None: none.
             first_step: the step that the run starts or resumes at.
         """
-        self.folder = pathlib.Path(folder) / "profile"
+        self.folder, self.remote = files.folder / "profile", files.remote / "profile"
         self.steps = range(max(steps[0], first_step + 1), steps[-1] + 1) if steps else range(0)
         self.step_event = None  # of the step being taken, while the trace is on
         if steps and not self.steps:
@@ -95,10 +95,10 @@ class Profile:
         try:
             jax.profiler.stop_trace()
         except (OSError, RuntimeError, ValueError) as error:
-            logger.error(f"The trace can't be written to {self.folder}: {first_line(error)}")
+            logger.error(f"The trace can't be written to {self.remote}: {first_line(error)}")
             return
         logger.info(
             f"Trace of the steps from {self.steps[0]:,} on written. To open it: pip install xprof, "
-            f"then xprof --logdir {shlex.quote(str(self.folder))}; or load its "
+            f"then xprof --logdir {shlex.quote(str(self.remote))}; or load its "
             "perfetto_trace.json.gz at https://ui.perfetto.dev"
         )

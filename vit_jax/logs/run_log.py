@@ -277,9 +277,14 @@ class RunLog:
 
         Returns:
             Whether it is there, on every process.
+
+        Raises:
+            UserError: another program has taken the run's folder.
         """
         if self.files.is_local:
             return True
+        if self.files.lock is not None:
+            self.files.lock.check()
         if self.writes:
             self.write_rows()
         return not distributed.any_process(not self.files.upload())
@@ -350,8 +355,12 @@ class LogFile(logging.handlers.WatchedFileHandler):
             super().handleError(record)
 
 
-def start_logging(workdir=None) -> Mirror | None:
+def start_logging(workdir=None, lock: run_folder.Lock | None = None) -> Mirror | None:
     """Sends what the logger "vit_jax" logs to the console, and to <workdir>/train.log if given.
+
+    Args:
+        workdir: the run's folder, which exists.
+        lock: its lock.
 
     Returns:
         The run's folder to write to; None without one.
@@ -367,11 +376,9 @@ def start_logging(workdir=None) -> Mirror | None:
     logger.addHandler(console)
     if workdir is None:
         return None
-    run_folder.check_path(workdir)  # on every process, so that none waits for the others
     if jax.process_index() != 0:
         return Mirror(workdir)
-    run_folder.make(workdir)
-    files = Mirror(workdir, existing=FILES)
+    files = Mirror(workdir, existing=FILES, lock=lock)
     file = LogFile(files)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)

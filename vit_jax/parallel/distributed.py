@@ -192,6 +192,13 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def agree(value: int) -> int:
+    """Returns process 0's value; all processes must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def any_process(flag: bool) -> bool:
     """Returns whether the flag is true in any process; all processes must call it."""
     if jax.process_count() == 1:

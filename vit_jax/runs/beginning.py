@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import ml_collections
 
+from vit_jax.errors import UserError
 from vit_jax.runs import branch, resuming, run_folder
 from vit_jax.training.train_state import TrainState
 
@@ -34,7 +35,8 @@ class Beginning:
             UserError: see `branch.find`.
         """
         self.workdir = workdir
-        self.resumes = bool(run_folder.checkpoint_steps(workdir))
+        steps = run_folder.checkpoint_steps(workdir)
+        self.resumes, self.newest = bool(steps), max(steps, default=None)
         self.origin = branch.find(config, workdir)
         self.step = branch.start_step(workdir, self.origin)
         self.given = resuming.fields_that_differ(config, defaults)
@@ -78,6 +80,19 @@ class Beginning:
         self.changes = resuming.check_resumable(
             self.workdir, config, train_set, self.given, recover, allowed
         )
+
+    def check_step(self, step: int) -> None:
+        """Checks that a run with another batch size resumes where `take_over` took it to.
+
+        Raises:
+            UserError: the newest checkpoint was corrupt, so that it is an earlier step.
+        """
+        is_batch_other = any(change["field"] == "batch_size" for change in self.changes)
+        if is_batch_other and step != self.newest:
+            raise UserError(
+                f"The checkpoint of step {self.newest:,} is corrupt, and the batch size changes at "
+                f"step {step:,} instead: start the same command again"
+            )
 
     def record(
         self, config: ml_collections.ConfigDict, class_names: Collection[str], remat: str, step: int

@@ -21,6 +21,7 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
+from vit_jax.parallel import distributed
 from vit_jax.runs import checkpoint, resuming, run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, check_item
 from vit_jax.runs.checkpoint_paths import parse_run_path
@@ -127,7 +128,9 @@ def find(config: ml_collections.ConfigDict, workdir) -> Origin | None:
     if not isinstance(step, int) and started.get("run") == str(absolute_path(source)):
         is_there = started["step"] in run_folder.checkpoint_steps(source)
         step = started["step"] if is_there else step
-    return Origin(source, checkpoint.find_step(source, step), recorded)
+    # If the other run is still going on, its processes may see different checkpoints.
+    step = distributed.agree(checkpoint.find_step(source, step))
+    return Origin(source, step, recorded)
 
 
 def take_over(

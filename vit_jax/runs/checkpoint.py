@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath, epy
 
 from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import Unreachable, UserError, first_line
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item, stored_counters
@@ -77,11 +77,9 @@ class Checkpoints:
             keep_every_steps: keeps every checkpoint whose step is a multiple of it; 0: none.
 
         Raises:
-            UserError: there are checkpoints, and the metadata of all of them is corrupt; or another
-                program trains in the folder.
+            UserError: there are checkpoints, and the metadata of all of them is corrupt.
         """
         self.folder = files.absolute_path(workdir) / "checkpoints"
-        self.lock = run_folder.lock(workdir)
         self.last_step = None  # the step saved last, or being saved
         self.failed_step = None  # the last step that couldn't be saved
         self.abandoned = False
@@ -131,7 +129,6 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         self.last_step = step
-        self.check_lease()
         if not self.disk_has_room(state):
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in stored_items(state).items()}
@@ -169,19 +166,6 @@ class Checkpoints:
     def abandon(self) -> None:
         """Gives up the checkpoint being saved: nothing waits for it any more."""
         self.abandoned = True
-
-    def check_lease(self) -> None:
-        """Raises UserError if another program has taken the run's folder, in a bucket."""
-        if not buckets.is_bucket(self.folder):
-            return
-        taken = None
-        try:
-            if self.lock is not None:
-                self.lock.check()
-        except UserError as error:
-            taken = error
-        if distributed.any_process(taken is not None):
-            raise taken or UserError(f"Another program trains in {self.folder.parent}")
 
     def disk_has_room(self, state: TrainState) -> bool:
         """Whether the disk has room for a state; logs it if not.
@@ -316,14 +300,15 @@ class Checkpoints:
         self.finish_saving()
         if not self.abandoned:
             self.manager.close()
-        if self.lock is not None:
-            self.lock.release()
         if self.failed_step is not None and self.failed_step == self.last_step:
-            is_local = not buckets.is_bucket(self.folder)
-            remedy = "free some space" if is_local else "see that it can be reached"
+            if buckets.is_bucket(self.folder):
+                raise Unreachable(
+                    f"The last checkpoint, of step {self.failed_step}, couldn't be written to "
+                    f"{self.folder}: the same command resumes once it can be reached"
+                )
             raise UserError(
                 f"The last checkpoint, of step {self.failed_step}, couldn't be written to "
-                f"{self.folder}: {remedy}, and start the same command again"
+                f"{self.folder}: free some space, and start the same command again"
             )
 
 
@@ -493,9 +478,9 @@ def best_step(workdir) -> int:
     folder, values = files.absolute_path(workdir) / "checkpoints", {}
     for step in run_folder.checkpoint_steps(workdir):
         with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated
-            values[step] = json.loads((folder / str(step) / "metrics" / "metrics").read_text())[
-                metric
-            ]
+            path = folder / str(step) / "metrics" / "metrics"
+            values[step] = json.loads(path.read_text())[metric]
+    values = {step: value for step, value in values.items() if math.isfinite(value)}
     if not values:
         raise UserError(
             f"None of the checkpoints in {folder} was evaluated, so none is the best: name one "

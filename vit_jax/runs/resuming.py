@@ -226,7 +226,7 @@ def describe_refused(workdir, refused: Sequence[dict]) -> str:
     )
     branch = f"--config.init_from={workdir} --config.init_mode=continue in another --workdir"
     if "dataset.name" in fields:
-        message += ". This is another dataset than the run's"
+        message += ". This is another dataset than the run's, or another version of it"
     elif "dataset.fingerprint" in fields:
         message += (
             ". The training set has gained, lost or renamed examples, or is another version of "
@@ -322,7 +322,10 @@ def record_changes(workdir, step: int, changes: Sequence[dict]) -> None:
     for change in changes:
         logger.warning(f"Changed from step {step:,} on, as allowed: {describe_change(change)}")
     path = open_path(workdir) / CHANGES
-    recorded = json.loads(path.read_text()) if path.exists() else []
+    try:
+        recorded = list(json.loads(path.read_text())) if path.exists() else []
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it") from None
     changes = [{"step": step, **change} for change in changes]
     recorded += [change for change in changes if change not in recorded]
     write_atomically(path, json.dumps(recorded, indent=2) + "\n")

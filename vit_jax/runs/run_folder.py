@@ -139,31 +139,64 @@ def check_shared(workdir) -> None:
         )
 
 
-def lock(workdir):
-    """Keeps other programs from training in a run's folder, until the result is released.
+class Lock:
+    """A context manager that keeps other programs from training in a run's folder.
 
-    Returns:
-        The lease, on process 0; None on others, and where files can't be locked.
-
-    Raises:
-        UserError: another program trains there.
+    It also makes the folder. Nothing of a run may be read before, since another program may still
+    change it.
     """
-    held, taken = None, None
-    if jax.process_index() == 0:
+
+    def __init__(self, workdir):
+        self.workdir, self.lease = workdir, None
+
+    def __enter__(self) -> "Lock":
+        """Raises UserError, on every process, if the folder can't be used or is in use."""
+        check_path(self.workdir)
+        error = None
+        if jax.process_index() == 0:
+            try:
+                make(self.workdir)
+                self.lease = lease.acquire(self.workdir)
+            except UserError as raised:
+                error = raised
+        self.raise_everywhere(error)
+        return self
+
+    def __exit__(self, *_):
+        if self.lease is not None:
+            self.lease.release()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process knows that another program has taken the folder."""
+        return self.lease is not None and self.lease.is_lost
+
+    def check(self) -> None:
+        """Raises UserError, on every process, if another program has taken the folder.
+
+        That happens in a bucket only, if this program was suspended for long.
+        """
+        if not buckets.is_bucket(self.workdir):
+            return
+        error = None
         try:
-            held = lease.acquire(workdir)
-        except lease.Taken as error:
-            taken = error
-    if distributed.any_process(taken is not None):
-        raise taken or UserError(f"Another program trains in {workdir}")
-    return held
+            if self.lease is not None:
+                self.lease.check()
+        except UserError as raised:
+            error = raised
+        self.raise_everywhere(error)
+
+    def raise_everywhere(self, error: UserError | None) -> None:
+        if distributed.any_process(error is not None):
+            raise error or UserError(f"Process 0 can't use {self.workdir}, as it says")
 
 
 def checkpoint_steps(workdir) -> list[int]:
     """Returns the steps of the complete checkpoints in a run's folder, in order."""
     folder = files.absolute_path(workdir) / "checkpoints"
     try:
-        return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+        exists = buckets.has_objects(folder) if buckets.is_bucket(folder) else folder.is_dir()
+        return sorted(ocp.utils.checkpoint_steps(folder)) if exists else []
     except PermissionError as error:
         raise UserError(f"{folder} can't be read: {error.strerror}") from None
 

@@ -14,12 +14,13 @@ import uuid
 
 from etils import epath
 
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import Unreachable, UserError, first_line
 
 logger = logging.getLogger("vit_jax")
 
 SCHEME = "gs"
 CLIENT = "gcsfs"
+UNREACHABLE = "its server can't be reached"
 SILENT_SECONDS = 10  # until an access that waits says so
 # Text of the clients' errors, and what is wrong then.
 PROBLEMS = {
@@ -104,6 +105,22 @@ def list_objects(folder) -> list[str]:
         return sorted(name.removeprefix(f"{path}/") for name in system.find(path))
 
 
+def has_objects(folder) -> bool:
+    """Whether a folder has any object.
+
+    Raises:
+        UserError: the bucket can't be read. gcsfs's own `isdir` is False then.
+    """
+    import fsspec
+
+    with translated_errors(folder):
+        system, path = fsspec.core.url_to_fs(str(folder))
+        try:
+            return bool(system.ls(path, detail=False))
+        except FileNotFoundError:
+            return False
+
+
 def read_object(path: str) -> bytes:
     """Returns the contents of an object, gs://BUCKET/NAME."""
     import fsspec
@@ -132,7 +149,19 @@ def translated_errors(path):
     except UserError:
         raise
     except Exception as error:  # of many kinds
-        raise UserError(f"{path} can't be used: {problem(error)}") from None
+        raise refusal(path, error) from None
+
+
+def refusal(path, error: Exception) -> UserError:
+    """Returns the UserError for a client's error of accessing a path."""
+    text = problem(error)
+    kind = Unreachable if text.startswith(UNREACHABLE) else UserError
+    return kind(f"{path} can't be used: {text}")
+
+
+def is_client_error(error: Exception) -> bool:
+    """Whether an exception is one of the clients' own."""
+    return type(error).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
 
 
 def problem(error: Exception) -> str:
@@ -143,7 +172,7 @@ def problem(error: Exception) -> str:
     for pattern, text in PROBLEMS.items():
         if re.search(pattern, f"{type(error).__name__} {error}", re.IGNORECASE):
             return text
-    return f"its server can't be reached ({reason})"
+    return f"{UNREACHABLE} ({reason})"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 
 from etils import epath
@@ -36,11 +37,14 @@ def absolute_path(path) -> epath.Path:
 def atomic_path(path) -> Iterator[epath.Path]:
     """Yields a temporary path to write to; it replaces `path` if the block succeeds.
 
-    In a bucket that is `path` itself: an object is replaced once it is complete.
+    For a path in a bucket it is a local one, which is uploaded.
     """
     path = epath.Path(path)
     if buckets.is_bucket(path):
-        yield path
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / path.name
+            yield local
+            path.write_bytes(local.read_bytes())
         return
     unfinished = path.with_name(path.name + ".tmp")
     try:

@@ -52,15 +52,19 @@ def acquire(folder) -> "FileLease | BucketLease | None":
         Taken: another program holds it.
     """
     if buckets.is_bucket(folder):
-        return BucketLease(folder)
+        with buckets.translated_errors(folder):
+            return BucketLease(folder)
     try:
         return FileLease(folder) if fcntl else None
-    except OSError:  # a file system without locks
+    except OSError:
+        logger.warning(f"{folder} is on a file system without locks: start only one program in it")
         return None
 
 
 class FileLease:
     """The lease of a folder on a disk."""
+
+    is_lost = False
 
     def __init__(self, folder):
         path = pathlib.Path(folder) / NAME
@@ -113,6 +117,9 @@ class BucketLease:
                 ).result()
                 if stamp.generation:
                     return stamp.generation
+                written = self.store.read(NAME).result()
+                if parse(written.value).get("key") == self.key:  # the answer got lost
+                    return written.stamp.generation
             elif not is_said:
                 is_said = True
                 logger.info(
@@ -146,15 +153,22 @@ class BucketLease:
         with self.lock:
             if self.released.is_set() or self.is_lost:
                 return
-            stamp = self.store.write(NAME, self.content(), if_equal=self.generation).result()
+            stamp = self.write(self.generation)
             if not stamp.generation:
-                found = self.store.read(NAME).result()
+                found = self.store.read(NAME).result(LEASE_SECONDS)
                 holder = parse(found.value)
-                if holder.get("key") != self.key:
+                if found.state == "missing":  # removed by hand
+                    stamp = self.write(found.stamp.generation)
+                elif holder.get("key") == self.key:  # the answer to an earlier request got lost
+                    stamp = found.stamp
+                if not stamp.generation:
                     self.is_lost, self.lost_to = True, holder
                     return
-                stamp = found.stamp  # ours, written by a request whose answer got lost
             self.generation, self.renewed = stamp.generation, time.monotonic()
+
+    def write(self, generation):
+        """Writes the object on the condition that it is as it was."""
+        return self.store.write(NAME, self.content(), if_equal=generation).result(LEASE_SECONDS)
 
     def check(self) -> None:
         """Raises Taken if another program has taken the lease, such as after a long suspension."""

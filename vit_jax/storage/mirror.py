@@ -14,7 +14,7 @@ from vit_jax.storage import buckets, files
 logger = logging.getLogger("vit_jax")
 
 UPLOAD_SECONDS = 60  # between two uploads: a bucket accepts one write of an object per second
-LEFT_OUT = "wandb"  # a folder of Weights & Biases, which keeps it elsewhere
+LEFT_OUT = "wandb"  # a folder of Weights & Biases, uploaded once at the end
 
 
 class Mirror:
@@ -27,13 +27,18 @@ class Mirror:
         folder: the local folder to write to.
     """
 
-    def __init__(self, folder, existing: Collection[str] = ()):
+    def __init__(self, folder, existing: Collection[str] = (), lock=None):
         """Opens a folder.
 
         Args:
             folder: its path, local or in a bucket.
             existing: the names of the files to go on with, where they exist.
+            lock: the folder's lock, which may get lost (`is_lost`): nothing is uploaded then.
+
+        Raises:
+            UserError: the bucket can't be read.
         """
+        self.lock = lock
         self.is_local = not buckets.is_bucket(folder)
         self.remote = files.open_path(folder)
         if self.is_local:
@@ -42,9 +47,10 @@ class Mirror:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vit_jax_"))
         self.uploaded = {}  # path -> (size, time) of what the bucket has
         self.is_failing = False
-        self.lock, self.closed = threading.Lock(), threading.Event()
-        for name in existing:
-            self.download(name)
+        self.uploading, self.closed = threading.Lock(), threading.Event()
+        with buckets.translated_errors(folder):
+            for name in existing:
+                self.download(name)
         self.thread = threading.Thread(target=self.upload_regularly, daemon=True)
         self.thread.start()
 
@@ -70,10 +76,12 @@ class Mirror:
         """
         if self.is_local:
             return True
-        with self.lock, buckets.says_if_waiting(f"write the logs in {self.remote}"):
+        if self.lock is not None and self.lock.is_lost:
+            return False
+        with self.uploading, buckets.says_if_waiting(f"write the logs in {self.remote}"):
             try:
                 for path in files_in(self.folder):
-                    if path.parts[0] != LEFT_OUT:
+                    if path.parts[0] != LEFT_OUT or self.closed.is_set():
                         self.upload_file(self.folder / path, self.remote / path)
             except Exception as error:  # of many kinds
                 if not self.is_failing:
@@ -90,9 +98,12 @@ class Mirror:
 
     def upload_file(self, path: pathlib.Path, target) -> None:
         """Uploads a file if it has changed since it was uploaded last."""
-        current = version(path)
-        if self.uploaded.get(path) != current:
-            target.write_bytes(path.read_bytes())
+        try:
+            current, content = version(path), path.read_bytes()
+        except FileNotFoundError:  # a temporary file, renamed since it was listed
+            return
+        if self.uploaded.get(path) != current and path.suffix != ".tmp":
+            target.write_bytes(content)
             self.uploaded[path] = current
 
     def close(self) -> None:
@@ -100,6 +111,7 @@ class Mirror:
         if self.is_local or self.closed.is_set():
             return
         self.closed.set()
+        self.thread.join()
         if self.upload():
             shutil.rmtree(self.folder, ignore_errors=True)
         else:

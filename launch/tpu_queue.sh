@@ -57,7 +57,8 @@ stopped=""
 trap 'stopped=1' INT
 failures=0
 while :; do
-    case $(state) in
+    now=$(state)
+    case $now in
         ACTIVE)
             QUEUED_RESOURCE=1 "$folder/tpu_pod.sh" "$name" "$zone" "$@"
             code=$?
@@ -77,6 +78,11 @@ while :; do
             ;;
         FAILED | SUSPENDED | SUSPENDING)
             echo "$name was preempted or couldn't be created: requesting it again" >&2
+            queue describe --format='yaml(state)' >&2 # why
+            if [[ $now == FAILED ]] && ((++failures > 100)); then
+                code=1
+                break
+            fi
             queue delete --force --quiet
             sleep 10
             ;;

@@ -7,7 +7,16 @@ import time
 
 import pytest
 from PIL import Image
-from whole_runs import ONE_DEVICE, QUICK, ROOT, assert_same_run, command, quick_config, steps_in
+from whole_runs import (
+    ONE_DEVICE,
+    QUICK,
+    ROOT,
+    assert_same_checkpoint,
+    assert_same_run,
+    command,
+    quick_config,
+    steps_in,
+)
 
 import evaluate
 import train
@@ -164,6 +173,19 @@ def test_a_damaged_checkpoint_is_set_aside(bucket, on_disk):
     assert result.returncode == 0
     assert "Moved checkpoint 60 to gs://bar/run/corrupt_checkpoints/60" in result.stderr
     assert_same_run(open_path(RUN), on_disk)
+
+
+@slow
+def test_a_branch_of_a_run_in_a_bucket(bucket, on_disk):
+    """With nothing changed, it has the bits of the run that it left."""
+    assert start(*ARGS).finish().returncode == 0
+    source = f"--config.init_from={RUN}/checkpoints/40"
+    branch = "gs://bar/branch"
+    args = (*QUICK, source, "--config.init_mode=continue", f"--workdir={branch}")
+    result = start(*args).finish()
+    assert result.returncode == 0, result.stderr
+    assert f"Branch       of {RUN}, step 40" in result.stdout
+    assert_same_checkpoint(open_path(branch), on_disk, 60)
 
 
 @slow

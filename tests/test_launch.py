@@ -73,6 +73,7 @@ QUEUE = """
 echo "$4 ${*:5}" >> "$CALLS"
 case "$4" in
     describe)
+        [[ $* == *value* ]] || exit 0  # the reason of a state, to print
         state=$(head -n 1 "$STATES")
         sed -i 1d "$STATES"
         [[ $state != NONE ]] || { echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }

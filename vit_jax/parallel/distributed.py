@@ -129,9 +129,10 @@ def join(given: dict, heartbeat_seconds: int, required: bool) -> None:
                 "--num_processes and --process_id"
             ) from None
     except RuntimeError as error:
+        address, process = given["coordinator_address"], given["process_id"]
+        who = "This process" if process is None else f"Process {process}"
         raise UserError(
-            f"Process {given['process_id']} can't join {given['coordinator_address']}: "
-            f"{first_line(error)}"
+            f"{who} can't join {address or 'the others'}: {first_line(error)}"
         ) from None
 
 

@@ -377,7 +377,7 @@ def start_logging(workdir=None, lock: run_folder.Lock | None = None) -> Mirror |
     if workdir is None:
         return None
     if jax.process_index() != 0:
-        return Mirror(workdir)
+        return Mirror(workdir, lock=lock)  # all processes check the lock together
     files = Mirror(workdir, existing=FILES, lock=lock)
     file = LogFile(files)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -93,6 +93,7 @@ def stop_after(preemption, moment: int) -> bool:
     return preemption.stopping
 
 
+@slow
 @pytest.mark.parametrize(
     ("faults", "workdir", "message"),
     [
@@ -207,6 +208,7 @@ def test_two_processes(bucket, tmp_path):
     assert_same_run(open_path(RUN), tmp_path)
 
 
+@slow
 def test_a_folder_of_images_in_a_bucket(bucket, image_folder, tmp_path, on_one_device):
     """Has the examples, the order and the fingerprint of the folder on a disk."""
     for path in image_folder.rglob("*"):
@@ -225,6 +227,7 @@ def test_a_folder_of_images_in_a_bucket(bucket, image_folder, tmp_path, on_one_d
     train.train(config, tmp_path / "run")  # resumes: the data are the same, elsewhere
 
 
+@slow
 def test_a_corrupt_image_in_a_bucket_is_named(bucket, on_one_device, tmp_path):
     for i in range(8):
         image = tmp_path / "image.png"

@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import sys
-import threading
 import time
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.storage.waiting import if_longer_than
 
 JOIN_SECONDS = 300  # how long processes wait for each other at the start
 SILENT_SECONDS = 10  # until a process that waits says so
@@ -88,13 +88,8 @@ def say_if_waiting(address: str | None, num_processes: int | None, process_id: i
     whom = f"process 0 at {address}" if process_id else "the other processes"
     name = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
     line = f"{name} is waiting for {whom}, for up to {JOIN_SECONDS} s"
-    timer = threading.Timer(SILENT_SECONDS, print, [line], dict(file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
+    with if_longer_than(SILENT_SECONDS, print, line, file=sys.stderr, flush=True):
         yield
-    finally:
-        timer.cancel()
 
 
 def cluster_manager() -> str | None:

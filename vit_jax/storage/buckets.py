@@ -9,12 +9,12 @@ import importlib.util
 import logging
 import os
 import re
-import threading
 import uuid
 
 from etils import epath
 
 from vit_jax.errors import Unreachable, UserError, first_line
+from vit_jax.storage.waiting import if_longer_than
 
 logger = logging.getLogger("vit_jax")
 
@@ -183,12 +183,5 @@ def says_if_waiting(what: str, seconds: int = SILENT_SECONDS):
         what: such as "write gs://bucket/run"; it completes the line "Still waiting to ...".
         seconds: how long that is.
     """
-    timer = threading.Timer(
-        seconds, logger.warning, [f"Still waiting to {what}, after {seconds} s"]
-    )
-    timer.daemon = True
-    timer.start()
-    try:
+    with if_longer_than(seconds, logger.warning, f"Still waiting to {what}, after {seconds} s"):
         yield
-    finally:
-        timer.cancel()

@@ -264,6 +264,8 @@ def quick(config: ConfigDict) -> ConfigDict:
     if len(config.augment.mean) > 1:  # the digits have one channel
         config.augment.update(mean=(0.5,), std=(0.5,))
     config.model.update(patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=128)
+    if config.model.head_bias_init:  # a sigmoid loss starts at the odds of one class in 10
+        config.model.head_bias_init = -2.2
     if config.model.variant.startswith("R"):
         config.model.update(patch_size=1, resnet=dict(num_layers=(1,), width_factor=0.5))
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, 10)

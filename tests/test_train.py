@@ -410,7 +410,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_save(on_one_device, tmp_path, monke
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.train(quick_config(total_steps=10, report=False), tmp_path / "run")
+        train.train(quick_config(total_steps=20, report=False), tmp_path / "run")
     with run_folder.Lock(tmp_path / "run"):  # another program may train there now
         pass
 

@@ -31,7 +31,7 @@ from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding, sharding
 from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
-from vit_jax.runs import checkpoint, resuming, run_folder
+from vit_jax.runs import branching, checkpoint, resuming, run_folder
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
 from vit_jax.training import optim, schedules, steps
@@ -97,9 +97,11 @@ def train(
     resuming.check_resumable(workdir, config, train_set, changed_fields, recover_config)
     evaluators = create_evaluators(program, train_set, eval_set, share)
 
-    weights = None
-    if config.init_from and not run_folder.checkpoint_steps(workdir):
+    weights, is_new = None, not run_folder.checkpoint_steps(workdir)
+    if config.init_from and is_new:
         weights = pretrained.from_config(config, program.model, image_shape)
+    if config.branch_from and is_new:
+        branching.check_config(config, config.branch_from)
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
         stack.callback(checkpoints.close)  # lets other programs train in the folder
@@ -134,7 +136,10 @@ def start(program: Program, checkpoints: checkpoint.Checkpoints, weights, workdi
     with compilation_cache(workdir):
         program.compile()
         program.check_memory()
-        state = checkpoints.restore_latest(program.shapes, program.init) or program.init()
+        state = checkpoints.restore_latest(program.shapes, program.init)
+        if state is None and (path := program.config.branch_from):
+            state = checkpoint.read_state(path, program.shapes, program.init)
+        state = state or program.init()
     return state if weights is None else with_params(state, weights)
 
 
@@ -334,6 +339,7 @@ def check(config: ConfigDict) -> None:
     schedules.check(config.schedule)
     pretrained.check(config)
     checkpoint.check(config)
+    branching.check(config)
     run_log.check(config)
     if config.num_epochs is None and config.total_steps is None:
         raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")

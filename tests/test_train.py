@@ -18,6 +18,7 @@ from PIL import Image
 from whole_runs import (
     QUICK,
     ROOT,
+    assert_same_checkpoint,
     assert_same_run,
     last_checkpoint,
     quick_config,
@@ -357,6 +358,35 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(on_one_device, tmp_path, 
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     _, params = checkpoint.restore_params(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_branch_goes_on_from_another_run(on_one_device, tmp_path):
+    """A branch without a cooldown has its trunk's bits; with one, it ends earlier."""
+    config = quick_config(total_steps=40, keep_every_steps=20, log_every_steps=10)
+    config.schedule.update(name="rsqrt", warmup_steps=10)
+    trunk = tmp_path / "trunk"
+    train.train(config, trunk)
+    branch = config.copy_and_resolve_references()
+    branch.branch_from = f"{trunk}/checkpoints/20"
+    train.train(branch, tmp_path / "branch")
+    assert_same_checkpoint(tmp_path / "branch", trunk, 40)
+
+    branch.update(total_steps=26, schedule=dict(cooldown_steps=6))
+    train.train(branch, tmp_path / "cooldown")
+    assert steps_in(tmp_path / "cooldown") == [26]
+    (rate,) = [r["train/learning_rate"] for r in rows(tmp_path / "cooldown") if "train/loss" in r]
+    assert rate == pytest.approx(float(schedules.create(branch.schedule, 26)(25)))
+    for change, message in (
+        ({"batch_size": 128}, "another configuration than its branch .batch_size: 64 -> 128"),
+        ({"branch_from": f"{trunk}/checkpoints/19"}, r"checkpoints of the steps \[20, .*40\] only"),
+        ({"total_steps": 20}, "total_steps is 20; a branch from step 20 must be longer"),
+        ({"branch_from": "trunk/19"}, "must be RUN/checkpoints/STEP"),
+        ({"init_from": "weights"}, "are both set"),
+    ):
+        wrong = branch.copy_and_resolve_references()
+        wrong.update_from_flattened_dict(change)
+        with pytest.raises(UserError, match=message):
+            train.train(wrong, tmp_path / "wrong")
 
 
 def test_the_best_evaluation_is_saved(on_one_device, tmp_path, monkeypatch):

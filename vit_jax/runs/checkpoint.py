@@ -239,7 +239,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             items = None
             try:
-                items = self.read_items(step, shapes)
+                items = read_items(self.folder / str(step), shapes)
             except CorruptCheckpoint as error:
                 logger.warning(str(error))
             # Each process reads only its own part.
@@ -253,45 +253,10 @@ class Checkpoints:
             self.move_corrupt(corrupt)
             if corrupt:
                 self.manager.reload()
-            return self.as_state(step, items, shapes, init)
+            return as_state(self.folder / str(step), items, shapes, init)
         if corrupt:
             raise self.none_readable(corrupt)
         return None
-
-    def read_items(self, step: int, shapes: TrainState) -> dict:
-        """Returns the items of a checkpoint, {name: tree}, without those it was saved without."""
-        folder = self.folder / str(step)
-        return {
-            name: read_item(folder / name, item_shapes)
-            for name, item_shapes in stored_items(shapes).items()
-            if name in REQUIRED_ITEMS or lists_item(folder, name)
-        }
-
-    def as_state(self, step: int, items: dict, shapes: TrainState, init) -> TrainState:
-        """Returns the state of a checkpoint; items that it lacks start at their initial value."""
-        new = sorted(stored_items(shapes).keys() - items.keys())
-        initial = init() if new else None
-        for name in new:
-            logger.info(
-                f"Checkpoint {self.folder / str(step)} was saved without {name}, which starts at "
-                "its initial value"
-            )
-        wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
-        items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
-        items |= {name: getattr(initial, name) for name in new}
-        stored = {"step": step, **(self.manager.metadata(step).custom_metadata or {})}
-        if stored["step"] != step:
-            raise UserError(
-                f"Checkpoint {self.folder / str(step)} was saved as step {stored['step']}: "
-                "rename it back"
-            )
-        for name, shape in fields(shapes).items():
-            if is_counter(shape):
-                value = np.int32(stored.get(name, 0))
-                items[name] = jax.make_array_from_callback(
-                    (), shape.sharding, lambda _, value=value: value
-                )
-        return shapes.replace(**items)
 
     def move_unreadable_metadata(self) -> None:
         """Moves checkpoints whose JSON files are corrupt: Orbax can't start with them."""
@@ -349,6 +314,61 @@ class Checkpoints:
                 f"The last checkpoint, of step {self.failed_step}, couldn't be written to "
                 f"{self.folder}: {remedy}, and start the same command again"
             )
+
+
+def read_state(path, shapes: TrainState, init) -> TrainState:
+    """Returns the state of one checkpoint.
+
+    Args:
+        path: <workdir>/checkpoints/<step>.
+        shapes, init: see `Checkpoints.restore_latest`.
+
+    Raises:
+        UserError: it can't be read, or belongs to a different model.
+    """
+    path = files.open_path(path)
+    items, problem = None, "another process can't read it"
+    try:
+        items = read_items(path, shapes)
+    except (CorruptCheckpoint, OSError, ValueError) as error:
+        problem = first_line(error)
+    if distributed.any_process(items is None):
+        raise UserError(f"The checkpoint {path} can't be read: {problem}")
+    return as_state(path, items, shapes, init)
+
+
+def read_items(path, shapes: TrainState) -> dict:
+    """Returns the items of a checkpoint, {name: tree}, without those it was saved without."""
+    return {
+        name: read_item(path / name, item_shapes)
+        for name, item_shapes in stored_items(shapes).items()
+        if name in REQUIRED_ITEMS or lists_item(path, name)
+    }
+
+
+def as_state(path, items: dict, shapes: TrainState, init) -> TrainState:
+    """Returns the state of a checkpoint; items that it lacks start at their initial value."""
+    new = sorted(stored_items(shapes).keys() - items.keys())
+    initial = init() if new else None
+    for name in new:
+        logger.info(
+            f"Checkpoint {path} was saved without {name}, which starts at its initial value"
+        )
+    wrapped = [name for name, shape in fields(shapes).items() if is_single_array(shape)]
+    items |= {name: items[name][SINGLE_ARRAY] for name in wrapped if name in items}
+    items |= {name: getattr(initial, name) for name in new}
+    metadata = path / "_CHECKPOINT_METADATA"
+    content = json.loads(metadata.read_text()) if metadata.exists() else {}
+    stored = {"step": int(path.name), **(content.get("custom_metadata") or {})}
+    if stored["step"] != int(path.name):
+        raise UserError(f"Checkpoint {path} was saved as step {stored['step']}: rename it back")
+    for name, shape in fields(shapes).items():
+        if is_counter(shape):
+            value = np.int32(stored.get(name, 0))
+            items[name] = jax.make_array_from_callback(
+                (), shape.sharding, lambda _, value=value: value
+            )
+    return shapes.replace(**items)
 
 
 SINGLE_ARRAY = "array"  # Orbax stores only trees: a field that is one array is wrapped

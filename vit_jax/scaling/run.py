@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     elif args.xpk:
         yield from submitting.xpk_files(study, args.root, args.workers)
     elif args.status:
-        status = {c.name: cells.status(args.root, c, study.collect) for c in study.cells}
+        status = {c.name: cells.status(args.root, c, study) for c in study.cells}
         yield from showing.status_lines(study, status)
     else:
         yield from launch(study, args)

@@ -34,7 +34,8 @@ class Status:
     Attributes:
         state: see above.
         step, total_steps: of the run; None before it has begun.
-        values: {metric: its last value}, of the metrics that the study collects.
+        values: {metric: its last value, or that of the best evaluation}, of those that the study
+            collects.
         evaluations: ((step, value of the first of them), ...).
         message: why it failed.
     """
@@ -51,23 +52,27 @@ def folder_of_notes(root, cell: pages.Cell):
     return open_path(root) / ".study" / cell.name
 
 
-def status(root, cell: pages.Cell, collect: tuple[str, ...]) -> Status:
+def status(root, cell: pages.Cell, study: pages.Study) -> Status:
     """Returns a cell's status, as far as files tell: RUNNING and ELSEWHERE they don't.
 
     A run is finished once its last step is evaluated and saved.
     """
-    workdir = open_path(root) / cell.name
+    workdir, collect = open_path(root) / cell.name, study.collect
     found = Status(WAITING)
     if not run_folder.has_config(workdir):
         return noted(root, cell, found)
     found.total_steps = json.loads((workdir / "config.json").read_text()).get("total_steps")
     found.state = STOPPED
     rows = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
+    is_evaluated = any("val/loss" in row and row["step"] == found.total_steps for row in rows)
     found.step = max((row["step"] for row in rows), default=0)
+    evaluated = [row for row in rows if collect[0] in row]
+    found.evaluations = tuple((row["step"], row[collect[0]]) for row in evaluated)
+    if study.early_stopping and evaluated:
+        chosen = better(collect[0])(evaluated, key=lambda row: row[collect[0]])
+        rows = [row for row in rows if row["step"] == chosen["step"]]
     for row in rows:
         found.values |= {name: row[name] for name in collect if name in row}
-    found.evaluations = tuple((r["step"], r[collect[0]]) for r in rows if collect[0] in r)
-    is_evaluated = any("val/loss" in row and row["step"] == found.total_steps for row in rows)
     if is_evaluated and found.total_steps in run_folder.checkpoint_steps(workdir):
         found.state = FINISHED
         return found
@@ -98,19 +103,20 @@ def forget(root, cell: pages.Cell) -> None:
     (folder_of_notes(root, cell) / "attempt.json").unlink(missing_ok=True)
 
 
-def best(root, cell: pages.Cell, collect: tuple[str, ...]) -> pages.Cell | None:
+def best(root, cell: pages.Cell, study: pages.Study) -> pages.Cell | None:
     """Returns the best of a cell's candidates by the first metric; None until all are finished."""
-    found = [status(root, candidate, collect) for candidate in cell.candidates]
+    found = [status(root, candidate, study) for candidate in cell.candidates]
     if not found or any(s.state != FINISHED for s in found):
         return None
-    values = [s.values.get(collect[0]) for s in found]
+    metric = study.collect[0]
+    values = [s.values.get(metric) for s in found]
     if None in values:
         missing = cell.candidates[values.index(None)].name
         raise UserError(
-            f"{missing} has no {collect[0]!r}, which decides which cell is the best: change "
+            f"{missing} has no {metric!r}, which decides which cell is the best: change "
             "'collect' in the study's page"
         )
-    return cell.candidates[values.index(better(collect[0])(values))]
+    return cell.candidates[values.index(better(metric)(values))]
 
 
 def better(metric: str):
@@ -125,7 +131,7 @@ def check_unchanged(root, study: pages.Study) -> None:
         workdir = open_path(root) / cell.name
         if cell.search or not run_folder.has_config(workdir):
             continue
-        chosen = best(root, cell, study.collect)
+        chosen = best(root, cell, study)
         if cell.candidates and chosen is None:
             continue
         recorded = run_folder.require_config(workdir)

@@ -38,7 +38,7 @@ def flag_value(value) -> str:
 
 def command(study: pages.Study, cell: pages.Cell, root) -> str | None:
     """Returns the command of a cell for a shell in the repository; None: it isn't known yet."""
-    chosen = cells.best(root, cell, study.collect)
+    chosen = cells.best(root, cell, study)
     if cell.search or (cell.candidates and chosen is None):
         return None
     overrides = cell.overrides(root, chosen)
@@ -83,8 +83,8 @@ class Launch:
             raise UserError(f"--workers={workers} is more than the {len(self.gpus)} GPUs here")
         self.active: list[Active] = []
         self.stopping = False
-        self.repository = pages.repository()
-        self.status = {c.name: cells.status(root, c, study.collect) for c in study.cells}
+        self.script = pages.repository() / "train.py"
+        self.status = {c.name: cells.status(root, c, study) for c in study.cells}
         self.next_try = {}  # of cells that another launch runs, when to look again
         self.tried = set()  # cells whose attempt in this launch has ended
 
@@ -146,13 +146,13 @@ class Launch:
         if held is False:
             self.leave(cell)
             return
-        found = cells.status(self.root, cell, self.study.collect)
+        found = cells.status(self.root, cell, self.study)
         if found.state in (FINISHED, PRUNED):  # by another launch, just now
             self.status[cell.name] = found
             release(held)
             return
         try:
-            chosen = cells.best(self.root, cell, self.study.collect)
+            chosen = cells.best(self.root, cell, self.study)
             overrides = cell.overrides(self.root, chosen)
             if self.search is not None and cell.search:
                 overrides |= self.search.values(cell)
@@ -162,12 +162,11 @@ class Launch:
             return
         cells.forget(self.root, cell)
         output = self.output_of(cell)
-        script = str(self.repository / "train.py")
         flags = arguments(self.study, cell, self.root, overrides)
         slot = min(set(range(self.workers)) - {active.slot for active in self.active})
         with open(output, "ab") as file:
             process = subprocess.Popen(
-                [sys.executable, script, *flags],
+                [sys.executable, str(self.script), *flags],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -219,7 +218,7 @@ class Launch:
         for active in [a for a in self.active if a.process.poll() is not None]:
             self.active.remove(active)
             code = active.process.returncode
-            found = cells.status(self.root, active.cell, self.study.collect)
+            found = cells.status(self.root, active.cell, self.study)
             self.status[active.cell.name] = found
             if active.pruned:
                 self.end(active.cell, PRUNED, "")
@@ -249,7 +248,7 @@ class Launch:
             state = self.status[cell.name].state
             if cell.name not in running and state not in (ELSEWHERE, WAITING, STOPPED):
                 continue
-            found = cells.status(self.root, cell, self.study.collect)
+            found = cells.status(self.root, cell, self.study)
             if active := running.get(cell.name):
                 found.state = RUNNING
                 if self.search is not None and cell.search and not active.pruned:

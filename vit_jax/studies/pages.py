@@ -4,6 +4,7 @@ A page has `get_config(arg)`, like any preset, and `get_study(arg)`, which retur
 
     collect     the metrics of a cell to show, such as ("val/accuracy",); the first decides which
                 cell is the best
+    early_stopping    whether a cell counts with its best evaluation instead of its last
     stages      {name: stage}, each run after those before it; or the keys of a single stage
 
 A stage is a dictionary, all of whose keys are optional:
@@ -60,6 +61,7 @@ class Cell:
         name: its folder, below the study's.
         axes: {axis: label}, for tables.
         config: FILE[:ARG] of its preset.
+        args: {":key": value} of that argument, by which the cell's differs from the stage's.
         fields: {dotted field: value} that override the preset's.
         parent: the cell whose folder "{parent}" stands for.
         candidates: cells of which the best gives the fields in `over`.
@@ -70,6 +72,7 @@ class Cell:
     name: str
     axes: dict[str, str]
     config: str
+    args: dict[str, object]
     fields: dict[str, object]
     parent: "Cell | None" = None
     candidates: tuple["Cell", ...] = ()
@@ -112,6 +115,7 @@ class Study:
     arg: str
     collect: tuple[str, ...]
     cells: tuple[Cell, ...]
+    early_stopping: bool = False
 
 
 def load(name: str) -> Study:
@@ -131,6 +135,7 @@ def load(name: str) -> Study:
         raise UserError(f"{file}: get_study returns {study!r}; it must return a dictionary")
     study = dict(study)
     collect = tuple(study.pop("collect", ("val/accuracy",)))
+    early_stopping = study.pop("early_stopping", False)
     stages = study.pop("stages", None)
     if stages is not None and study:
         raise UserError(f"{file}: beside 'stages' there is {', '.join(study)}; put it in a stage")
@@ -146,7 +151,7 @@ def load(name: str) -> Study:
         for field in cell.search:
             check_field(configuration(cell.config), field, cell.config)
         configured(cell.config, fields)
-    return Study(pathlib.Path(file), arg, collect, found)
+    return Study(pathlib.Path(file), arg, collect, found, early_stopping)
 
 
 def check_stage(file: str, name: str, stage, earlier: Mapping) -> None:
@@ -158,6 +163,10 @@ def check_stage(file: str, name: str, stage, earlier: Mapping) -> None:
             near = difflib.get_close_matches(key, STAGE_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(STAGE_KEYS)}"
             raise UserError(f"{file}: unknown key {key!r} in a stage: {hint}")
+    several = {key: stage.get(key, ()) for key in ("inherit", "over")} | {**stage.get("axes", {})}
+    for key, values in several.items():
+        if isinstance(values, str) or not isinstance(values, (Sequence, Mapping)):
+            raise UserError(f"{file}: {key!r} is {values!r}; it must be a sequence, such as (1, 2)")
     for key in ("after", "best"):
         if stage.get(key) is not None and stage[key] not in earlier:
             raise UserError(f"{file}: {key!r} is {stage[key]!r}, which is no earlier stage")
@@ -203,8 +212,8 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
         shown = {**(parent.axes if parent else {}), **{a: text(v) for a, v in chosen.items()}}
         if trial is not None:
             shown["trial"] = f"{trial:03d}"
-        config, fields = settle(
-            preset, {**inherited, **content.get("set", {}), **chosen}, axes, parent
+        config, args, fields = settle(
+            preset, {**inherited, **content.get("set", {}), **chosen}, axes
         )
         parts = [parent.name.rpartition("/")[2]] if parent else []
         own = {axis: text(value) for axis, value in chosen.items()}
@@ -214,6 +223,7 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
             name=f"{stage}/{name or 'run'}".lstrip("/"),
             axes=shown,
             config=config,
+            args=args,
             fields=fields,
             parent=parent,
             search=search,
@@ -232,14 +242,14 @@ def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> I
         if missing := [name for name in names if name not in first.fields]:
             raise UserError(f"stage {stage!r}: 'over' has {missing[0]!r}, which is no axis there")
         others = {name: value for name, value in first.fields.items() if name not in names}
-        config, fields = settle(
-            content.get("config", first.config), {**others, **content.get("set", {})}, {}, None
-        )
+        chosen = {**first.args, **others, **content.get("set", {})}
+        config, args, fields = settle(preset, chosen, {})
         name = "_".join(f"{short(axis)}={label}" for axis, label in kept) or "run"
         yield Cell(
             name=f"{stage}/{name}".lstrip("/"),
             axes=dict(kept),
             config=config,
+            args=args,
             fields=fields,
             parent=first.parent,
             candidates=tuple(cells),
@@ -254,18 +264,15 @@ def labels(values) -> list:
 
 def inherited_value(parent: Cell | None, axis: str, file: str):
     """Returns the value of one of the parent's axes."""
+    known = {} if parent is None else parent.fields | parent.args
     field = ALIASES.get(axis, axis)
-    if parent is not None and axis.startswith(":"):
-        found = re.search(rf"[:,]{re.escape(axis[1:])}=([^,]*)", parent.config)
-        if found:
-            return found[1]
-    if parent is None or field not in parent.fields:
+    if field not in known:
         raise UserError(f"{file}: 'inherit' has {axis!r}, which the stage in 'after' doesn't set")
-    return parent.fields[field]
+    return known[field]
 
 
-def settle(preset: str, chosen: Mapping, axes: Mapping, parent: Cell | None) -> tuple[str, dict]:
-    """Returns the configuration's FILE[:ARG] and fields for the values of axes.
+def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict]:
+    """Returns a cell's `config`, `args` and `fields` for the values of axes.
 
     Raises:
         UserError: an axis isn't a field, or its value has another type.
@@ -277,7 +284,8 @@ def settle(preset: str, chosen: Mapping, axes: Mapping, parent: Cell | None) -> 
         else:
             values[axis] = value
     file, _, arg = preset.partition(":")
-    keys = [f"{axis[1:]}={value}" for axis, value in values.items() if axis.startswith(":")]
+    args = {axis: value for axis, value in values.items() if axis.startswith(":")}
+    keys = [f"{axis[1:]}={value}" for axis, value in args.items()]
     arg = ",".join([*keys, *filter(None, [arg])])
     preset = f"{file}:{arg}" if arg else file
     fields = {a: v for a, v in values.items() if not a.startswith(":") and a != "images"}
@@ -288,7 +296,7 @@ def settle(preset: str, chosen: Mapping, axes: Mapping, parent: Cell | None) -> 
     if "images" in values:
         batch_size = fields.get("batch_size", config.batch_size)
         fields["total_steps"] = max(round(values["images"] / batch_size), 1)
-    return preset, fields
+    return preset, args, fields
 
 
 def as_type(config: ConfigDict, field: str, value, preset: str):

@@ -20,7 +20,7 @@ def unfinished(study: pages.Study, root) -> Iterator[tuple[str, list[pages.Cell]
 
 
 def is_finished(root, cell: pages.Cell, study: pages.Study) -> bool:
-    return cells.status(root, cell, study.collect).state == cells.FINISHED
+    return cells.status(root, cell, study).state == cells.FINISHED
 
 
 def command(study: pages.Study, cell: pages.Cell, root) -> str:

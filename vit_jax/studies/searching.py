@@ -141,7 +141,8 @@ class Sampler:
         self.study = optuna.create_study(
             direction=direction,
             sampler=optuna.samplers.TPESampler(seed=SEED + len(search.trials)),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(),
+            # After 1, 2, 4, ... evaluations the better half of the cells goes on.
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
         )
         for name, trial in search.trials.items():
             if trial.get("state") in (cells.FINISHED, cells.PRUNED) and name in self.distributions:

@@ -231,3 +231,23 @@ def test_printed_commands_run_the_cells(root, tmp_path, capsys):
     assert comment.startswith("#")
     assert "--config.schedule.base_lr=0.01 " in line
     assert line.endswith("/final/run")
+
+
+@pytest.mark.slow
+def test_a_study_in_a_bucket(bucket, tmp_path):
+    """A branch of a run in a bucket; nothing is run twice."""
+    stages = {
+        "trunk": {"set": {"keep_every_steps": 20, "schedule.name": "rsqrt", "total_steps": 20}},
+        "branch": {
+            "after": "trunk",
+            "set": {"branch_from": "{parent}/checkpoints/20", "total_steps": 25}
+            | {"keep_every_steps": 20, "schedule.name": "rsqrt"},
+        },
+    }
+    study = load(tmp_path, {"stages": stages})
+    for _ in range(2):
+        run = launching.Launch(study, "gs://bar/study", 1)
+        run.run(lambda _: None)
+        assert {status.state for status in run.status.values()} == {"finished"}, run.status
+    assert "Resuming at step 20" in bucket.objects["study/branch/run/train.log"].content.decode()
+    assert not [name for name in bucket.objects if name.endswith(".lock")]

@@ -2,8 +2,8 @@
 
 Optuna's TPE sampler (arXiv:1907.10902) proposes the values, and successive halving over the cells'
 evaluations (arXiv:1810.05934) ends those that fall behind. Without Optuna, values are drawn at
-random and every cell runs to its end. A search goes on from <root>/.study/trials.json, which has
-each cell's values and result.
+random and every cell runs to its end. A search goes on from <root>/.study/<cell>/trial.json, which
+has a cell's values and result; only the launch that runs the cell writes it.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.storage.files import open_path, write_atomically
+from vit_jax.storage.files import read_json_object, write_atomically
 from vit_jax.studies import cells, pages
 
 logger = logging.getLogger("vit_jax")
@@ -55,13 +55,15 @@ class Search:
         Raises:
             UserError: a distribution isn't valid.
         """
-        self.path = open_path(root) / ".study" / "trials.json"
+        self.root, self.trials = root, {}
         self.metric, self.numbers = study.collect[0], {}
         for number, cell in enumerate(study.cells):
             self.numbers[cell.name] = number
             for field, way in cell.search.items():
                 check(field, way)
-        self.trials = json.loads(self.path.read_text()) if self.path.exists() else {}
+            path = self.path(cell)
+            if path.exists():
+                self.trials[cell.name] = read_json_object(path)
         self.sampler = None
         if importlib.util.find_spec("optuna"):
             self.sampler = Sampler(self, study)
@@ -80,7 +82,7 @@ class Search:
                 rng = np.random.default_rng([SEED, self.numbers[cell.name]])
                 values = {field: draw(rng, way) for field, way in cell.search.items()}
             self.trials[cell.name] = {"values": values}
-            self.save()
+            self.save(cell)
         return dict(self.trials[cell.name]["values"])
 
     def prunes(self, cell: pages.Cell, found: cells.Status) -> bool:
@@ -94,13 +96,18 @@ class Search:
             "value": found.values.get(self.metric),
             "evaluations": found.evaluations,
         }
-        self.save()
+        self.save(cell)
         if self.sampler is not None and found.state in (cells.FINISHED, cells.PRUNED):
             self.sampler.tell(cell, found)
 
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(self.trials, indent=1) + "\n")
+    def path(self, cell: pages.Cell):
+        return cells.folder_of_notes(self.root, cell) / "trial.json"
+
+    def save(self, cell: pages.Cell) -> None:
+        """Writes what is known of a cell."""
+        path = self.path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(self.trials[cell.name]) + "\n")
 
     def best(self) -> str | None:
         """Returns the name of the best finished cell; None if there is none."""

@@ -146,7 +146,10 @@ def dry_run(study: pages.Study, root, machine: str | None) -> Iterator[str]:
     if any(row["images"] is None for row in found):
         yield "?: the size of the dataset decides. The sums are of the other cells."
     if machine:
-        yield f"hours: on {machine}, of training steps alone, as --compile_for predicts."
+        yield (
+            f"hours: on {machine}, of training steps alone, as --compile_for predicts; ?: the run "
+            "doesn't fit, or its steps aren't known."
+        )
 
 
 def predicted_hours(cell, study, root, machine: str, steps: int | None) -> float | None:

@@ -5,8 +5,7 @@ python -m vit_jax.scaling fit runs/digits_study/compute --model=model.width
 python -m vit_jax.scaling fit runs/digits_study/data --compute=train_examples
 
 A small copy of the papers' studies: models of width 16 to 128 train on all 1,442 digits for five
-durations, and the largest also on nested subsets of them. Takes under ten minutes on two CPU cores
-with --workers=2; docs/scaling.md shows the result.
+durations, and the largest also on nested subsets of them. docs/scaling.md shows the result.
 """
 
 from configs import common, digits

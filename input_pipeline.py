@@ -42,7 +42,7 @@ from vit_jax.data.shuffle import (
     parts_shuffle,
     share_range,
 )
-from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select
+from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select, subset
 from vit_jax.errors import UserError
 
 logger = logging.getLogger("vit_jax")
@@ -51,6 +51,8 @@ RANGES = {
     "in_memory_mb": checks.NON_NEGATIVE,
     "eval_cache_mb": checks.NON_NEGATIVE,
     "shuffle_buffer": checks.COUNT,
+    "examples": checks.Range(0, 2**31 - 1, above=True, optional=True),
+    "examples_seed": checks.COUNT_OR_ZERO,
 }
 
 __all__ = [
@@ -112,11 +114,24 @@ def image_shape(config) -> tuple[int, int, int]:
 def open_splits(dataset) -> tuple[Source, Source]:
     """Opens the training and the evaluation split of `config.dataset`, with the same classes."""
     location = (dataset.name, dataset.data_dir)
-    train_set = open_source(*location, dataset.train_split)
-    check_single_labels(train_set)
+    train_set = open_train_split(dataset)
     eval_set = open_source(*location, dataset.eval_split, train_set.class_names)
     warn_of_shared(train_set, eval_set)
     return train_set, eval_set
+
+
+def open_train_split(dataset) -> Source:
+    """Opens the training split of `config.dataset`, or the subset of it to train on.
+
+    Raises:
+        UserError: it can't be opened, has sets of labels, or fewer examples.
+    """
+    source = open_source(dataset.name, dataset.data_dir, dataset.train_split)
+    check_single_labels(source)
+    # `get`: the configuration may be of a run from before the field.
+    if (examples := dataset.get("examples")) is None:
+        return source
+    return subset(source, examples, dataset.examples_seed, dataset.examples_balanced)
 
 
 def check_single_labels(source: Source) -> None:
@@ -486,7 +501,7 @@ def show(config, config_name: str, path: str | None) -> None:
     check(config)
     augment.check(config.augment)
     dataset = config.dataset
-    source = open_source(dataset.name, dataset.data_dir, dataset.train_split)
+    source = open_train_split(dataset)
     settings = ", ".join(preprocess.describe(config.augment) + augment.describe(config.augment))
     contact_sheet.draw(
         contact_sheet_batches(source, config),

@@ -47,6 +47,11 @@ def get_config() -> ConfigDict:
     config.dataset.data_dir = placeholder(str)  # where TFDS keeps its datasets
     config.dataset.train_split = "train"
     config.dataset.eval_split = "validation"
+    # Trains on a subset of train_split: so many examples or, below 1, such a share. With the same
+    # seed, a smaller subset is a part of a larger one.
+    config.dataset.examples = placeholder(float)
+    config.dataset.examples_seed = 0
+    config.dataset.examples_balanced = False  # whether classes have the same number of examples
     config.dataset.channels = 3  # or 1
     # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)

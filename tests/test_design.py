@@ -28,6 +28,7 @@ ROOMS = (
     "evaluation",
     "figures",
     "report",
+    "studies",
     "scaling",
     "aot",
 )

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 import input_pipeline
 from input_pipeline import eval_batches, open_source, train_batches
 from vit_jax.data import preprocess, shuffle
+from vit_jax.data.sources import read_labels, subset
 from vit_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -419,3 +420,39 @@ def test_selected_examples_are_those_of_the_whole_split(kind, plain, image_folde
     (part,) = batches.make(batch_size=4)
     np.testing.assert_array_equal(part["images"], whole["images"][spaced])
     assert batches.source.describe(1) == source.describe(int(spaced[1]))
+
+
+def chosen(source, examples, seed=0, balanced=False) -> list[bytes]:
+    """The resized views of a subset, in order."""
+    return sorted(all_views(subset(source, examples, seed, balanced)).elements())
+
+
+def test_a_smaller_subset_is_a_part_of_a_larger_one(source):
+    some, more = (collections.Counter(chosen(source, n)) for n in (9, 0.5))
+    assert sum(some.values()) == 9
+    assert sum(more.values()) == round(source.num_examples / 2)
+    assert some <= more <= all_views(source)
+    assert chosen(source, 9) != chosen(source, 9, seed=1)
+    with pytest.raises(UserError, match="which would be 1,000 examples; .* has"):
+        subset(source, 1000, 0, False)
+
+
+def test_balanced_subsets(source):
+    labels = read_labels(source)
+    few, more = (read_labels(subset(source, n, 3, True)) for n in (7, 8))
+    for found in (few, more):
+        counts = np.bincount(found, minlength=source.num_classes)
+        at_most = np.bincount(labels, minlength=source.num_classes)
+        assert all(counts == np.minimum(at_most, counts.max() - (counts < counts.max())))
+    assert collections.Counter(few.tolist()) <= collections.Counter(more.tolist())
+
+
+def test_an_epoch_has_each_example_of_a_subset_once(source, plain):
+    part = subset(source, 16, 0, False)
+    batches = take(train_batches(part, plain), 2)
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    assert sorted(labels) == sorted(read_labels(part))
+    assert sorted(views(batches)) == chosen(source, 16)
+    assert {part.describe(i) for i in range(16)} <= {
+        source.describe(i) for i in range(source.num_examples)
+    }

@@ -109,15 +109,19 @@ class RecordFiles(Source):
     Attributes:
         files: (path, records to skip, records to take) of each file, in order.
         num_bytes: the approximate size of all records.
+        rows: the numbers of the records that are examples, ascending, int64 (num_examples,);
+            None: all are. The others are read too, and dropped.
     """
 
     files: tuple[tuple[str, int, int], ...]
     num_bytes: int
+    rows: np.ndarray | None = None
 
     def in_order(self, first: int, last: int, ignore_errors: bool = False) -> tf.data.Dataset:
         """Returns (index, handle) of examples first .. last - 1."""
         files = tf.data.Dataset.from_tensor_slices(self.file_ranges(first, last))
-        return files.flat_map(functools.partial(read_records, ignore_errors=ignore_errors))
+        records = files.flat_map(functools.partial(read_records, ignore_errors=ignore_errors))
+        return self.choose(records)
 
     def shuffled(
         self,
@@ -148,11 +152,15 @@ class RecordFiles(Source):
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
+        records = self.choose(records)
         buffer_seed = tf.cast(tf.random.fold_in(tf.stack([seed, epoch]), 1)[0], tf.int64)
         return records.shuffle(buffer_size, seed=buffer_seed, reshuffle_each_iteration=False)
 
     def file_ranges(self, first: int, last: int) -> tuple[np.ndarray, ...]:
         """Returns the arguments of `read_records`, as columns, for examples first .. last - 1."""
+        if self.rows is not None:
+            chosen = self.rows[first:last]
+            first, last = (chosen[0], chosen[-1] + 1) if len(chosen) else (0, 0)
         rows, start = [], 0
         for path, skip, take in self.files:
             low, high = max(first, start), min(last, start + take)
@@ -162,6 +170,19 @@ class RecordFiles(Source):
         paths, *numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
         return np.array(paths, str), *(np.array(column, np.int64) for column in numbers)
 
+    def choose(self, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns the (index, record) of examples, by their own numbers, from those of records."""
+        if self.rows is None:
+            return records
+        rows = tf.constant(self.rows, tf.int64)
+
+        def number(row, record):
+            index = tf.searchsorted(rows, [row])[0]
+            return tf.minimum(tf.cast(index, tf.int64), self.num_examples - 1), row, record
+
+        numbered = records.map(number).filter(lambda index, row, _: rows[index] == row)
+        return numbered.map(lambda index, row, record: (index, record))
+
     def read_into_memory(self, ignore_errors: bool = False) -> RandomAccess:
         """Reads all records now and returns the same examples; their images stay encoded."""
         dataset = self.in_order(0, self.num_examples, ignore_errors).map(lambda _, record: record)
@@ -170,48 +191,79 @@ class RecordFiles(Source):
         return RandomAccess(**common | {"fetch": lambda index: self.fetch(records[index])})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection(Source):
-    """Some examples of another source, numbered anew.
-
-    Attributes:
-        whole: the other source.
-        rows: their indices there, ascending, int (num_examples,).
-    """
-
-    whole: Source
-    rows: np.ndarray
-
-    def in_order(self, first: int, last: int, ignore_errors: bool = False) -> tf.data.Dataset:
-        """Returns (index, handle) of examples first .. last - 1."""
-        rows = self.rows[first:last]
-        if isinstance(self.whole, RandomAccess):
-            examples = tf.data.Dataset.from_tensor_slices((rows,))
-            handles = self.whole.with_handles(examples).map(lambda row, handle: handle)
-        else:  # reads what lies between them too
-            start, stop = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-            selected = tf.constant(np.isin(np.arange(start, stop), rows))
-            records = self.whole.in_order(start, stop, ignore_errors)
-            handles = records.filter(lambda row, _: selected[row - start]).map(lambda _, r: r)
-        return handles.enumerate(first)
-
-
-def select(source: Source, rows: np.ndarray) -> Selection:
-    """Returns the examples of a source at some indices, in ascending order."""
-    rows = np.sort(rows)
-    common = {field.name: getattr(source, field.name) for field in dataclasses.fields(Source)}
-    return Selection(
-        **common
-        | {
-            "num_examples": len(rows),
-            "describe": lambda index: source.describe(int(rows[index])),
-            "fingerprint": None,
-            "ranges": (),
-            "corrupt": set(),
-            "whole": source,
-            "rows": rows,
-        }
+def select(source: Source, rows: np.ndarray) -> Source:
+    """Returns the examples of a source at some indices, in ascending order, numbered anew."""
+    rows = np.sort(rows).astype(np.int64)
+    changed = dict(
+        num_examples=len(rows),
+        describe=lambda index: source.describe(int(rows[index])),
+        fingerprint=None,
+        ranges=(),
+        corrupt=set(),
     )
+    if isinstance(source, RecordFiles):
+        num_bytes = source.num_bytes * len(rows) // source.num_examples
+        rows = rows if source.rows is None else source.rows[rows]
+        return dataclasses.replace(source, rows=rows, num_bytes=num_bytes, **changed)
+    of = tf.constant(rows)
+    if source.read is None:
+        changed["fetch"] = lambda index: source.fetch(of[index])
+    else:
+        changed["read"] = lambda indices: source.read(tf.gather(of, indices))
+    return dataclasses.replace(source, **changed)
+
+
+def subset(source: Source, examples: float, seed: int, balanced: bool) -> Source:
+    """Returns some of a split's examples; a smaller subset is a part of a larger one.
+
+    Args:
+        source: the split.
+        examples: how many; below 1: which share of the split.
+        seed: decides which. A subset consists of the first examples of a permutation.
+        balanced: whether each class has as many, or one more or less, as long as it has so many.
+            The labels of all examples are read first.
+
+    Raises:
+        UserError: the split has fewer, or the share is less than one example.
+    """
+    count = round(examples * source.num_examples) if examples < 1 else int(examples)
+    if not 1 <= count <= source.num_examples:
+        raise UserError(
+            f"config.dataset.examples is {examples:,}, which would be {count:,} examples; "
+            f"{source.name} has {source.num_examples:,}"
+        )
+    order = np.random.default_rng(seed).permutation(source.num_examples)
+    if balanced:
+        order = order[by_turns(read_labels(source)[order])]
+    kind = f"{'balanced ' if balanced else ''}subset {seed}"
+    return dataclasses.replace(
+        select(source, order[:count]),
+        name=f"{source.name}, {kind}",
+        fingerprint=source.fingerprint and f"{source.fingerprint}, {count} of {kind}",
+        ranges=source.ranges,  # that it may be among
+    )
+
+
+def by_turns(labels: np.ndarray) -> np.ndarray:
+    """Returns the order in which the classes take turns: the first of each, the second of each.
+
+    Args:
+        labels: int (N,).
+    """
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.unique(labels, return_counts=True)[1]
+    turns = np.empty(len(labels), np.int64)
+    turns[by_class] = np.concatenate([np.arange(count) for count in counts])
+    return np.argsort(turns, kind="stable")
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """Returns the labels of all examples of a source, int64 (num_examples,)."""
+    examples = source.in_order(0, source.num_examples)
+    labels = examples.map(
+        lambda _, handle: source.fetch(handle)[1], num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return np.concatenate(list(labels.batch(1024).as_numpy_iterator()))
 
 
 def read_records(

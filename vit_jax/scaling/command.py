@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.scaling import count, fit
+from vit_jax.scaling import count, fit, run
 
 # Name -> help, and a module with `add_flags(parser)` and `run(args)`, which yields lines to print.
 COMMANDS = {
-    "flops": ("what models cost: parameters, operations, activations", count),
-    "fit": ("the laws of a study's results, and draws them", fit),
+    "flops": ("prints what models cost: parameters, operations, activations", count),
+    "run": ("runs the cells of a study, or prints or submits them", run),
+    "fit": ("prints the laws of a study's results, and draws them", fit),
 }
 
 
@@ -34,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vit_jax.scaling", description="How models scale: what they cost."
+        prog="python -m vit_jax.scaling", description="How models scale."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, module) in COMMANDS.items():
-        module.add_flags(commands.add_parser(name, help=text, description=f"Prints {text}."))
+        module.add_flags(commands.add_parser(name, help=text, description=f"{text.capitalize()}."))
     return parser.parse_args(arguments)

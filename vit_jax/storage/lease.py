@@ -34,6 +34,7 @@ logger = logging.getLogger("vit_jax")
 NAME = ".lock"
 LEASE_SECONDS = 60  # a holder that hasn't written for this long is taken for dead
 RENEW_SECONDS = 15
+TAKEN = "Another program trains in"  # how the message of `Taken` begins
 
 
 class Taken(UserError):
@@ -194,8 +195,7 @@ class BucketLease:
 
 def taken(folder, holder: dict) -> Taken:
     return Taken(
-        f"Another program trains in {folder}: {describe(holder)}. Wait until it ends, or use "
-        "another --workdir"
+        f"{TAKEN} {folder}: {describe(holder)}. Wait until it ends, or use another --workdir"
     )
 
 

@@ -1,0 +1,84 @@
+r"""One run per model gives many durations: the study of "Scaling Vision Transformers".
+
+python -m vit_jax.scaling run configs/scaling/scaling_vit.py --root=DIR --dry_run
+
+Each model trains once, at a learning rate that falls as 1 / sqrt(step); from its checkpoints,
+cooldowns to 0 end after 60,000 to 4 million steps of 4,096 images (arXiv:2106.04560, section
+3.5). Durations of 20,000 and 30,000 steps are runs of their own. A cooldown takes a sixth of the
+shorter runs and, as in the paper, 50,000 steps of the longer ones.
+
+What the paper found, on 3 billion images of JFT-3B, which isn't public (`data=NAME`; default:
+ImageNet-21k): the error follows a saturating power law of compute C in TPUv3 core-days,
+  10-shot     0.12 + 0.63 (C + 0.52)^-0.32
+  fine-tuned  0.09 + 0.26 (C + 0.01)^-0.35
+and larger models need fewer images for the same error. ImageNet accuracy in %, after 20,000 and
+after 4 million steps (G/14: 5 million):
+              Ti/16  S/32  S/16  B/32  B/16  L/16  g/14  G/14
+  10-shot      23.6  26.3  36.5  35.2  45.7  49.7
+               52.1  59.1  67.6  70.6  76.8  81.5  84.3  84.9
+  fine-tuned   55.6  59.3  67.5  66.7  73.4  75.5
+               77.6  79.9  84.0  84.1  86.6  88.5        90.45
+docs/scaling.md fits laws to all of these. Nothing of this was measured with this code. Try it on
+digits: ...scaling_vit.py:quick"""
+
+from configs import common, vit_g14
+
+MODELS = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/16", "g/14", "G/14")
+# Where cooldowns begin, and how many steps they take.
+COOLDOWNS = {
+    50_000: 10_000,
+    100_000: 20_000,
+    350_000: 50_000,
+    1_150_000: 50_000,
+    1_950_000: 50_000,
+    3_950_000: 50_000,
+}
+SHORT = {20_000: 3_333, 30_000: 5_000}
+
+
+def get_config(arg=None):
+    options = common.parse_arg(arg, model="B/16", data="imagenet21k")
+    config = vit_g14.get_config(f"model={options.model},dataset={options.data}")
+    config.batch_size = 4096
+    config.total_steps = max(COOLDOWNS)
+    config.schedule.cooldown_steps = 0
+    config.checkpoint_every_steps = config.eval_every_steps = 10_000
+    config.keep_every_steps = 50_000
+    fewshot = {"kind": "fewshot", "shots": (10,), "every_steps": 50_000}
+    elsewhere = {"name": "imagenet2012", "train_split": "train", "split": "validation"}
+    config.evals = {"fewshot": fewshot if options.quick else fewshot | elsewhere}
+    if options.quick:
+        common.quick(config)
+        config.keep_every_steps = 20
+    return config
+
+
+def get_study(arg=None):
+    quick = common.parse_arg(arg, model="", data="").quick
+    models = MODELS[:1] if quick else MODELS
+    cooldowns = {20: 6, 40: 8} if quick else COOLDOWNS
+    durations = {
+        str(begin + steps): {
+            "init_from": f"{{parent}}/checkpoints/{begin}",
+            "init_mode": "continue",
+            "total_steps": begin + steps,
+            "schedule.cooldown_steps": steps,
+        }
+        for begin, steps in cooldowns.items()
+    }
+    short = {
+        str(total): {"total_steps": total, "schedule.cooldown_steps": steps}
+        for total, steps in ({20: 4} if quick else SHORT).items()
+    }
+    return {
+        "collect": ("fewshot/accuracy_10shot", "val/accuracy"),
+        "stages": {
+            "short": {"axes": {":model": models, "steps": short}},
+            "trunk": {"axes": {":model": models}},
+            "cooldown": {
+                "after": "trunk",
+                "inherit": (":model",),
+                "axes": {"steps": durations},
+            },
+        },
+    }

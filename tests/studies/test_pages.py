@@ -1,0 +1,137 @@
+"""Pages of studies and the cells that they expand into."""
+
+import importlib
+import pathlib
+
+import pytest
+from pages_of_tests import STUDIES, load, write_page
+
+import train
+from vit_jax.errors import UserError
+from vit_jax.studies import pages
+
+ON_DIGITS = ("digits", "digits_search", "growing")
+
+
+def names(study: pages.Study) -> list[str]:
+    return [cell.name for cell in study.cells]
+
+
+def test_a_grid_and_a_list(tmp_path):
+    axes = {"model.depth": (1, 2), "images": (640.0, 1e6)}
+    study = load(tmp_path, {"axes": axes, "cells": [{"lr": 1e-3}, {"lr": 0.03}]})
+    assert names(study)[:3] == [
+        "lr=0.001_depth=1_images=640",
+        "lr=0.001_depth=1_images=1e6",
+        "lr=0.001_depth=2_images=640",
+    ]
+    assert len(study.cells) == 8
+    fields = {"schedule.base_lr": 1e-3, "model.depth": 1, "total_steps": 15625}
+    assert study.cells[1].fields == fields  # a batch has 64 images
+    config = pages.configured(study.cells[1].config, fields)
+    assert (config.total_steps, config.schedule.base_lr, config.model.width) == (15625, 1e-3, 64)
+
+
+def test_values_of_several_fields_and_of_the_argument(tmp_path):
+    axes = {"size": {"small": {"model.width": 32, "model.mlp_dim": 64}, "quick": {":quick": True}}}
+    study = load(tmp_path, {"axes": axes, "set": {"batch_size": 32.0}})
+    assert names(study) == ["size=small", "size=quick"]
+    assert study.cells[0].fields == {"batch_size": 32, "model.width": 32, "model.mlp_dim": 64}
+    assert study.cells[1].config.endswith("page.py:quick=True,quick")
+
+
+def test_stages(tmp_path):
+    stages = {
+        "first": {"axes": {"model.depth": (1, 2)}},
+        "second": {
+            "after": "first",
+            "inherit": ("model.depth",),
+            "axes": {"lr": (0.1, 0.2)},
+            "set": {"init_from": "{parent}"},
+        },
+        "third": {"best": "second", "over": ("lr",), "set": {"seed": 7}},
+    }
+    study = load(tmp_path, {"stages": stages})
+    assert names(study) == [
+        *("first/depth=1", "first/depth=2", "second/depth=1_lr=0.1", "second/depth=1_lr=0.2"),
+        *("second/depth=2_lr=0.1", "second/depth=2_lr=0.2", "third/depth=1", "third/depth=2"),
+    ]
+    second, third = study.cells[4], study.cells[7]
+    assert second.needs == (study.cells[1],)
+    assert second.overrides("gs://bucket/study/") == {
+        "init_from": "gs://bucket/study/first/depth=2",
+        "schedule.base_lr": 0.1,
+        "model.depth": 2,
+    }
+    assert third.candidates == study.cells[4:6]
+    overrides = third.overrides("root", best=study.cells[5])
+    assert overrides["schedule.base_lr"] == 0.2
+    assert (overrides["seed"], overrides["init_from"]) == (7, "root/first/depth=2")
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        (
+            {"axes": {"model.depht": (1,)}},
+            "no field 'model.depht' for an axis: did you mean 'model.d",
+        ),
+        ({"axes": {"width": (1,)}}, "no field 'width' for an axis: did you mean 'model.width'"),
+        ({"axes": {"model": (1,)}}, "no field 'model' for an axis"),
+        ({"axes": {"model.depth": ("x",)}}, "model.depth can't be 'x'"),
+        ({"axes": {":quik": (1,)}}, "page.py, get_config: ValueError: unknown key 'quik'"),
+        ({"cells": [{"seed": 1}, {"seed": 1}]}, "two cells have the name 'seed=1', alike"),
+        (
+            {"cells": [{"x": 1}], "axes": {"lr": (0.1, 0.1000001)}},
+            "no field 'x'",
+        ),
+        ({"axes": {"lr": (0.1, 0.10000001)}}, "two cells .* which differ in schedule.base_lr"),
+        ({"axis": {}}, "unknown key 'axis' in a stage: did you mean 'axes'"),
+        ({"axes": {"lr": 0.1}}, "'lr' is 0.1; it must be a sequence"),
+        ({"axes": {"variant": "B/16"}}, "'variant' is 'B/16'; it must be a sequence"),
+        ({"axes": {"lr": ()}}, "the study has no cells"),
+        ({"stages": {"a": {"after": "b"}}}, "'after' is 'b', which is no earlier stage"),
+        ({"stages": {"a": {}}, "axes": {}}, "beside 'stages' there is axes"),
+        (
+            {"stages": {"a": {}, "b": {"after": "a", "inherit": ("lr",)}}},
+            "'inherit' has 'lr', which the stage in 'after' doesn't set",
+        ),
+        (
+            {"stages": {"a": {"axes": {"lr": (0.1,)}}, "b": {"best": "a", "over": ("seed",)}}},
+            "'over' has 'seed', which is no axis there",
+        ),
+        ([], r"get_study returns \[\]; it must return a dictionary"),
+    ],
+)
+def test_mistakes_in_a_page(study, message, tmp_path):
+    with pytest.raises(UserError, match=message) as raised:
+        load(tmp_path, study)
+    assert "\n" not in str(raised.value)
+
+
+def test_pages_that_fail(tmp_path):
+    with pytest.raises(UserError, match=r"There is no study .*nope.py; .* has digits.py, "):
+        pages.load(str(tmp_path / "nope.py"))
+    page = pathlib.Path(write_page(tmp_path, {}).removesuffix(":quick"))
+    page.write_text("def get_config(arg=None): pass\n")
+    with pytest.raises(UserError, match="page.py has no function get_study"):
+        pages.load(str(page))
+    page.write_text("import nothing_like_it\n")
+    pages.import_page.cache_clear()
+    with pytest.raises(UserError, match="page.py fails: ModuleNotFoundError"):
+        pages.load(str(page))
+
+
+@pytest.mark.parametrize("arg", ["", ":quick"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_cells_of_studies_can_be_run(name, arg):
+    """Every cell of every page, in full size and shrunk, passes the checks before training."""
+    study = pages.load(f"configs/scaling/{name}.py{arg}")
+    assert len(study.cells) > 1
+    for cell in study.cells:
+        config = pages.configured(cell.config, cell.overrides("root"))
+        config.num_classes = 1000
+        train.check(config)
+    assert (config.dataset.name == "digits") == (bool(arg) or name in ON_DIGITS)
+    module = importlib.import_module(f"configs.scaling.{name}")
+    assert f"run configs/scaling/{name}.py --root=" in module.__doc__

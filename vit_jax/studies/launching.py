@@ -1,0 +1,297 @@
+"""Runs the cells of a study as processes of train.py, some at a time."""
+
+import contextlib
+import dataclasses
+import glob
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from vit_jax.errors import UserError, first_line
+from vit_jax.storage import buckets, lease
+from vit_jax.storage.files import open_path
+from vit_jax.studies import cells, pages
+from vit_jax.studies.cells import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, WAITING
+
+EXIT_PREEMPTED = 75  # as in command_line.py
+POLL_SECONDS = 0.5
+READ_SECONDS = 2.0  # how often the logs of cells are read
+ENDED = (FINISHED, FAILED, PRUNED)
+
+
+def arguments(study: pages.Study, cell: pages.Cell, root, overrides: dict) -> list[str]:
+    """Returns the arguments of train.py that run a cell."""
+    fields = [f"--config.{name}={flag_value(value)}" for name, value in overrides.items()]
+    folder = f"{str(root).rstrip('/')}/{cell.name}"
+    return [f"--config={cell.config}", *fields, f"--workdir={folder}"]
+
+
+def flag_value(value) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def command(study: pages.Study, cell: pages.Cell, root) -> str | None:
+    """Returns the command of a cell for a shell in the repository; None: it isn't known yet."""
+    chosen = cells.best(root, cell, study)
+    if cell.search or (cell.candidates and chosen is None):
+        return None
+    overrides = cell.overrides(root, chosen)
+    return shlex.join(["python", "train.py", *arguments(study, cell, root, overrides)])
+
+
+@dataclasses.dataclass
+class Active:
+    """A cell that runs."""
+
+    cell: pages.Cell
+    process: subprocess.Popen
+    output: pathlib.Path
+    lease: object
+    slot: int
+    pruned: bool = False
+
+
+class Launch:
+    """Runs a study.
+
+    Attributes:
+        status: {cell's name: its status}.
+        stopping: whether a signal has asked to stop; nothing is started any more then.
+    """
+
+    def __init__(self, study: pages.Study, root, workers: int, search=None):
+        """Prepares to run the cells of a study.
+
+        Args:
+            study: the study.
+            root: its folder, on a disk or in a bucket.
+            workers: how many cells run at a time.
+            search: a `searching.Search`, for studies whose cells draw values.
+
+        Raises:
+            UserError: there are fewer GPUs than workers.
+        """
+        self.study, self.root, self.workers, self.search = study, root, workers, search
+        self.gpus = visible_gpus()
+        if self.gpus and workers > len(self.gpus):
+            raise UserError(f"--workers={workers} is more than the {len(self.gpus)} GPUs here")
+        self.active: list[Active] = []
+        self.stopping = False
+        self.script = pages.repository() / "train.py"
+        self.status = {c.name: cells.status(root, c, study) for c in study.cells}
+        self.next_try = {}  # of cells that another launch runs, when to look again
+        self.tried = set()  # cells whose attempt in this launch has ended
+
+    def run(self, show: Callable[["Launch"], None]) -> None:
+        """Runs all cells that aren't finished.
+
+        Args:
+            show: called when something may have changed.
+        """
+        last_read = 0.0
+        with self.signals():
+            try:
+                while self.active or (not self.stopping and self.remaining()):
+                    self.collect_ended()
+                    if not self.stopping:
+                        self.start_ready()
+                    if time.monotonic() - last_read > READ_SECONDS:
+                        self.read_logs()
+                        last_read = time.monotonic()
+                        show(self)
+                    time.sleep(POLL_SECONDS)
+                self.read_logs()
+                show(self)
+            finally:
+                for active in self.active:
+                    active.process.terminate()
+
+    def remaining(self) -> list[pages.Cell]:
+        """Returns the cells that can still be run, now or once others are finished."""
+        return [
+            cell
+            for cell in self.study.cells
+            if cell.name not in self.tried
+            and self.status[cell.name].state not in (FINISHED, PRUNED)
+            and not any(self.is_lost(needed) for needed in cell.needs)
+        ]
+
+    def is_lost(self, cell: pages.Cell) -> bool:
+        """Whether a cell won't finish in this launch."""
+        if self.status[cell.name].state == FINISHED:
+            return False
+        return cell.name in self.tried or any(map(self.is_lost, cell.needs))
+
+    def start_ready(self) -> None:
+        """Starts cells as long as there are workers, and cells whose needs are finished."""
+        running = {active.cell.name for active in self.active}
+        for cell in self.remaining():
+            if len(self.active) >= self.workers or self.stopping:
+                return
+            ready = all(self.status[needed.name].state == FINISHED for needed in cell.needs)
+            if ready and cell.name not in running:
+                self.start(cell)
+
+    def start(self, cell: pages.Cell) -> None:
+        """Starts a cell, unless another launch runs it."""
+        if time.monotonic() < self.next_try.get(cell.name, 0.0):
+            return
+        held = self.take(cell)
+        if held is False:
+            self.leave(cell)
+            return
+        found = cells.status(self.root, cell, self.study)
+        if found.state in (FINISHED, PRUNED):  # by another launch, just now
+            self.status[cell.name] = found
+            release(held)
+            return
+        try:
+            chosen = cells.best(self.root, cell, self.study)
+            overrides = cell.overrides(self.root, chosen)
+            if self.search is not None and cell.search:
+                overrides |= self.search.values(cell)
+        except UserError as error:
+            self.end(cell, FAILED, str(error))
+            release(held)
+            return
+        cells.forget(self.root, cell)
+        output = self.output_of(cell)
+        flags = arguments(self.study, cell, self.root, overrides)
+        slot = min(set(range(self.workers)) - {active.slot for active in self.active})
+        with open(output, "ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(self.script), *flags],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
+                env=self.environment(slot),
+            )
+        self.active.append(Active(cell, process, output, held, slot))
+        self.status[cell.name] = dataclasses.replace(found, state=RUNNING, message="")
+
+    def leave(self, cell: pages.Cell) -> None:
+        """Leaves a cell to the launch that runs it, for now."""
+        self.status[cell.name].state = ELSEWHERE
+        self.next_try[cell.name] = time.monotonic() + READ_SECONDS
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Returns the environment of a worker: with several, each has its own GPUs."""
+        if self.workers == 1 or not self.gpus:
+            return dict(os.environ)
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(self.gpus[slot :: self.workers])}
+
+    def take(self, cell: pages.Cell):
+        """Takes the lease of a cell.
+
+        Returns:
+            The lease, or None where files can't be locked; False if another launch has it, or if
+            its run still goes on, such as after its launch was killed.
+        """
+        notes, workdir = cells.folder_of_notes(self.root, cell), open_path(self.root) / cell.name
+        notes.mkdir(parents=True, exist_ok=True)
+        held = None
+        try:
+            held = lease.acquire(notes)
+            if workdir.is_dir():
+                release(lease.acquire(workdir))
+        except lease.Taken:
+            release(held)
+            return False
+        return held
+
+    def output_of(self, cell: pages.Cell) -> pathlib.Path:
+        """Returns the file that gets what a cell prints."""
+        if not buckets.is_bucket(self.root):
+            return pathlib.Path(cells.folder_of_notes(self.root, cell)) / "output.log"
+        name = cell.name.replace("/", "_")
+        return pathlib.Path(tempfile.gettempdir()) / f"vit_jax_{os.getpid()}_{name}.log"
+
+    def collect_ended(self) -> None:
+        """Notes which processes have ended, and how."""
+        for active in [a for a in self.active if a.process.poll() is not None]:
+            self.active.remove(active)
+            code = active.process.returncode
+            found = cells.status(self.root, active.cell, self.study)
+            self.status[active.cell.name] = found
+            if active.pruned:
+                self.end(active.cell, PRUNED, "")
+            elif found.state == FINISHED:
+                self.tried.add(active.cell.name)
+            elif code == EXIT_PREEMPTED or code in (-signal.SIGTERM, -signal.SIGINT):
+                self.end(active.cell, STOPPED, "")
+            elif lease.TAKEN in (line := last_line(active.output)):
+                self.leave(active.cell)  # a run whose launch was killed had just begun
+            else:
+                self.end(active.cell, FAILED, f"exit code {code}: {line}")
+            if self.search is not None and active.cell.search:
+                self.search.tell(active.cell, self.status[active.cell.name])
+            release(active.lease)
+
+    def end(self, cell: pages.Cell, state: str, message: str) -> None:
+        """Notes how the attempt of a cell has ended."""
+        self.tried.add(cell.name)
+        found = self.status[cell.name]
+        found.state, found.message = state, message
+        cells.note(self.root, cell, state, message)
+
+    def read_logs(self) -> None:
+        """Reads how far cells are; stops those that the search prunes."""
+        running = {active.cell.name: active for active in self.active}
+        for cell in self.study.cells:
+            state = self.status[cell.name].state
+            if cell.name not in running and state not in (ELSEWHERE, WAITING, STOPPED):
+                continue
+            found = cells.status(self.root, cell, self.study)
+            if active := running.get(cell.name):
+                found.state = RUNNING
+                if self.search is not None and cell.search and not active.pruned:
+                    active.pruned = self.search.prunes(cell, found)
+                    if active.pruned:
+                        active.process.terminate()
+            elif state == ELSEWHERE and found.state != FINISHED:
+                found.state = ELSEWHERE
+            self.status[cell.name] = found
+
+    @contextlib.contextmanager
+    def signals(self):
+        """Within the block, SIGTERM and Ctrl-C stop the cells, which save; a second one kills."""
+
+        def stop(number, frame):
+            for active in self.active:
+                active.process.kill() if self.stopping else active.process.terminate()
+            self.stopping = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def release(held) -> None:
+    if held:
+        held.release()
+
+
+def last_line(path: pathlib.Path) -> str:
+    """Returns the last line of a file that isn't empty."""
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except OSError as error:
+        return first_line(error)
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def visible_gpus() -> list[str]:
+    """Returns the numbers of the GPUs that processes here may use."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [number for number in listed.split(",") if number]
+    return [path.removeprefix("/dev/nvidia") for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]

@@ -1,0 +1,427 @@
+"""Pages of studies: Python files that are a preset and say which runs of it to compare.
+
+A page has `get_config(arg)`, like any preset, and `get_study(arg)`, which returns a dictionary:
+
+    collect     the metrics of a cell to show, such as ("val/accuracy",); the first decides which
+                cell is the best
+    early_stopping    whether a cell counts with its best evaluation instead of its last
+    stages      {name: stage}, each run after those before it; or the keys of a single stage
+
+A stage is a dictionary, all of whose keys are optional:
+
+    axes        {axis: values}: a grid
+    cells       [{axis: value}]: a list; each entry is combined with the whole grid
+    set         {axis: value} of every cell, which isn't in its name
+    config      "FILE[:ARG]" of the cells; default: the page itself
+    after       an earlier stage: each cell is run for each cell of that stage, and text in its
+                values may have "{parent}", that cell's folder, such as in "init_from"
+    inherit     axes whose values are taken from that cell
+    best        an earlier stage, and
+    over        some of its axes: there is a cell for each combination of the other axes, with the
+                values that the best cell of the combination has for these
+    search      {axis: {"log_uniform": (low, high)}, {"uniform": (low, high)} or {"choices": (...)}}
+    trials      how many cells a search has
+
+An axis is a dotted field of the configuration, a name in ALIASES, ":key" for a key of the preset's
+argument, or any name whose values are a dictionary {label: {axis: value}}.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import inspect
+import itertools
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError, first_line
+
+ALIASES = {
+    "variant": "model.variant",
+    "resolution": "image_size",
+    "examples": "dataset.examples",
+    "images": "total_steps",  # images seen: total_steps x batch_size
+    "lr": "schedule.base_lr",
+}
+STAGE_KEYS = {
+    *("axes", "cells", "set", "config", "after", "inherit", "best", "over", "search", "trials"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        name: its folder, below the study's.
+        axes: {axis: label}, for tables.
+        config: FILE[:ARG] of its preset.
+        args: {":key": value} of that argument, by which the cell's differs from the stage's.
+        fields: {dotted field: value} that override the preset's.
+        parent: the cell whose folder "{parent}" stands for.
+        candidates: cells of which the best gives the fields in `over`.
+        over: see `candidates`.
+        search: {field: distribution} that the cell's values are drawn from; empty: none are.
+    """
+
+    name: str
+    axes: dict[str, str]
+    config: str
+    args: dict[str, object]
+    fields: dict[str, object]
+    parent: "Cell | None" = None
+    candidates: tuple["Cell", ...] = ()
+    over: tuple[str, ...] = ()
+    search: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+    @property
+    def needs(self) -> tuple["Cell", ...]:
+        """The cells that must be finished first."""
+        return (*self.candidates, *filter(None, [self.parent]))
+
+    @property
+    def stage(self) -> str:
+        return self.name.rpartition("/")[0]
+
+    def overrides(self, root, best: "Cell | None" = None) -> dict[str, object]:
+        """Returns {field: value} for a study in the folder `root`.
+
+        Args:
+            root: the study's folder.
+            best: the best of `candidates`.
+        """
+        fields = dict(self.fields)
+        if best is not None:
+            fields |= {name: best.fields[name] for name in self.over}
+        if self.parent is None:
+            return fields
+        folder = f"{str(root).rstrip('/')}/{self.parent.name}"
+        return {
+            name: value.replace("{parent}", folder) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study: its page, its argument, the metrics to collect, and its cells in order."""
+
+    path: pathlib.Path
+    arg: str
+    collect: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    early_stopping: bool = False
+
+
+def load(name: str) -> Study:
+    """Loads a study.
+
+    Args:
+        name: FILE[:ARG].
+
+    Raises:
+        UserError: there is no such page, its code fails, an axis isn't a field, or two cells have
+            the same name.
+    """
+    file, _, arg = name.partition(":")
+    page = import_page(file)
+    study = call(page, "get_study", arg)
+    if not isinstance(study, Mapping):
+        raise UserError(f"{file}: get_study returns {study!r}; it must return a dictionary")
+    study = dict(study)
+    collect = tuple(study.pop("collect", ("val/accuracy",)))
+    early_stopping = study.pop("early_stopping", False)
+    stages = study.pop("stages", None)
+    if stages is not None and study:
+        raise UserError(f"{file}: beside 'stages' there is {', '.join(study)}; put it in a stage")
+    stages = {"": study} if stages is None else stages
+    cells = {}
+    for stage, content in stages.items():
+        check_stage(file, stage, content, cells)
+        cells[stage] = list(expand(stage, content, cells, file, arg))
+    found = tuple(itertools.chain.from_iterable(cells.values()))
+    check_names(file, found)
+    for cell in found:
+        fields = dict(cell.fields)
+        for field in cell.search:
+            check_field(configuration(cell.config), field, cell.config)
+        configured(cell.config, fields)
+    return Study(pathlib.Path(file), arg, collect, found, early_stopping)
+
+
+def check_stage(file: str, name: str, stage, earlier: Mapping) -> None:
+    """Raises UserError if a stage isn't as described above."""
+    if not isinstance(stage, Mapping):
+        raise UserError(f"{file}: stage {name!r} is {stage!r}; it must be a dictionary")
+    for key in stage:
+        if key not in STAGE_KEYS:
+            near = difflib.get_close_matches(key, STAGE_KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(STAGE_KEYS)}"
+            raise UserError(f"{file}: unknown key {key!r} in a stage: {hint}")
+    several = {key: stage.get(key, ()) for key in ("inherit", "over")} | {**stage.get("axes", {})}
+    for key, values in several.items():
+        if isinstance(values, str) or not isinstance(values, (Sequence, Mapping)):
+            raise UserError(f"{file}: {key!r} is {values!r}; it must be a sequence, such as (1, 2)")
+    for key in ("after", "best"):
+        if stage.get(key) is not None and stage[key] not in earlier:
+            raise UserError(f"{file}: {key!r} is {stage[key]!r}, which is no earlier stage")
+
+
+def check_names(file: str, cells: Sequence[Cell]) -> None:
+    """Raises UserError if two cells have the same name, or there is none."""
+    if not cells:
+        raise UserError(f"{file}: the study has no cells: give 'axes', 'cells' or 'search'")
+    seen = {}
+    for cell in cells:
+        if other := seen.get(cell.name):
+            differing = {
+                name
+                for name in cell.fields.keys() | other.fields.keys()
+                if cell.fields.get(name) != other.fields.get(name)
+            }
+            what = f"which differ in {', '.join(sorted(differing))}" if differing else "alike"
+            raise UserError(f"{file}: two cells have the name {cell.name!r}, {what}")
+        seen[cell.name] = cell
+
+
+def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) -> Iterator[Cell]:
+    """Yields the cells of a stage; `earlier` are those of the stages before it."""
+    preset = content.get("config", f"{file}:{arg}" if arg else file)
+    groups = [dict(entry) for entry in content.get("cells", [{}])]
+    axes = content.get("axes", {})
+    grid = [
+        dict(zip(axes, values, strict=True))
+        for values in itertools.product(*(labels(axes[axis]) for axis in axes))
+    ]
+    if content.get("best"):
+        yield from best_cells(stage, content, earlier, preset)
+        return
+    search = {ALIASES.get(axis, axis): way for axis, way in content.get("search", {}).items()}
+    trials = range(content.get("trials", 20)) if search else [None]
+    parents = earlier[content["after"]] if content.get("after") else [None]
+    for parent, group, point, trial in itertools.product(parents, groups, grid, trials):
+        chosen = {**group, **point}
+        inherited = {}
+        for axis in content.get("inherit", ()):
+            inherited[axis] = inherited_value(parent, axis, file)
+        shown = {**(parent.axes if parent else {}), **{a: text(v) for a, v in chosen.items()}}
+        if trial is not None:
+            shown["trial"] = f"{trial:03d}"
+        config, args, fields = settle(
+            preset, {**inherited, **content.get("set", {}), **chosen}, axes
+        )
+        parts = [parent.name.rpartition("/")[2]] if parent else []
+        own = {axis: text(value) for axis, value in chosen.items()}
+        own |= {"trial": shown["trial"]} if trial is not None else {}
+        name = "_".join([*parts, *(f"{short(axis)}={label}" for axis, label in own.items())])
+        yield Cell(
+            name=f"{stage}/{name or 'run'}".lstrip("/"),
+            axes=shown,
+            config=config,
+            args=args,
+            fields=fields,
+            parent=parent,
+            search=search,
+        )
+
+
+def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> Iterator[Cell]:
+    """Yields a cell for each combination of the axes that `over` leaves of an earlier stage."""
+    over = content.get("over", ())
+    groups = {}
+    for cell in earlier[content["best"]]:
+        kept = {axis: label for axis, label in cell.axes.items() if axis not in over}
+        groups.setdefault(tuple(kept.items()), []).append(cell)
+    for kept, cells in groups.items():
+        first, names = cells[0], tuple(ALIASES.get(axis, axis) for axis in over)
+        if missing := [name for name in names if name not in first.fields]:
+            raise UserError(f"stage {stage!r}: 'over' has {missing[0]!r}, which is no axis there")
+        others = {name: value for name, value in first.fields.items() if name not in names}
+        chosen = {**first.args, **others, **content.get("set", {})}
+        config, args, fields = settle(preset, chosen, {})
+        name = "_".join(f"{short(axis)}={label}" for axis, label in kept) or "run"
+        yield Cell(
+            name=f"{stage}/{name}".lstrip("/"),
+            axes=dict(kept),
+            config=config,
+            args=args,
+            fields=fields,
+            parent=first.parent,
+            candidates=tuple(cells),
+            over=names,
+        )
+
+
+def labels(values) -> list:
+    """Returns the values of an axis: those of a sequence, or (label, fields) of a dictionary."""
+    return list(values.items()) if isinstance(values, Mapping) else list(values)
+
+
+def inherited_value(parent: Cell | None, axis: str, file: str):
+    """Returns the value of one of the parent's axes."""
+    known = {} if parent is None else parent.fields | parent.args
+    field = ALIASES.get(axis, axis)
+    if field not in known:
+        raise UserError(f"{file}: 'inherit' has {axis!r}, which the stage in 'after' doesn't set")
+    return known[field]
+
+
+def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict]:
+    """Returns a cell's `config`, `args` and `fields` for the values of axes.
+
+    Raises:
+        UserError: an axis isn't a field, or its value has another type.
+    """
+    values = {}
+    for axis, value in chosen.items():
+        if isinstance(axes.get(axis), Mapping):
+            values |= value[1]
+        else:
+            values[axis] = value
+    file, _, arg = preset.partition(":")
+    args = {axis: value for axis, value in values.items() if axis.startswith(":")}
+    keys = [f"{axis[1:]}={value}" for axis, value in args.items()]
+    arg = ",".join([*keys, *filter(None, [arg])])
+    preset = f"{file}:{arg}" if arg else file
+    fields = {a: v for a, v in values.items() if not a.startswith(":") and a != "images"}
+    fields = {ALIASES.get(axis, axis): value for axis, value in fields.items()}
+    config = configuration(preset)
+    for name, value in fields.items():
+        fields[name] = as_type(config, name, value, preset)
+    if "images" in values:
+        batch_size = fields.get("batch_size", config.batch_size)
+        fields["total_steps"] = max(round(values["images"] / batch_size), 1)
+    return preset, args, fields
+
+
+def as_type(config: ConfigDict, field: str, value, preset: str):
+    """Returns a value as the type that a field has: 1e6 for a whole number is 1000000."""
+    group, name = check_field(config, field, preset)
+    kind = group.get_type(name)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float(value) if kind is float and type(value) is int else value
+
+
+def check_field(config: ConfigDict, field: str, preset: str) -> tuple[ConfigDict, str]:
+    """Returns the group of a dotted field and its name in it; raises UserError without one."""
+    *groups, name = field.split(".")
+    group = config
+    for part in groups:
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if isinstance(group, ConfigDict) and name in group and not isinstance(group[name], ConfigDict):
+        return group, name
+    known = [*leaves(config), *ALIASES]
+    near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+    near = near or [path for path in known if path.rpartition(".")[2] == name][:1]
+    hint = f"did you mean {near[0]!r}?" if near else "configs/common.py has all fields"
+    raise UserError(f"{preset}: there is no field {field!r} for an axis: {hint}")
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of a configuration's fields."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@functools.cache
+def configuration(preset: str) -> ConfigDict:
+    """Returns the configuration that FILE[:ARG] gives; callers must copy it to change it."""
+    file, _, arg = preset.partition(":")
+    config = call(import_page(file), "get_config", arg)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config returns no ConfigDict")
+    return config
+
+
+def configured(preset: str, fields: Mapping) -> ConfigDict:
+    """Returns the configuration of a cell, before what the dataset fills in.
+
+    Raises:
+        UserError: a field has no such name, or another type.
+    """
+    config = configuration(preset).copy_and_resolve_references()
+    if "num_epochs" in fields and "total_steps" not in fields:
+        config.total_steps = None  # as on the command line
+    for field, value in fields.items():
+        group, name = check_field(config, field, preset)
+        try:
+            group[name] = value
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{preset}: {field} can't be {value!r}: {first_line(error)}") from None
+    return config
+
+
+@functools.cache
+def import_page(file: str):
+    """Returns the module of a page or a preset.
+
+    Raises:
+        UserError: there is no such file, or its code fails.
+    """
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file() and (repository() / file).is_file():
+        path = repository() / file
+    if path.suffix != ".py" or not path.is_file():
+        folder = repository() / "configs" / "scaling"
+        known = sorted(p.name for p in folder.glob("*.py") if p.stem != "__init__")
+        raise UserError(f"There is no study {file}; {folder} has {', '.join(known) or 'none'}")
+    if str(repository()) not in sys.path:
+        sys.path.insert(0, str(repository()))  # pages import `configs`
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file} fails: {type(error).__name__}: {first_line(error)}") from None
+    return module
+
+
+def call(module, function: str, arg: str):
+    """Calls a page's function of an argument."""
+    place = pathlib.Path(inspect.getfile(module)).name
+    if not hasattr(module, function):
+        raise UserError(f"{place} has no function {function}: a study's page needs it")
+    try:
+        return getattr(module, function)(arg or None)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{place}, {function}: {type(error).__name__}: {first_line(error)}"
+        ) from None
+
+
+def repository() -> pathlib.Path:
+    """Returns the folder of train.py.
+
+    Raises:
+        UserError: the library is installed without the scripts.
+    """
+    folder = pathlib.Path(__file__).resolve().parents[2]
+    if not (folder / "train.py").is_file():
+        raise UserError(f"There is no {folder / 'train.py'}: run studies from a clone")
+    return folder
+
+
+def short(axis: str) -> str:
+    """Returns an axis as names of cells have it: the last part of a field."""
+    return axis.lstrip(":").rpartition(".")[2]
+
+
+def text(value) -> str:
+    """Returns a value as names of cells have it: B-16, 1e9, 0.003."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        value = value[0]
+    if isinstance(value, float) or (type(value) is int and abs(value) >= 1_000_000):
+        shown = f"{value:.6g}"
+        return re.sub(r"e([+-])0*", lambda sign: "e" + sign[1].strip("+"), shown)
+    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-") or "none"

@@ -145,7 +145,9 @@ def test_files_that_are_no_presets(name, contents, message, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_two_presets_are_refused(capsys):
+def test_two_presets_are_refused(capsys, monkeypatch):
+    # Another test may have opened a log.
+    monkeypatch.setattr(logging.getLogger("vit_jax"), "handlers", [])
     with pytest.raises(SystemExit):
         command_line.check_single_preset(["train.py", "--config=a.py", "--config", "b.py:quick"])
     assert "--config is given 2 times (a.py, b.py)" in capsys.readouterr().err

@@ -90,6 +90,7 @@ EVALS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation(on_one_device, tmp_path, monkeypatch):
     """Each has its own rate, and is of the average and of the parameters; none is lost."""
     config = quick_config(total_steps=40, eval_every_steps=40, ema_decay=0.9, evals=EVALS)

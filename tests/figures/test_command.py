@@ -55,7 +55,9 @@ def test_run_on_digits(digits_run, tmp_path, capsys):
     assert digits[0][1].shape == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["google_hybrid", "bigvision_map_scan"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("google_hybrid", marks=pytest.mark.slow), "bigvision_map_scan"]
+)
 def test_published_weights(name, tmp_path, capsys):
     path, num_heads = GOLDEN / CASES[name]["weights"], CASES[name]["num_heads"]
     lines = draw(capsys, path, f"--out={tmp_path}", f"--num_heads={num_heads}", "--layers", 2, 1)
@@ -63,6 +65,7 @@ def test_published_weights(name, tmp_path, capsys):
     assert [line.split(":")[0] for line in lines] == [str(tmp_path / f"{n}.png") for n in OF_MODELS]
 
 
+@pytest.mark.slow
 def test_weights_without_a_head_and_images_of_any_kind(tmp_path, capsys):
     model, params, _ = random_model(gelu="exact", num_classes=None)
     pretrained.save(params, tmp_path / "hf", "hf", model=model)

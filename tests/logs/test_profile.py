@@ -20,6 +20,7 @@ def traced_steps(folder) -> set[int]:
     return {int(step) for step in steps}
 
 
+@pytest.mark.slow
 def test_a_trace_has_its_steps_and_leaves_the_numbers_alone(on_one_device, tmp_path):
     config = quick_config(total_steps=4, log_every_steps=1, eval_every_steps=0)
     config.schedule.warmup_steps = 1

@@ -117,6 +117,7 @@ def test_a_cool_down(source, tmp_path, caplog):
     assert "Changed      schedule.cooldown_steps: 0 -> 3; total_steps: 20 -> 15" in log
 
 
+@pytest.mark.slow
 def test_what_may_be_changed(source, tmp_path):
     """The optimizer's numbers, the batch, the seed, the average; and a branch may be left too."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -37,6 +37,7 @@ def curve(tmp_path):
     return tmp_path / "curve.csv"
 
 
+@pytest.mark.slow
 def test_published_results(tmp_path, capsys):
     assert run(PUBLISHED, f"--out={tmp_path}", "--budget=1e22", "--resamples=60") == 0
     assert "95% intervals: a " in capsys.readouterr().out

@@ -106,7 +106,8 @@ def without_key_biases(state):
     return jax.tree.map_with_path(zero, state)
 
 
-@pytest.mark.parametrize("scan", [True, slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [True, False])
 def test_adafactor_on_any_mesh(scan, config, batches, one_device, tmp_path):
     """FSDP changes rounding only; a state that was saved and restored goes on to the same bits."""
     config.optimizer.update(name="adafactor", min_dim_size_to_factor=8)

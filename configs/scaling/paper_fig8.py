@@ -9,7 +9,8 @@ which values it has for each dimension, the paper doesn't list, so these are dou
 What the paper found (arXiv:2010.11929, appendix D.2): depth improves most, clearly up to 64
 layers but with diminishing returns from 16 on; width changes least; smaller patches improve
 robustly, without more parameters; so compute may predict performance better than the number of
-parameters, and depth matters more than width; scaling all dimensions alike works robustly too.
+parameters, and scaling should favor depth over width, if either; scaling all dimensions alike
+works robustly too.
 Nothing of this was measured with this code. Try it on digits: ...paper_fig8.py:quick"""
 
 from configs import common, recipes

@@ -3,9 +3,10 @@ r"""One run per model gives many durations: the study of "Scaling Vision Transfo
 python -m vit_jax.scaling run configs/scaling/scaling_vit.py --root=DIR --dry_run
 
 Each model trains once, at a learning rate that falls as 1 / sqrt(step); from its checkpoints,
-cooldowns to 0 end after 60,000 to 4 million steps of 4,096 images (arXiv:2106.04560, section
-3.5). Durations of 20,000 and 30,000 steps are runs of their own. A cooldown takes a sixth of the
-shorter runs and, as in the paper, 50,000 steps of the longer ones.
+cooldowns to 0 end after 20,000 to 4 million steps of 4,096 images (arXiv:2106.04560, section
+3.5). As in the paper's appendix, a cooldown takes 10,000 steps of the three shortest durations and
+50,000 of the others. `start` is the first part of the run, whose checkpoints are kept more often,
+and `trunk` the rest.
 
 What the paper found, on 3 billion images of JFT-3B, which isn't public (`data=NAME`; default:
 ImageNet-21k): the error follows a saturating power law of compute C in TPUv3 core-days,
@@ -25,22 +26,15 @@ from configs import common, vit_g14
 
 MODELS = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/16", "g/14", "G/14")
 # Where cooldowns begin, and how many steps they take.
-COOLDOWNS = {
-    50_000: 10_000,
-    100_000: 20_000,
-    350_000: 50_000,
-    1_150_000: 50_000,
-    1_950_000: 50_000,
-    3_950_000: 50_000,
-}
-SHORT = {20_000: 3_333, 30_000: 5_000}
+EARLY = {10_000: 10_000, 20_000: 10_000, 50_000: 10_000, 70_000: 50_000}
+LATE = dict.fromkeys((350_000, 1_150_000, 1_950_000, 3_950_000), 50_000)
 
 
 def get_config(arg=None):
     options = common.parse_arg(arg, model="B/16", data="imagenet21k")
     config = vit_g14.get_config(f"model={options.model},dataset={options.data}")
     config.batch_size = 4096
-    config.total_steps = max(COOLDOWNS)
+    config.total_steps = max(LATE)
     config.schedule.cooldown_steps = 0
     config.checkpoint_every_steps = config.eval_every_steps = 10_000
     config.keep_every_steps = 50_000
@@ -56,29 +50,36 @@ def get_config(arg=None):
 def get_study(arg=None):
     quick = common.parse_arg(arg, model="", data="").quick
     models = MODELS[:1] if quick else MODELS
-    cooldowns = {20: 6, 40: 8} if quick else COOLDOWNS
-    durations = {
-        str(begin + steps): {
-            "init_from": f"{{parent}}/checkpoints/{begin}",
-            "init_mode": "continue",
-            "total_steps": begin + steps,
-            "schedule.cooldown_steps": steps,
-        }
-        for begin, steps in cooldowns.items()
-    }
-    short = {
-        str(total): {"total_steps": total, "schedule.cooldown_steps": steps}
-        for total, steps in ({20: 4} if quick else SHORT).items()
-    }
+    early, late = ({20: 6}, {40: 8}) if quick else (EARLY, LATE)
+    start = {"total_steps": max(early), "keep_every_steps": min(early)}
     return {
         "collect": ("fewshot/accuracy_10shot", "val/accuracy"),
         "stages": {
-            "short": {"axes": {":model": models, "steps": short}},
-            "trunk": {"axes": {":model": models}},
-            "cooldown": {
-                "after": "trunk",
+            "start": {"axes": {":model": models}, "set": start},
+            "early": cooldowns("start", early),
+            "trunk": {
+                "after": "start",
                 "inherit": (":model",),
-                "axes": {"steps": durations},
+                "set": {**branch(max(early)), "total_steps": max(late)},
             },
+            "late": cooldowns("trunk", late),
         },
     }
+
+
+def cooldowns(stage, steps):
+    """Returns a stage with a cooldown from each of some checkpoints of another stage's runs."""
+    durations = {
+        str(begin + count): {
+            **branch(begin),
+            "total_steps": begin + count,
+            "schedule.cooldown_steps": count,
+        }
+        for begin, count in steps.items()
+    }
+    return {"after": stage, "inherit": (":model",), "axes": {"steps": durations}}
+
+
+def branch(step):
+    """Returns the fields of a run that goes on from a checkpoint of the one that it is after."""
+    return {"init_from": f"{{parent}}/checkpoints/{step}", "init_mode": "continue"}

@@ -5,7 +5,8 @@ python -m vit_jax.scaling fit DIR/star --shape=model.width,model.depth,model.mlp
 
 The star changes one of width, depth and MLP dimension at a time, from a large center, which gives
 the exponents with which each grows with compute; the grid of small models gives the shape to grow
-from (arXiv:2305.13035, section 4). The values besides the center are this page's.
+from (arXiv:2305.13035). The star's values are the paper's; those of the grid are this page's,
+around the paper's best: width 608, depth 10, MLP 928.
 
 What the paper found, on JFT-3B, which isn't public (`data=NAME`; default: ImageNet-21k): around the
 center of width 1968, depth 40 and MLP 6144, the optimum grows as compute^0.22 (width), compute^0.45
@@ -19,14 +20,14 @@ from configs import common, vit_g14
 
 CENTER = {"width": 1968, "depth": 40, "mlp_dim": 6144}
 STAR = {
-    "width": (384, 576, 864, 1312),
-    "depth": (8, 12, 18, 27),
-    "mlp_dim": (768, 1536, 3072, 12288),
+    "width": (608, 768, 928, 1088, 1328, 1648),
+    "depth": (8, 10, 12, 16, 20, 24),
+    "mlp_dim": (1088, 1360, 1728, 2160, 2592, 3072),
 }
 GRID = {
-    "model.width": (608, 768, 928),
+    "model.width": (416, 608, 800),
     "model.depth": (8, 10, 12),
-    "model.mlp_dim": (1088, 1360, 1728),
+    "model.mlp_dim": (768, 928, 1088),
 }
 
 

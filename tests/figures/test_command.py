@@ -55,9 +55,8 @@ def test_run_on_digits(digits_run, tmp_path, capsys):
     assert digits[0][1].shape == (8, 8)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("google_hybrid", marks=pytest.mark.slow), "bigvision_map_scan"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["google_hybrid", "bigvision_map_scan"])
 def test_published_weights(name, tmp_path, capsys):
     path, num_heads = GOLDEN / CASES[name]["weights"], CASES[name]["num_heads"]
     lines = draw(capsys, path, f"--out={tmp_path}", f"--num_heads={num_heads}", "--layers", 2, 1)

@@ -90,6 +90,7 @@ def whole(tmp_path_factory, one_device):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, whole):
     """In their rows, evaluations included, parameters and recorded configuration."""
     flags = ("--config.mesh.fsdp=2", f"--workdir={tmp_path}")

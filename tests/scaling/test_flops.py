@@ -18,7 +18,10 @@ def test_num_params_counts_arrays_and_shapes():
     assert flops.num_params(tree) == 3 * 4 + 4
 
 
-@pytest.mark.parametrize("variant", ["s/28", "Ti/16", "S/32", "R+Ti/16", "R26+S/32"])
+@pytest.mark.parametrize(
+    "variant",
+    ["s/28", "Ti/16", "S/32", "R+Ti/16", pytest.param("R26+S/32", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("pool", ["cls", "map"])
 def test_flops_agree_with_xla(variant, pool):
     model = models.create(variant, depth=2, pool=pool)

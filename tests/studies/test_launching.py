@@ -68,7 +68,10 @@ def test_stages_follow_each_other(root, tmp_path):
     assert states["broken/depth=14"] == "failed"
     assert states["after/depth=14"] == "waiting"
     assert states["final/depth=1"] == states["final/depth=2"] == "finished"
-    assert started(root)[-2:] == ["depth=1", "depth=2"]
+    names = started(root)
+    for depth in (1, 2):
+        sweep = [names.index(f"lr={lr}_depth={depth}") for lr in (0.1, 0.01, 0.001)]
+        assert names.index(f"depth={depth}") > max(sweep)
     (last,) = (row for row in rows(root / "final" / "depth=2") if row["step"] == 30)
     assert last["val/accuracy"] == 1 - 1 / 30  # at 0.01
 

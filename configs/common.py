@@ -122,17 +122,18 @@ def get_config() -> ConfigDict:
     config.model.attention_impl = "auto"  # or "pallas" (on TPU), "cudnn" (on GPU), "xla"
 
     config.optimizer = ConfigDict()  # vit_jax/training/optim.py
-    config.optimizer.name = "adamw"  # or "adam", "sgd", "adafactor"
-    # b1, b2, eps, mu_dtype: for "adamw", "adam"; all but eps for "adafactor", whose b2 is a bound
+    config.optimizer.name = "adamw"  # or "adam", "sgd", "adafactor", "lamb", "lion", "muon"
+    # b1, b2, eps, mu_dtype: for all but "sgd"; "lion" has no eps, nor has "adafactor", whose b2 is
+    # a bound; those of "muon" are for what isn't a matrix.
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     config.optimizer.mu_dtype = "bfloat16"
-    config.optimizer.momentum = 0.9  # momentum, momentum_dtype: for "sgd"
+    config.optimizer.momentum = 0.9  # momentum, momentum_dtype: for "sgd", "muon"
     config.optimizer.momentum_dtype = "bfloat16"
     config.optimizer.decay_rate = 0.8  # "adafactor": the second moment decays at 1 - t ** -0.8
     config.optimizer.min_dim_size_to_factor = 32  # "adafactor": smaller axes aren't factored
-    # On kernels. "adamw", "adafactor": times the learning rate; others: added to the gradient.
+    # On kernels, times the learning rate. "adam", "sgd": added to the gradient instead.
     config.optimizer.weight_decay = 0.1
     # Patterns match the start of a parameter's name: "Transformer/encoderblock_0/...".
     config.optimizer.weight_decay_multipliers = ()  # such as (("head", 100.0),)

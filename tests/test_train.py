@@ -317,6 +317,25 @@ def test_every_recipe_trains_when_quick(config, tmp_path):
 
 
 @pytest.mark.slow
+def test_optimizers_learn_digits_as_adamw_does(tmp_path):
+    """At the largest rate that works for each, in 300 steps."""
+    accuracies = {}
+    for name, rate, fields in (
+        ("adamw", 3e-3, {}),
+        ("lamb", 3e-2, {}),
+        ("lion", 1e-3, {"b2": 0.99}),
+        ("muon", 3e-3, {"momentum": 0.95}),
+    ):
+        config = quick_config(total_steps=300, eval_every_steps=0, best_metric="")
+        config.optimizer.update(name=name, **fields)
+        config.schedule.base_lr = rate
+        accuracies[name] = train.train(config, tmp_path / name)["accuracy"]
+    assert accuracies["adamw"] > 0.9
+    assert accuracies["lamb"] > 0.7  # a small batch isn't what it is for
+    assert min(accuracies["lion"], accuracies["muon"]) > accuracies["adamw"] - 0.03
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_digits_are_learned(seed, tmp_path):
     """Runs the README's training command with other seeds, on one device."""

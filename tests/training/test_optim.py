@@ -49,6 +49,16 @@ def constant(config, **optimizer):
             "sgd",
             lambda mask: optax.chain(optax.add_decayed_weights(0.3, mask), optax.sgd(0.1, 0.9)),
         ),
+        (
+            "lamb",
+            lambda mask: optax.chain(
+                optax.scale_by_adam(),
+                optax.add_decayed_weights(0.3, mask),
+                optax.masked(optax.scale_by_trust_ratio(), mask),
+                optax.scale(-0.1),
+            ),
+        ),
+        ("lion", lambda mask: optax.lion(0.1, b2=0.999, weight_decay=0.3, mask=mask)),
     ],
 )
 def test_update_rules(name, reference, tiny_config, params):
@@ -124,8 +134,32 @@ def test_adafactor_caps_the_decay_of_the_second_moment(tiny_config):
         assert float(updates["bias"][0]) == pytest.approx(-0.1 * grad / v**0.5, rel=1e-5)
 
 
-def test_adafactor_factors_each_layer_of_stacked_blocks(tiny_config, wide_params):
-    config = constant(tiny_config, name="adafactor", min_dim_size_to_factor=2, mu_dtype="float32")
+def test_muon_is_optaxs(tiny_config, params):
+    """For the kernels of blocks, as matrices of two axes; other parameters are AdamW's."""
+    fields = dict(momentum=0.95, momentum_dtype="float32", mu_dtype="float32", weight_decay=0.3)
+    grads = randomized(params, seed=1)
+    ours, _ = one_update(constant(tiny_config, name="muon", **fields), params, grads, steps=3)
+    adamw, _ = one_update(constant(tiny_config, name="adamw", **fields), params, grads, steps=3)
+    tx = optax.contrib.muon(0.1, weight_decay=0.3, consistent_rms=0.2)
+    for (path, leaf), new, start, grad, other in zip(
+        jax.tree.leaves_with_path(ours), *map(jax.tree.leaves, (ours, params, grads, adamw))
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "encoderblock_" in name and name.endswith("kernel"):
+            rows = 32 if not name.endswith("Dense_1/kernel") else 64
+            matrix, grad = (np.reshape(array, (rows, -1)) for array in (start, grad))
+            state = tx.init(matrix)
+            for _ in range(3):
+                updates, state = jax.jit(tx.update)(grad, state, matrix)
+                matrix = optax.apply_updates(matrix, updates)
+            other = np.reshape(matrix, leaf.shape)
+        np.testing.assert_allclose(new, other, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
+def test_stacked_blocks_are_updated_layer_by_layer(name, tiny_config, wide_params):
+    config = constant(tiny_config, name=name, min_dim_size_to_factor=2, mu_dtype="float32")
+    config.optimizer.momentum_dtype = "float32"
     plain, _ = trajectory(optim.create(config, wide_params, 100)[0], wide_params, 4)
     stacked, state = stack_blocks(wide_params), None
     grads = [
@@ -223,7 +257,7 @@ def test_layer_decay_of_stacked_blocks(tiny_config, params):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'.*'adamw'"),
+        ({"optimizer.name": "adamax"}, "optimizer.name is 'adamax'.*'adamw'"),
         ({"optimizer.frozen": ("hed",)}, "'hed' matches no parameter"),
         ({"optimizer.frozen": (".",)}, "freezes every parameter"),
         ({"optimizer.frozen": ("*",)}, r"'\*' is not a regular expression"),

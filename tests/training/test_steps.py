@@ -204,6 +204,18 @@ def one_device_runs():
     return {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_norms_of_whole_matrices_on_any_mesh(name, config, batches, one_device):
+    """LAMB's trust ratios and Muon's iterations are of kernels that FSDP and tensor split."""
+    config.optimizer.update(name=name, eps=1e-4)  # Adam's direction doesn't amplify rounding then
+    mesh = meshes.create_mesh(data=2, fsdp=2, tensor=2)
+    expected, reference = run(config, batches, one_device, scan=True)
+    values, state = run(config, batches, mesh, scan=True)
+    np.testing.assert_allclose(values, expected, rtol=1e-3)
+    assert_close(*map(without_key_biases, (state, reference)), rtol=1e-2, atol=1e-3)
+
+
 def test_no_device_ever_holds_more_than_its_shards_of_a_new_model(config):
     """Neither the result nor the temporaries exceed the device's share."""
     mesh = meshes.create_mesh(data=1, fsdp=8)

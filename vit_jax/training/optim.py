@@ -7,7 +7,8 @@ gets its default in configs/common.py and its valid values in RANGES; if it isn'
 to FIELDS and to `check`. The optimizer's state is sharded like the parameters.
 """
 
-import functools
+import math
+import operator
 import re
 
 import jax
@@ -17,7 +18,15 @@ import optax
 
 from vit_jax import checks
 from vit_jax.errors import UserError
-from vit_jax.paths import block_index, is_input_layer, is_stacked, num_blocks, path_name
+from vit_jax.paths import (
+    OUT,
+    block_index,
+    block_parameter,
+    is_input_layer,
+    is_stacked,
+    num_blocks,
+    path_name,
+)
 from vit_jax.training import schedules
 
 DTYPES = ("float32", "bfloat16")
@@ -35,6 +44,7 @@ RANGES = {
 MULTIPLIERS = ("weight_decay_multipliers", "lr_multipliers")
 FIELDS = ("name", "mu_dtype", "momentum_dtype", "frozen", *MULTIPLIERS, *RANGES)
 ADAFACTOR_EPS = 1e-30  # added to squared gradients
+MUON_RMS = 0.2  # of Muon's updates, about that of Adam's: arXiv:2502.16982, section 2.2
 
 
 def create(config, params, total_steps: int):
@@ -146,21 +156,71 @@ def adafactor(config) -> optax.GradientTransformation:
     momentum = optax.identity()
     if config.b1:
         momentum = optax.ema(config.b1, debias=False, accumulator_dtype=config.mu_dtype)
+    return optax.chain(*for_each_layer(scale), momentum, weight_decay(config))
+
+
+def lamb(config) -> optax.GradientTransformation:
+    """LAMB (arXiv:1904.00962): AdamW whose update of a kernel is as large as the kernel.
+
+    Other parameters, which have no weight decay either, take Adam's update as it is, as in the
+    authors' code.
+    """
+    kernels = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
+    return optax.chain(scale_by_adam(config), weight_decay(config), *for_each_layer(kernels))
+
+
+def lion(config) -> optax.GradientTransformation:
+    """Lion (arXiv:2302.06675), with b2=0.99 in the paper; weight decay is decoupled.
+
+    The paper's learning rates are a third to a tenth of AdamW's, and its weight decay is as many
+    times larger.
+    """
+    scale = optax.scale_by_lion(config.b1, config.b2, mu_dtype=config.mu_dtype)
+    return optax.chain(scale, weight_decay(config))
+
+
+def muon(config) -> optax.GradientTransformation:
+    """Muon for the kernels of blocks, AdamW for the other parameters.
+
+    The momentum of each kernel, as the matrix that it multiplies tokens by, is made orthogonal by
+    five Newton-Schulz iterations (K. Jordan et al., kellerjordan.github.io/posts/muon, 2024; there
+    `momentum` is 0.95, Nesterov's). Updates are scaled so that AdamW's learning rate and weight
+    decay serve both (arXiv:2502.16982, section 2.2).
+    """
+    scale = optax.contrib.scale_by_muon(
+        beta=config.momentum,
+        mu_dtype=config.momentum_dtype,
+        weight_dimension_numbers=lambda tree: jax.tree.map_with_path(matrix_axes, tree),
+    )
     return optax.chain(
-        optax.masked(scale, functools.partial(stacked_mask, stacked=False)),
-        optax.masked(over_layers(scale), functools.partial(stacked_mask, stacked=True)),
-        momentum,
+        optax.masked(optax.chain(scale, optax.stateless(scale_to_rms)), is_matrix),
+        optax.masked(scale_by_adam(config), lambda params: invert(is_matrix(params))),
         weight_decay(config),
     )
 
 
 # Gradients -> update directions, before the learning rate.
-OPTIMIZERS = {"adamw": adamw, "adam": adam, "sgd": sgd, "adafactor": adafactor}
+OPTIMIZERS = {
+    "adamw": adamw,
+    "adam": adam,
+    "sgd": sgd,
+    "adafactor": adafactor,
+    "lamb": lamb,
+    "lion": lion,
+    "muon": muon,
+}
 
 
-def stacked_mask(params, stacked: bool):
-    """Returns the mask of the leaves that are stacked over layers, or of those that aren't."""
-    return jax.tree.map_with_path(lambda path, _: is_stacked(path_name(path)) == stacked, params)
+def for_each_layer(tx) -> list[optax.GradientTransformation]:
+    """Returns the transformations that apply one to each layer, stacked or not."""
+
+    def is_stacked_leaf(params):
+        return jax.tree.map_with_path(lambda path, _: is_stacked(path_name(path)), params)
+
+    return [
+        optax.masked(tx, lambda params: invert(is_stacked_leaf(params))),
+        optax.masked(over_layers(tx), is_stacked_leaf),
+    ]
 
 
 def over_layers(tx) -> optax.GradientTransformation:
@@ -174,6 +234,40 @@ def over_layers(tx) -> optax.GradientTransformation:
         return call
 
     return optax.GradientTransformation(each(tx.init), each(tx.update))
+
+
+def is_matrix(params):
+    """Returns the mask of the kernels inside blocks and the MAP head."""
+
+    def is_kernel_of_block(path, _):
+        return (block_parameter(path_name(path)) or "").endswith("kernel")
+
+    return jax.tree.map_with_path(is_kernel_of_block, params)
+
+
+def matrix_axes(path, leaf) -> optax.contrib.MuonDimensionNumbers:
+    """Returns which axes of a block's kernel are the rows of its matrix, and which the columns."""
+    name = path_name(path)
+    first = int(is_stacked(name))
+    is_out = block_parameter(name) == f"{OUT}/kernel"  # (H, d, D): its rows are over two axes
+    split = leaf.ndim - 1 if is_out else first + 1
+    return optax.contrib.MuonDimensionNumbers(
+        tuple(range(first, split)), tuple(range(split, leaf.ndim))
+    )
+
+
+def scale_to_rms(updates, _):
+    """Scales orthogonal matrices, whose RMS is 1 / sqrt(rows or columns), to MUON_RMS."""
+
+    def scale(path, leaf):
+        sides = [math.prod(leaf.shape[i] for i in axes) for axes in matrix_axes(path, leaf)]
+        return leaf * (MUON_RMS * max(sides) ** 0.5)
+
+    return jax.tree.map_with_path(scale, updates)
+
+
+def invert(mask):
+    return jax.tree.map(operator.not_, mask)
 
 
 def scale_by_adam(config) -> optax.GradientTransformation:

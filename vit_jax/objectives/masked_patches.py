@@ -204,6 +204,14 @@ def as_patches(images, patch: tuple[int, int]):
     return x.swapaxes(2, 3).reshape(n, rows * columns, *patch, channels)
 
 
+def as_images(patches, image_shape):
+    """Joins patches (N, L, height, width, C) in row order to images (N, H, W, C)."""
+    height, width = patches.shape[2:4]
+    rows, columns = image_shape[0] // height, image_shape[1] // width
+    x = patches.reshape(-1, rows, columns, *patches.shape[2:]).swapaxes(2, 3)
+    return x.reshape(-1, *image_shape)
+
+
 def targets(images, patch: tuple[int, int], settings: Settings):
     """Returns what is to be predicted for each patch.
 
@@ -250,16 +258,14 @@ def predicted_images(outputs, image_shape, patch: tuple[int, int], settings: Set
         image_shape: (H, W, C).
         patch, settings: see `targets`.
     """
-    (height, width, channels), n = image_shape, len(outputs)
-    rows, columns = height // patch[0], width // patch[1]
-    cells = patch
+    channels, n, cells = image_shape[-1], len(outputs), patch
     if settings.predicts_colors:
         cells = (SIDE, SIDE) if settings.target == "downsized" else (1, 1)
         logits = outputs.reshape(n, -1, *cells, settings.num_colors(channels))
         outputs = class_color(jnp.argmax(logits, axis=-1), settings.bits, channels)
-    x = jnp.clip(outputs, 0, 1).reshape(n, rows, columns, *cells, channels)
-    x = x.repeat(patch[0] // cells[0], axis=3).repeat(patch[1] // cells[1], axis=4)
-    return x.swapaxes(2, 3).reshape(n, height, width, channels)
+    x = jnp.clip(outputs, 0, 1).reshape(n, -1, *cells, channels)
+    x = x.repeat(patch[0] // cells[0], axis=2).repeat(patch[1] // cells[1], axis=3)
+    return as_images(x, image_shape)
 
 
 def losses(outputs, expected, corrupted, settings: Settings) -> dict:

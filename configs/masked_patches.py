@@ -6,7 +6,7 @@ python train.py --config=configs/masked_patches.py:dataset=imagenet21k
 As in arXiv:2010.11929, section 4.6 and appendix B.1.2: half of the patch embeddings are corrupted,
 and the mean color of each corrupted patch is predicted, one of 512; 1M steps of 4096 images with
 Adam at 2e-4. Keys: variant, the model's size; dataset, a TFDS name or a folder; quick. With
-dataset=digits, the model and the images are those of configs/digits.py, in patches of 2x2.
+dataset=digits, it is the model of configs/digits.py that is trained.
 
 The paper pre-trained on JFT-300M, and reports 79.9% on ImageNet after fine-tuning: 2% above
 training from scratch, 4% behind supervised pre-training. It saw diminishing returns after 100k
@@ -46,11 +46,14 @@ def get_config(arg=None):
 
 
 def on_digits():
-    """Returns what docs/self_supervised.md trains: gray images, so 8 classes of mean intensity."""
+    """Returns what docs/self_supervised.md trains: digits.py's model, by predicting its patches.
+
+    There are only 4 patches, of 4x4 pixels, so that their mean tells little. All 16 pixels are
+    predicted, in 3 bits: the images are gray, so each is one of 8 classes instead of 512.
+    """
     config = digits.get_config()
     config.objective = "masked_patches"
-    config.model.patch_size = 2  # 16 patches; of digits.py's 4x4 pixels there are 4
-    config.num_epochs = 400.0
+    config.masked_patches.target = "downsized"
     config.augment.label_smoothing = 0.0
     config.best_metric = "loss"
     return config

@@ -76,6 +76,7 @@ def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
     Raises:
         UserError: an unknown run, checkpoint, dataset or split.
     """
+    check_predicts_classes(workdir)
     config, params, step = checkpoint.read_params(workdir, step, shapes=param_shapes)
     raw_params, shapes = None, sharding.shapes_of(params)
     if config.ema_decay:
@@ -87,6 +88,16 @@ def open_run(workdir, step: int | str | None = None, **dataset) -> Target:
     eval_set = open_eval_set(selected, run_folder.read_class_names(workdir))
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     return Target(config, models.from_config(config), mesh, params, raw_params, eval_set, step)
+
+
+def check_predicts_classes(workdir) -> None:
+    """Raises UserError if a run predicts masked patches instead of classes."""
+    if not models.predicts_classes(run_folder.require_config(workdir)):
+        raise UserError(
+            f"{workdir} has no classes to evaluate: it was trained to predict masked patches, and "
+            f"its metrics.jsonl has how well it does. Fine-tune it (--config.init_from={workdir}), "
+            "and evaluate that run"
+        )
 
 
 def param_shapes(config):

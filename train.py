@@ -24,7 +24,7 @@ import command_line
 import evaluate as evaluation_script
 import input_pipeline
 from configs import common
-from vit_jax import checks, models, pretrained
+from vit_jax import checks, models, objectives, pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError, first_line
 from vit_jax.evaluation import evals
@@ -397,7 +397,9 @@ def check(config: ConfigDict) -> None:
     checks.check_values(config, common.get_config())
     input_pipeline.check(config)
     model = models.from_config(config)
-    models.check_image(model, input_pipeline.image_shape(config)[:2])
+    image_shape = input_pipeline.image_shape(config)
+    models.check_image(model, image_shape[:2])
+    objectives.check(config, model, image_shape)
     evals.check(config, model.depth)
     steps.check(config)
     optim.check(config)
@@ -422,10 +424,10 @@ def resolve(
 
     Raises:
         UserError: fields that the dataset determines are set to other values, or it is too small
-            for one step, or has only one class.
+            for one step, or has only one class to predict.
     """
     config = config.copy_and_resolve_references()
-    if train_set.num_classes == 1:
+    if train_set.num_classes == 1 and models.predicts_classes(config):
         raise UserError(
             f"{train_set.name} has a single class, {train_set.class_names[0]!r}, so there is "
             "nothing to learn; a folder of images has one folder per class: <split>/<class>/*.jpg"
@@ -466,7 +468,7 @@ def check_filled_in(field: str, value, resolved, name: str) -> None:
 def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
     """Logs a summary of the run that is about to start."""
     config, model, mesh = program.config, program.model, program.mesh
-    height, width, channels = program.image_shape
+    height, width, channels = image_shape = program.image_shape
     memory = program.train_step.memory_analysis()
     num_seen = config.dataset.offset + config.total_steps * config.batch_size
     epochs = num_seen / train_set.num_examples
@@ -480,6 +482,11 @@ def log_summary(program: Program, train_set, evaluators: dict, state) -> None:
         *(
             f"Evaluation   {name}: {', '.join(map(describe_source, evaluator.sources))}"
             for name, evaluator in evaluators.items()
+        ),
+        *(
+            []
+            if models.predicts_classes(config)
+            else [objectives.describe(config, model, image_shape)]
         ),
         f"Model        {config.model.variant}: width {model.width}, depth {model.depth}, "
         f"{model.num_heads} heads, patch {model.token_pixels[0]}x{model.token_pixels[1]}, "
@@ -509,8 +516,11 @@ def describe_source(source) -> str:
     return f"{source.name}: {source.num_examples:,} examples"
 
 
-def write_report(workdir):
+def write_report(config, workdir):
     """Writes the run's report.html and returns its path; logs why it can't, and returns None."""
+    if not models.predicts_classes(config):
+        logger.info("No report.html: it is about classes, which the run doesn't predict")
+        return None
     try:
         return evaluation_script.report(workdir)
     except Exception as error:  # the run itself is complete
@@ -527,6 +537,9 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float], page) -
         result: the metrics of its last evaluation.
         page: its report, or None.
     """
+    if not models.predicts_classes(config):
+        print_masked_summary(config, workdir, result)
+        return
     command = command_line.command
     processes = ("coordinator_address", "num_processes", "process_id")
     arguments = command_line.arguments_without("workdir", "config.seed", *processes)
@@ -547,6 +560,22 @@ def print_summary(config: ConfigDict, workdir, result: dict[str, float], page) -
         f"\n  predictions        {command('predict.py', f'--workdir={workdir}')} IMAGE..."
         f"\n  a published model  {command('train.py', '--config=configs/vit_b16.py:quick')}"
         f"\n  your own images, in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg:\n  {folder}"
+    )
+
+
+def print_masked_summary(config: ConfigDict, workdir, result: dict[str, float]) -> None:
+    """Logs the result of a run that learned from masked patches; see `print_summary`."""
+    loss = f"loss {result['loss']:.4f}"
+    if "patch_accuracy" in result:
+        loss += f", accuracy {result['patch_accuracy']:.2%}"
+    arguments = f"--config.init_from={workdir}", f"--workdir={workdir}_finetuned"
+    tune = command_line.command("train.py", "--config=PRESET", *arguments)
+    logger.info(
+        f"\n{config.dataset.eval_split.capitalize()} masked patches: {loss}\n"
+        f"\nIn {workdir}: {', '.join(run_folder.list_files(workdir))}"
+        "\n\nNext, you could try"
+        f"\n  fine-tuning, with a preset for the same model   {tune}"
+        f"\n  pictures   python -m vit_jax.figures {workdir} --out=figures"
     )
 
 
@@ -578,7 +607,7 @@ def main():
         hang_seconds=command_line.HANG.value,
     )
     writes_report = config.report and jax.process_count() == 1
-    page = write_report(workdir) if writes_report else None
+    page = write_report(config, workdir) if writes_report else None
     if jax.process_index() == 0:
         print_summary(config, workdir, result, page)
 

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.accum_steps = 1  # microbatches per step, run sequentially
     config.image_size = placeholder(object)  # in pixels: an int, or (height, width)
     config.dtype = "bfloat16"  # for matrix products and activations; or "float32"
+    config.objective = "classes"  # or "masked_patches": docs/self_supervised.md
     config.loss = "softmax"  # or "sigmoid"; vit_jax/training/losses.py
     config.loss_args = placeholder(object)  # keyword arguments: --config.loss_args="{'gamma': 2.0}"
     config.grad_clip_norm = 1.0  # 0: no clipping
@@ -94,6 +95,14 @@ def get_config() -> ConfigDict:
     config.augment.erasing_prob = 0.0
     config.augment.erasing_area = (0.02, 0.33)  # share of the image's area
     config.augment.erasing_fill = "zero"  # or "noise"
+
+    # Of the objective "masked_patches": vit_jax/objectives/masked_patches.py.
+    config.masked_patches = ConfigDict()
+    config.masked_patches.target = "mean_color"  # of a patch; or "downsized" (to 4x4), "pixels"
+    config.masked_patches.bits = 3  # per channel of a color: 512 classes of 3 channels
+    config.masked_patches.share = 0.5  # of an image's patches: those that are corrupted
+    config.masked_patches.mask_share = 0.8  # of those: replaced by a learned [mask] embedding
+    config.masked_patches.random_share = 0.1  # by another patch's embedding; the rest are kept
 
     # Fields of vit_jax/models/vit.py, with the defaults there. None: the variant's value. If you
     # set width, mlp_dim becomes 4 x width, unless the preset sets it (digits.py, cifar10.py and

@@ -116,6 +116,11 @@ def imagenet21k(config) -> None:
     TFDS can't prepare this dataset: prepare it yourself in data_dir under the name imagenet21k.
     The first 51,200 examples are for evaluation.
     """
-    config.dataset.update(name="imagenet21k", train_split="full[51200:]", eval_split="full[:51200]")
+    imagenet21k_splits(config)
     config.loss = "sigmoid"
     config.model.head_bias_init = -10.0
+
+
+def imagenet21k_splits(config) -> None:
+    """Selects ImageNet-21k, and holds out its first 51,200 examples for evaluation."""
+    config.dataset.update(name="imagenet21k", train_split="full[51200:]", eval_split="full[:51200]")

@@ -20,6 +20,7 @@ ROOMS = (
     "parallel",
     "models",
     "data",
+    "objectives",
     "training",
     "runs",
     "logs",

@@ -26,6 +26,8 @@ POSEMB = "Transformer/posembed_input/pos_embedding"
 ENCODER_NORM = "Transformer/encoder_norm"
 PRE_LOGITS, HEAD, MAP_HEAD = "pre_logits", "head", "MAPHead_0"
 PROBE = f"{MAP_HEAD}/probe"
+# Of the training on masked patches: weights that are loaded from such a run leave them out.
+MASK_TOKEN, PATCH_HEAD = "mask_token", "patch_head"
 STEM_ROOT = "conv_root"  # the first convolution of a hybrid's stem
 
 # Modules of a block, and of the MAP head.

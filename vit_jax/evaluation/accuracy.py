@@ -39,7 +39,8 @@ def evaluate(
 def means(sums: list[dict]) -> dict[str, float]:
     """Returns the mean of each metric over all examples, from a list of sums over batches.
 
-    Each has some of `metrics.NAMES`, `count`, and `unlabeled` if labels may be missing.
+    Each has some of `metrics.NAMES` or `metrics.MASKED_NAMES`, `count`, and `unlabeled` if labels
+    may be missing.
 
     Raises:
         UserError: labels that aren't among the classes, as in splits published without labels.
@@ -52,7 +53,8 @@ def means(sums: list[dict]) -> dict[str, float]:
     count = total("count")
     if "unlabeled" in sums[0]:
         check_labeled(int(total("unlabeled")), int(count))
-    names = [name for name in metrics.NAMES if name in sums[0]]
+    known = dict.fromkeys((*metrics.NAMES, *metrics.MASKED_NAMES))
+    names = [name for name in known if name in sums[0]]
     return {name: float(total(name) / count) for name in names}
 
 

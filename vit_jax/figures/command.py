@@ -13,12 +13,15 @@ from etils import epath
 
 from vit_jax.checks import check_png
 from vit_jax.errors import UserError
-from vit_jax.figures import attention, components, curves, embeddings
+from vit_jax.figures import attention, components, curves, embeddings, masked
 from vit_jax.figures.drawing import save
 from vit_jax.inference.classifier import ATTENTION_BATCH_SIZE, Classifier
 from vit_jax.inference.features import check_layers, features, quarter_layers
 from vit_jax.inference.images import pillow_pixels, view_box
-from vit_jax.runs import checkpoint_paths, run_folder
+from vit_jax.models import predicts_classes
+from vit_jax.objectives import masked_patches
+from vit_jax.paths import MASK_TOKEN, PATCH_HEAD
+from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.storage.mirror import check_out, written_folder
 from vit_jax.weight_flags import add_weight_flags
 
@@ -103,8 +106,10 @@ def draw_all(
     check_layers(layers, subject.model.depth)
     drawn = Images(subject, read_images(images, workdir, subject.channels))
     figures = dict(model_figures(subject, drawn, layers))
-    for run in compare:
-        curves.series(run)  # raises if it isn't a run's folder
+    if run is not None and not predicts_classes(run_folder.require_config(workdir)):
+        figures["masked"] = lambda: masked_figure(subject, run, drawn)
+    for other in compare:
+        curves.series(other)  # raises if it isn't a run's folder
     if workdir is not None:
         figures["curves"] = lambda: curves.curves([workdir, *compare], metrics=metrics)
     with written_folder(out) as folder:
@@ -125,6 +130,7 @@ DESCRIPTIONS = {
     "filters": "principal components of the filters that see the pixels",
     "positions": "similarity of the position embeddings",
     "features": "features of some blocks as colors",
+    "masked": "patches that the model predicts from the rest of the images",
     "curves": "metrics of the run, and of those it is compared with",
 }
 
@@ -174,6 +180,23 @@ def model_figures(subject: AnyModel, drawn: Images, layers: Sequence[int]):
     yield "filters", lambda: embeddings.filters(model, params)
     yield "positions", lambda: embeddings.positions(model, params, subject.image_size)
     yield "features", feature_maps
+
+
+def masked_figure(subject: AnyModel, run, drawn: Images):
+    """Returns the figure of a run that was trained on masked patches.
+
+    Args:
+        subject: its encoder.
+        run: its folder, step and item, as `checkpoint_paths.parse_run_path` returns them.
+        drawn: the images.
+    """
+    config, params = checkpoint.restore_params(*run)
+    module = masked_patches.create(subject.model, config)
+    params = {**subject.params, **{name: params[name] for name in (MASK_TOKEN, PATCH_HEAD)}}
+    views = subject.views(list(drawn.pixels))
+    panels = masked.panels(module, params, views, subject.mean, subject.std)
+    title = "Masked patches: what is left of each image, and what the model predicts"
+    return masked.predictions(panels, drawn.captions, title)
 
 
 def count(things: Sequence, noun: str) -> str:

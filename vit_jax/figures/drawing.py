@@ -39,10 +39,11 @@ def mean_aspect(images) -> float:
     return float(np.clip(np.mean([len(image) / len(image[0]) for image in images]), 0.5, 2))
 
 
-def show_image(axis, image, caption: str = "") -> None:
-    """Draws an image with a caption above it."""
+def show_image(axis, image, caption: str = "", smooth: bool = True) -> None:
+    """Draws an image with a caption above it; a small one smoothed, unless `smooth` is False."""
     image = as_rgb(image)
-    smoothing = "bicubic" if max(image.shape) < MANY_PIXELS else "antialiased"
+    is_small = max(image.shape) < MANY_PIXELS
+    smoothing = ("bicubic" if smooth else "nearest") if is_small else "antialiased"
     axis.imshow(image, interpolation=smoothing)
     axis.set_title(caption, fontsize=9, loc="left", parse_math=False)  # "$" is no formula
     axis.axis("off")

@@ -124,7 +124,10 @@ class Classifier(Predictor):
     def check_classes(self) -> None:
         """Raises UserError if the model doesn't classify images, or has other class names."""
         if not self.model.num_classes:
-            raise UserError("The model has no head, so it returns features instead of classes")
+            raise UserError(
+                "The model has no head, so it returns features instead of classes: fine-tune it "
+                "first (train.py with --config.init_from), as after training on masked patches"
+            )
         if self.model.pool == "none":
             raise UserError("model.pool is 'none', so the model classifies each patch, not images")
         super().check_classes()

@@ -18,6 +18,7 @@ from vit_jax.checks import COUNT_OR_ZERO, check_range
 from vit_jax.errors import UserError, first_line
 from vit_jax.logs import tracking
 from vit_jax.logs.curves import Curves
+from vit_jax.models import predicts_classes
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.storage.files import open_path, write_atomically
@@ -69,7 +70,7 @@ class RunLog:
             files: the run's folder, as `start_logging` returns it.
             first_step: the step that the run starts or resumes at.
             config: the run's configuration; `total_steps`, `batch_size`, `log_every_steps`,
-                `on_nonfinite` and `wandb` are used.
+                `on_nonfinite`, `objective` and `wandb` are used.
             start_step: the step that the run began at: 0, unless it is a branch.
             peak_images_per_second: what all devices would train on if the model's matrix products
                 took no longer than their peak allows; None: unknown, and no MFU is logged.
@@ -78,6 +79,9 @@ class RunLog:
         self.total_steps, self.batch_size = config.total_steps, config.batch_size
         self.log_every_steps = config.log_every_steps
         self.peak_images_per_second = peak_images_per_second
+        self.evaluation_title = "evaluation"
+        if not predicts_classes(config):
+            self.evaluation_title += " of masked patches"
         self.skip_nonfinite, self.skipped_in_a_row = config.on_nonfinite == "skip", 0
         self.writes = jax.process_index() == 0
         self.pending = []  # (step, metrics on the device) since the last flush
@@ -201,10 +205,12 @@ class RunLog:
             speed["mfu"] = rate / self.peak_images_per_second
         self.write(step, "train", metrics | speed)
         mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
+        accuracy = metrics.get("accuracy", metrics.get("patch_accuracy"))
+        accuracy = "" if accuracy is None else f"accuracy {accuracy:.3f}  "
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
         logger.info(
             f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
-            f"accuracy {metrics['accuracy']:.3f}  lr {metrics['learning_rate']:.2e}  "
+            f"{accuracy}lr {metrics['learning_rate']:.2e}  "
             f"{rate / jax.device_count():,.0f} images/s/device  {mfu}"
             f"waits {speed['input_wait']:.0%} input {speed['device_wait']:.0%} device  "
             f"left {duration(left)}"
@@ -213,7 +219,7 @@ class RunLog:
     def write_evaluation(self, step: int, name: str, values: dict[str, float]) -> None:
         """Writes the metrics of an evaluation set at a step; the run's own is named "val"."""
         self.write(step, name, values)
-        title = "evaluation" if name == "val" else f"evaluation {name}"
+        title = self.evaluation_title if name == "val" else f"evaluation {name}"
         logger.info(f"step {step}/{self.total_steps}  {title}: {evaluation_line(values)}")
 
     @contextlib.contextmanager
@@ -418,7 +424,7 @@ class Stopwatch:
 
 def evaluation_line(values: dict[str, float]) -> str:
     """Returns the metrics of an evaluation as text."""
-    names = {"accuracy_top5": "top-5"}
+    names = {"accuracy_top5": "top-5", "patch_accuracy": "accuracy"}
     return ", ".join(
         f"{names.get(name, name)} {value:{'.2%' if 'accuracy' in name else '.4f'}}"
         for name, value in values.items()

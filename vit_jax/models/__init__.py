@@ -10,13 +10,23 @@ from vit_jax.models import variants
 from vit_jax.models.checks import check_fields, check_image, check_resnet
 from vit_jax.models.vit import GELUS, REMAT, VisionTransformer
 
-__all__ = ["FIELDS", "VisionTransformer", "check_image", "create", "from_config"]
+__all__ = [
+    "FIELDS",
+    "OBJECTIVES",
+    "VisionTransformer",
+    "check_image",
+    "create",
+    "from_config",
+    "predicts_classes",
+]
 
 FIELDS = tuple(
     name for name in VisionTransformer.__dataclass_fields__ if name not in ("parent", "name")
 )
 
 DTYPES = ("float32", "bfloat16")
+
+CLASSES, MASKED_PATCHES = OBJECTIVES = ("classes", "masked_patches")  # of `config.objective`
 
 
 def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTransformer:
@@ -58,12 +68,22 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
     return model
 
 
+def predicts_classes(config) -> bool:
+    """Whether a run's model is trained to predict classes."""
+    # `get`: the configuration may be of a run from before the field.
+    return config.get("objective", CLASSES) != MASKED_PATCHES
+
+
 def from_config(config) -> VisionTransformer:
-    """Creates a run's model from `config.model`, `config.dtype` and `config.num_classes`."""
+    """Creates a run's model from `config.model`, `config.dtype` and `config.num_classes`.
+
+    If its objective isn't the prediction of classes, it has no head.
+    """
     fields = {name: value for name, value in config.model.items() if value is not None}
     if isinstance(fields.get("patch_size"), list):  # from a config.json
         fields["patch_size"] = tuple(fields["patch_size"])
     if (stem := fields.get("resnet")) is not None:
         check_resnet(stem)
         fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}
-    return create(**fields, num_classes=config.num_classes, dtype=config.dtype)
+    num_classes = config.num_classes if predicts_classes(config) else None
+    return create(**fields, num_classes=num_classes, dtype=config.dtype)

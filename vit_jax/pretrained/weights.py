@@ -20,7 +20,17 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checks import check_numbers, size_pair
 from vit_jax.errors import UserError, first_line
-from vit_jax.paths import CLS, EMBEDDING, ENCODER_NORM, HEAD, POSEMB, PRE_LOGITS, block_index
+from vit_jax.paths import (
+    CLS,
+    EMBEDDING,
+    ENCODER_NORM,
+    HEAD,
+    MASK_TOKEN,
+    PATCH_HEAD,
+    POSEMB,
+    PRE_LOGITS,
+    block_index,
+)
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.storage import buckets
@@ -212,8 +222,13 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
 
 
 def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str | None) -> Weights:
-    """Reads a checkpoint of a run; see `checkpoint.restore_params`."""
+    """Reads a checkpoint of a run; see `checkpoint.restore_params`.
+
+    Of one that was trained on masked patches, the encoder.
+    """
     config, params = checkpoint.restore_params(workdir, step, item)
+    if not models.predicts_classes(config):
+        params = {name: params[name] for name in params if name not in (MASK_TOKEN, PATCH_HEAD)}
     params = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     model = models.from_config(config)
     for field in ("mean", "std"):

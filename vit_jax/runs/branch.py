@@ -41,7 +41,7 @@ MODEL_MAY_CHANGE = (
 )
 # (item, what it belongs to, fields that may be at fault if its arrays have other shapes)
 CAUSES = (
-    ("params", "model", ("image_size", "dataset.channels")),
+    ("params", "model", ("image_size", "dataset.channels", "masked_patches")),
     ("opt_state", "optimizer", ("optimizer", "grad_clip_norm")),
 )
 # What may change without being listed: the numbers of training stay the same, or almost.

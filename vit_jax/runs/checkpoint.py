@@ -25,6 +25,7 @@ from etils import epath, epy
 
 from vit_jax.checks import COUNT_OR_ZERO, check_choice, check_ranges
 from vit_jax.errors import Unreachable, UserError, first_line
+from vit_jax.models import predicts_classes
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
 from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item, stored_counters
@@ -57,7 +58,8 @@ def check(config) -> None:
             f"config.checkpoint_every_steps, {config.checkpoint_every_steps}"
         )
     if config.best_metric:
-        check_choice("config.best_metric", config.best_metric, metrics.NAMES)
+        names = metrics.NAMES if predicts_classes(config) else metrics.MASKED_NAMES
+        check_choice("config.best_metric", config.best_metric, names)
 
 
 class Checkpoints:
@@ -474,7 +476,7 @@ def best_step(workdir) -> int:
         UserError: the folder has no run, or none of its checkpoints was evaluated.
     """
     config = run_folder.require_config(workdir)
-    metric = config.get("best_metric") or "accuracy"
+    metric = config.get("best_metric") or ("accuracy" if predicts_classes(config) else "loss")
     folder, values = files.absolute_path(workdir) / "checkpoints", {}
     for step in run_folder.checkpoint_steps(workdir):
         with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated

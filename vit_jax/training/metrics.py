@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 NAMES = ("loss", "accuracy", "accuracy_top5")
+MASKED_NAMES = ("loss", "patch_accuracy")  # of masked patches, see `masked_patches.losses`
 LOWER_IS_BETTER = ("loss",)  # for all others, higher is better
 
 
@@ -28,13 +29,19 @@ def batch_sums(logits, labels, losses, mask) -> dict:
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # (N, 5), best first
     hits = top == labels[:, None]
 
+    values = {
+        "loss": losses,
+        "accuracy": hits[:, 0],
+        "accuracy_top5": hits[:, :5].any(axis=1),
+        "unlabeled": (labels < 0) | (labels >= logits.shape[-1]),
+    }
+    return sums(values, mask)
+
+
+def sums(values: dict, mask) -> dict:
+    """Returns the sum of each value (N,) over a batch's real examples, and their `count`."""
+
     def total(values):
         return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
 
-    return {
-        "loss": total(losses),
-        "accuracy": total(hits[:, 0]),
-        "accuracy_top5": total(hits[:, :5].any(axis=1)),
-        "count": total(jnp.ones(len(labels))),
-        "unlabeled": total((labels < 0) | (labels >= logits.shape[-1])),
-    }
+    return {**{name: total(value) for name, value in values.items()}, "count": total(1.0)}

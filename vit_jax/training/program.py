@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from vit_jax import models
+from vit_jax import models, objectives
 from vit_jax.errors import UserError
 from vit_jax.models import attention
 from vit_jax.parallel import distributed, memory, sharding
@@ -63,13 +63,10 @@ class Program:
         self.model = model.clone(attention_impl=impl)
         self.attention = attention.describe(model, impl, model.num_tokens(image_shape))
         self.remat = model.remat
-        params = jax.eval_shape(
-            lambda: train_state.init_params(self.model, image_shape, config.seed)
-        )
+        module = objectives.trained_module(self.model, config)
+        params = jax.eval_shape(lambda: train_state.init_params(module, image_shape, config.seed))
         self.tx, self.learning_rate = optim.create(config, params, config.total_steps)
-        self.init, self.shapes = train_state.initializer(
-            self.model, self.tx, image_shape, config, mesh
-        )
+        self.init, self.shapes = train_state.initializer(module, self.tx, image_shape, config, mesh)
 
     @functools.cached_property
     def train_step(self):

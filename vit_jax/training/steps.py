@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions of a state and a batch."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,8 @@ import optax
 
 from vit_jax import checks
 from vit_jax.errors import UserError
+from vit_jax.models import predicts_classes
+from vit_jax.objectives import masked_patches
 from vit_jax.parallel import sharding
 from vit_jax.training import augment, losses, metrics, optim
 from vit_jax.training.train_state import TrainState
@@ -29,10 +32,10 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
 
     All randomness comes from a key made of (config.seed, state.step).
 
-    To add a metric, a scalar: one of the examples goes into the dict that `forward` returns, which
-    is averaged over microbatches; one of gradients or parameters into `values`. A value that isn't
-    finite stops the run. Both are written to metrics.jsonl and TensorBoard; what the console shows
-    is in `RunLog.write_step`.
+    To add a metric, a scalar: one of the examples goes into the dict that `classes_forward` makes
+    (or `patches_forward`), which is averaged over microbatches; one of gradients or parameters
+    into `values`. A value that isn't finite stops the run. Both are written to metrics.jsonl and
+    TensorBoard; what the console shows is in `RunLog.write_step`.
 
     Args:
         model: the VisionTransformer.
@@ -44,7 +47,8 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
         A function of a TrainState and a batch: `images` uint8 (N, H, W, C), `labels` int32 (N,).
         Its metrics are scalars:
             loss: before the update.
-            accuracy: before the update, of the images' own labels, also with MixUp and CutMix.
+            accuracy: before the update, of the images' own labels, also with MixUp and CutMix; of
+                masked patches instead patch_accuracy, if their target is a color.
             learning_rate: of this update.
             grad_norm: of the parameters that aren't frozen, before clipping.
             param_norm: after the update.
@@ -52,17 +56,7 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
                 those for which a metric above wasn't finite.
     """
     check(config)
-    loss_fn = losses.create(config.loss, config.loss_args).function
-
-    def forward(params, images, labels, key):
-        """Returns the mean loss of one microbatch, and other metrics by name."""
-        augment_key, dropout_key = jax.random.split(key)
-        images, targets = augment.train_inputs(
-            images, labels, augment_key, model.num_classes, config.augment
-        )
-        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
-        hits = jnp.argmax(logits, axis=-1) == labels
-        return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+    forward = (classes_forward if predicts_classes(config) else patches_forward)(model, config)
 
     def gradients(params, images, labels, key):
         """Returns (loss, metrics), and the gradients of the parameters that aren't frozen."""
@@ -105,11 +99,75 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     return train_step
 
 
-def make_eval_step(model, config) -> Callable:
-    """Returns the function (params, batch) -> `metrics.batch_sums`.
+def classes_forward(model, config) -> Callable:
+    """Returns the function (params, images, labels, key) -> the loss of predicting classes.
 
-    A batch is `images` uint8 (N, H, W, C), `labels` int32 (N,) and `mask` bool (N,).
+    Its result is the mean loss of one microbatch, and other metrics by name.
     """
+    loss_fn = losses.create(config.loss, config.loss_args).function
+
+    def forward(params, images, labels, key):
+        augment_key, dropout_key = jax.random.split(key)
+        images, targets = augment.train_inputs(
+            images, labels, augment_key, model.num_classes, config.augment
+        )
+        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
+        hits = jnp.argmax(logits, axis=-1) == labels
+        return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+
+    return forward
+
+
+def patches_forward(model, config) -> Callable:
+    """Returns the function (params, images, labels, key) -> the loss of masked patches.
+
+    Its result is that of `classes_forward`; the labels aren't used.
+    """
+    values_of = patch_values(model, config)
+
+    def forward(params, images, labels, key):
+        corruption_key, dropout_key = jax.random.split(key)
+        keys = jax.random.split(corruption_key, len(images))
+        values = values_of(params, images, keys, train=True, rngs={"dropout": dropout_key})
+        means = {name: value.mean() for name, value in values.items()}
+        return means.pop("loss"), means
+
+    return forward
+
+
+def patch_values(model, config) -> Callable:
+    """Returns the function (params, images, keys, **options) -> `masked_patches.losses`.
+
+    Images are uint8 (N, H, W, C), and their corruption is drawn from keys (N,).
+    """
+    module = masked_patches.create(model, config)
+
+    def values_of(params, images, keys, **options):
+        num_patches = math.prod(model.grid(images.shape[1:3]))
+        corruption = masked_patches.draw(keys, num_patches, module.settings)
+        expected = masked_patches.targets(images, model.patch_shape, module.settings)
+        images = augment.normalize(images, config.augment.mean, config.augment.std)
+        outputs = module.apply({"params": params}, images, corruption, **options)
+        return masked_patches.losses(outputs, expected, corruption.corrupted, module.settings)
+
+    return values_of
+
+
+def make_eval_step(model, config) -> Callable:
+    """Returns the function (params, batch) -> sums over a batch, of `metrics.NAMES` and `count`.
+
+    A batch is `images` uint8 (N, H, W, C), `labels` int32 (N,) and `mask` bool (N,); and for
+    masked patches, `index` int32 (N,), which their corruption follows from.
+    """
+    if not predicts_classes(config):
+        values_of = patch_values(model, config)
+
+        def masked_eval_step(params, batch):
+            keys = masked_patches.evaluation_keys(batch["index"])
+            return metrics.sums(values_of(params, batch["images"], keys), batch["mask"])
+
+        return masked_eval_step
+
     # `get`: evaluate.py takes the recorded configuration, which may lack newer fields.
     loss_fn = losses.create(config.loss, config.get("loss_args")).function
 

@@ -78,7 +78,11 @@ def initializer(model, tx, image_shape: tuple[int, int, int], config, mesh):
 
 
 def with_params(state: TrainState, params: dict) -> TrainState:
-    """Returns an initial state with other parameters, sharded like the state's own."""
+    """Returns an initial state with other parameters, sharded like the state's own.
+
+    Layers that they lack, those of the training on masked patches, keep their initial ones.
+    """
+    params = {**state.params, **params}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     params = jax.device_put(params, shardings)
     ema_params = None if state.ema_params is None else copy(params)

@@ -52,6 +52,9 @@ def get_config() -> ConfigDict:
     config.dataset.examples = placeholder(float)
     config.dataset.examples_seed = 0
     config.dataset.examples_balanced = False  # whether classes have the same number of examples
+    # Repeated augmentation: so many views of each example in a row. An epoch still has as many
+    # views as the split has examples, and therefore shows a part of them.
+    config.dataset.repeats = 1
     config.dataset.channels = 3  # or 1
     # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)
@@ -70,14 +73,23 @@ def get_config() -> ConfigDict:
 
     config.augment = ConfigDict()
     # On the host, for each image: vit_jax/data/preprocess.py.
-    config.augment.crop = "inception"  # or "resize", "pad", "none"
+    config.augment.crop = "inception"  # or "simple", "resize", "pad", "none"
     config.augment.crop_area = (0.05, 1.0)  # inception: share of the image's area
+    # inception: how the share is drawn. "tensorflow" favors small ones; "area" is uniform, as
+    # torchvision's; "beta" is Beta(*crop_beta), scaled to crop_area.
+    config.augment.crop_distribution = "tensorflow"
+    config.augment.crop_beta = (1.0, 1.0)  # (1, 1): uniform
     config.augment.crop_keep = 0.875  # resize: share of the shorter side that is kept
-    config.augment.pad = 4  # pad: pixels
+    config.augment.pad = 4  # simple, pad: pixels
+    config.augment.resize_method = "bilinear"  # or "bicubic"; evaluation has eval_method
     config.augment.flip = True
+    config.augment.three_augment = False  # grayscale, solarize or blur, from DeiT III
     config.augment.color_jitter = (0.0, 0.0, 0.0)  # strengths: brightness, contrast, color
     config.augment.randaugment_layers = 0  # 0: no RandAugment
     config.augment.randaugment_magnitude = 10.0
+    # Its operations: big_vision's, with Pillow's contrast; "tensorflow": with their own contrast;
+    # or "timm": timm's increasing ones, as in DeiT. See vit_jax/data/randaugment.py.
+    config.augment.randaugment_kind = "pillow"
     # Of the images that evaluation sees, the share of the shorter side, or "squeeze": the whole
     # image, whose proportions aren't kept. docs/evaluation.md tells whose numbers need what.
     config.augment.eval_crop = FieldReference(0.875, field_type=object)

@@ -57,9 +57,8 @@ def make_train_step(model, tx, learning_rate: Callable, config) -> Callable:
     def forward(params, images, labels, key):
         """Returns the mean loss of one microbatch, and other metrics by name."""
         augment_key, dropout_key = jax.random.split(key)
-        images, targets = augment.train_inputs(
-            images, labels, augment_key, model.num_classes, config.augment
-        )
+        arguments = (augment_key, model.num_classes, config.augment, config.dataset.repeats)
+        images, targets = augment.train_inputs(images, labels, *arguments)
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
         hits = jnp.argmax(logits, axis=-1) == labels
         return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}

@@ -1,8 +1,8 @@
 """Dataset -> batches of uint8 images and integer labels, in an order determined by the seed.
 
 The examples of step N depend on (seed, N) alone, and every random choice for an example on
-(seed, epoch, index), so a run can start at any step. Does not depend on the model. Which share of
-each batch a process loads is an argument.
+(seed, epoch, index) and, if examples are repeated, on the copy, so a run can start at any step.
+Does not depend on the model. Which share of each batch a process loads is an argument.
 
 To draw the images and labels that the model gets:
 
@@ -53,6 +53,7 @@ RANGES = {
     "shuffle_buffer": checks.COUNT,
     "examples": checks.Range(0, 2**31 - 1, above=True, optional=True),
     "examples_seed": checks.COUNT_OR_ZERO,
+    "repeats": checks.Range(1, 64, whole=True),
 }
 
 __all__ = [
@@ -87,9 +88,15 @@ def check(config) -> None:
     checks.check_choice("config.dataset.on_error", dataset.on_error, ("stop", "skip"))
     checks.check_ranges("config.dataset", dataset, RANGES)
     checks.check_normalization(augment.mean, augment.std, dataset.channels, "config.augment.")
+    if dataset.repeats > 1 and config.batch_size // config.accum_steps <= dataset.repeats:
+        raise UserError(
+            f"config.dataset.repeats is {dataset.repeats}; it must be below the batch size (per "
+            "microbatch, with accumulation), so that MixUp and CutMix find another example"
+        )
     preprocess.check(augment)
-    if augment.crop == "pad":
-        smaller_side = checks.Range(0, min(image_shape(config)[:2]), whole=True)
+    if augment.crop in ("pad", "simple"):
+        most = min(image_shape(config)[:2]) - (augment.crop == "simple")  # a mirror isn't repeated
+        smaller_side = checks.Range(0, most, whole=True)
         checks.check_range("config.augment.pad", augment.pad, smaller_side)
 
 
@@ -193,10 +200,10 @@ def train_batches(
         step = first_step + batch
         return train_examples(source, config, step, rows)
 
-    def view(epoch, index, handle):
+    def view(showing, index, handle):
         encoded, label = source.fetch(handle)
         seed = tf.constant([config.seed, 0], tf.int64)
-        seed = tf.random.fold_in(tf.random.fold_in(seed, epoch), index)
+        seed = tf.random.fold_in(tf.random.fold_in(seed, showing), index)
         *size, channels = image_shape(config)
         settings = dict(channels=channels, exif=uses_exif(source, config.dataset))
         image = preprocess.train_image(encoded, seed, size=size, augment=config.augment, **settings)
@@ -223,12 +230,16 @@ def check_labels(batches: Iterator[dict], source: Source) -> Iterator[dict]:
 
 
 def train_examples(source, config, first_step, rows):
-    """Returns the dataset of this process's (epoch, index, handle), starting at `first_step`."""
+    """Returns the dataset of this process's (showing, index, handle), starting at `first_step`.
+
+    See `global_shuffle` for what they are.
+    """
     position = dict(
         seed=config.seed,
         batch_size=config.batch_size,
         first_step=first_step,
         offset=config.dataset.offset,
+        repeats=config.dataset.repeats,
     )
     if isinstance(source, RandomAccess):
         return global_shuffle(source, **position, rows=rows)
@@ -503,7 +514,9 @@ def show(config, config_name: str, path: str | None) -> None:
     augment.check(config.augment)
     dataset = config.dataset
     source = open_train_split(dataset)
-    settings = ", ".join(preprocess.describe(config.augment) + augment.describe(config.augment))
+    repeated = [f"{dataset.repeats} views in a row"] if dataset.repeats > 1 else []
+    settings = preprocess.describe(config.augment) + augment.describe(config.augment)
+    settings = ", ".join(repeated + settings)
     contact_sheet.draw(
         contact_sheet_batches(source, config),
         source.class_names,
@@ -531,7 +544,8 @@ def contact_sheet_batches(source: Source, config) -> Iterator[tuple[np.ndarray, 
     def train_inputs(batch, step):
         key, _ = jax.random.split(steps.step_key(config.seed, step))
         images, labels = batch["images"], batch["labels"]
-        return augment.train_inputs(images, labels, key, source.num_classes, config.augment)
+        arguments = (key, source.num_classes, config.augment, config.dataset.repeats)
+        return augment.train_inputs(images, labels, *arguments)
 
     mean, std = np.array(config.augment.mean), np.array(config.augment.std)
     for step, batch in enumerate(itertools.islice(train_batches(source, config), SHEET_STEPS)):

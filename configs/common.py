@@ -53,6 +53,9 @@ def get_config() -> ConfigDict:
     config.dataset.examples = placeholder(float)
     config.dataset.examples_seed = 0
     config.dataset.examples_balanced = False  # whether classes have the same number of examples
+    # Repeated augmentation: so many views of each example in a row. An epoch still has as many
+    # views as the split has examples, and therefore shows a part of them.
+    config.dataset.repeats = 1
     config.dataset.channels = 3  # or 1
     # Whether photographs are turned upright as their EXIF data says; None: only those of folders.
     config.dataset.exif = placeholder(bool)
@@ -71,14 +74,23 @@ def get_config() -> ConfigDict:
 
     config.augment = ConfigDict()
     # On the host, for each image: vit_jax/data/preprocess.py.
-    config.augment.crop = "inception"  # or "resize", "pad", "none"
+    config.augment.crop = "inception"  # or "simple", "resize", "pad", "none"
     config.augment.crop_area = (0.05, 1.0)  # inception: share of the image's area
+    # inception: how the share is drawn. "tensorflow" favors small ones; "area" is uniform, as
+    # torchvision's; "beta" is Beta(*crop_beta), scaled to crop_area.
+    config.augment.crop_distribution = "tensorflow"
+    config.augment.crop_beta = (1.0, 1.0)  # (1, 1): uniform
     config.augment.crop_keep = 0.875  # resize: share of the shorter side that is kept
-    config.augment.pad = 4  # pad: pixels
+    config.augment.pad = 4  # simple, pad: pixels
+    config.augment.resize_method = "bilinear"  # or "bicubic"; evaluation has eval_method
     config.augment.flip = True
+    config.augment.three_augment = False  # grayscale, solarize or blur, from DeiT III
     config.augment.color_jitter = (0.0, 0.0, 0.0)  # strengths: brightness, contrast, color
     config.augment.randaugment_layers = 0  # 0: no RandAugment
     config.augment.randaugment_magnitude = 10.0
+    # Its operations: big_vision's, with Pillow's contrast; "tensorflow": with their own contrast;
+    # or "timm": timm's increasing ones, as in DeiT. See vit_jax/data/randaugment.py.
+    config.augment.randaugment_kind = "pillow"
     # Of the images that evaluation sees, the share of the shorter side, or "squeeze": the whole
     # image, whose proportions aren't kept. docs/evaluation.md tells whose numbers need what.
     config.augment.eval_crop = FieldReference(0.875, field_type=object)
@@ -210,18 +222,19 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     return options
 
 
-RECIPES = ("base", "augreg", "paper", "plain", "deit")
+RECIPES = ("base", "augreg", "paper", "plain", "deit", "deit3")
 
 
 def imagenet_options(arg: str | None) -> ConfigDict:
     """Parses the argument of an ImageNet preset.
 
-    Keys: recipe, one of RECIPES; aug and reg, for recipe=augreg; epochs, for recipe=plain; dataset,
-    a TFDS name or a folder; quick.
+    Keys: recipe, one of RECIPES; aug and reg, for recipe=augreg; epochs, for recipe=plain;
+    finetune, the second part of recipe=deit3; dataset, a TFDS name or a folder; quick.
     """
-    not_set = dict(aug="", reg=-1.0, epochs=-1.0)
+    not_set = dict(aug="", reg=-1.0, epochs=-1.0, finetune=False)
     options = parse_arg(arg, recipe="base", dataset="imagenet2012", **not_set)
-    for key, recipe in (("aug", "augreg"), ("reg", "augreg"), ("epochs", "plain")):
+    recipe_of = dict(aug="augreg", reg="augreg", epochs="plain", finetune="deit3")
+    for key, recipe in recipe_of.items():
         if options[key] != not_set[key] and options.recipe != recipe:
             raise ValueError(f"key {key!r} is for recipe={recipe}, not recipe={options.recipe}")
     return options
@@ -238,22 +251,31 @@ def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
         variant: such as "B/16".
         options: the result of `imagenet_options`. The preset applies `quick` itself, at the end.
     """
+    on_21k = options.dataset == "imagenet21k"
+    if options.finetune and on_21k:
+        raise ValueError("key 'finetune' is for ImageNet, not for dataset=imagenet21k")
     config = get_config()
     config.model.variant = variant
     config.image_size = 224
     config.num_epochs = 300.0
     if options.recipe == "augreg":
-        recipes.augreg(config, options.aug, options.reg, options.dataset == "imagenet21k")
+        recipes.augreg(config, options.aug, options.reg, on_21k)
     elif options.recipe == "plain":
         recipes.plain(config, options.epochs if options.epochs >= 0 else 90.0)
     elif options.recipe == "paper":
         recipes.paper(config)
     elif options.recipe == "deit":
         recipes.deit(config)
+    elif options.recipe == "deit3" and options.finetune:
+        recipes.deit3_finetune(config)
+    elif options.recipe == "deit3":
+        recipes.deit3(config)
     elif options.recipe != "base":
         raise ValueError(f"key 'recipe' is {options.recipe!r}; it must be {one_of(RECIPES)}")
-    if options.dataset == "imagenet21k":
+    if on_21k:
         recipes.imagenet21k(config)
+        if options.recipe == "deit3":
+            recipes.deit3_21k(config)
     else:
         config.dataset.name = options.dataset
     return config
@@ -286,5 +308,6 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.schedule.warmup_steps = min(config.schedule.warmup_steps, 10)
     config.schedule.cooldown_steps = min(config.schedule.cooldown_steps, 10)
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 10, 30, 20
+    config.init_from_required = False  # no weights of that size are published
     config.report = False
     return config

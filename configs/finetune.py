@@ -133,7 +133,6 @@ def get_config(arg=None):
     config.log_every_steps = 50
     config.eval_every_steps = max(config.total_steps // 5, 1)
     if options.quick:
-        config.init_from_required = False  # no weights of that size are published
         common.quick(config)
     return config
 

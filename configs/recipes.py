@@ -52,6 +52,7 @@ def augreg(config, aug: str, reg: float, on_21k: bool = False) -> None:
         raise ValueError(f"key 'aug' is {aug!r}; it must be one of {', '.join(AUGREG)}")
     if reg < 0:
         reg = 0.1 if size(variant) in REGULARIZED_SIZES and not on_21k else 0.0
+    config.augment.randaugment_kind = "tensorflow"
     config.augment.randaugment_layers = AUGREG[aug]["layers"]
     config.augment.randaugment_magnitude = AUGREG[aug]["magnitude"]
     config.augment.mixup_alpha = AUGREG[aug]["mixup_alpha"]
@@ -76,18 +77,21 @@ def plain(config, epochs: float) -> None:
     config.model.pool = "gap"
     config.model.posemb = "sincos2d"
     config.model.representation_size = True
-    config.augment.randaugment_layers = 2
-    config.augment.randaugment_magnitude = 10.0
+    config.augment.update(
+        randaugment_kind="tensorflow", randaugment_layers=2, randaugment_magnitude=10.0
+    )
     config.augment.mixup_alpha = 0.2
 
 
 def deit(config) -> None:
     """Applies DeiT's recipe without distillation (arXiv:2012.12877, Table 9).
 
-    Differences from DeiT: no repeated augmentation; RandAugment always applies its operations, at
-    one magnitude, on the scale of vit_jax/data/randaugment.py; images are resized bilinearly.
+    Differences from DeiT: the learning rate changes at each step instead of each epoch, and warms
+    up from 0 instead of 1e-6; MixUp and CutMix draw once for the whole batch, instead of once for
+    each GPU; an area to erase that is too long for the image keeps its size, instead of being
+    drawn again.
     """
-    config.model.gelu = "exact"
+    as_in_timm(config)
     config.batch_size = 1024
     config.schedule.base_lr = 1e-3  # 5e-4 per 512 examples
     config.schedule.end_lr = 1e-5
@@ -96,18 +100,116 @@ def deit(config) -> None:
     config.grad_clip_norm = 0.0
     config.ema_decay = 0.99996
     config.model.stochastic_depth_rate = 0.1
+    config.dataset.repeats = 3
+    timm_randaugment(config)
+    config.augment.update(erasing_prob=0.25, erasing_fill="noise", label_smoothing=0.1)
+
+
+def as_in_timm(config) -> None:
+    """Sets what DeiT and DeiT III share: timm's model and images, and MixUp or CutMix."""
+    config.model.gelu = "exact"
     config.augment.update(
         crop_area=(0.08, 1.0),
+        crop_distribution="area",
+        resize_method="bicubic",
+        eval_method="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        randaugment_layers=2,
-        randaugment_magnitude=9.0,
         mixup_alpha=0.8,
         cutmix_alpha=1.0,
-        erasing_prob=0.25,
-        erasing_fill="noise",
-        label_smoothing=0.1,
     )
+
+
+def timm_randaugment(config) -> None:
+    """Sets timm's rand-m9-mstd0.5-inc1."""
+    config.augment.update(randaugment_kind="timm", randaugment_layers=2, randaugment_magnitude=9.0)
+
+
+# DeiT III by variant: learning rate and image size from scratch; rates of stochastic depth from
+# scratch, in fine-tuning and on ImageNet-21k; image size in fine-tuning; image size and epochs on
+# ImageNet-21k. From facebookresearch/deit, README_revenge.md, where H/14 has 160 and 128 pixels,
+# of which patches of 14 cover 154 and 126.
+DEIT3 = {
+    "S/16": dict(lr=4e-3, size=224, depth=(0.05, 0.0, 0.05), tuned_size=384, on_21k=(224, 240)),
+    "B/16": dict(lr=3e-3, size=192, depth=(0.2, 0.2, 0.1), tuned_size=224, on_21k=(224, 240)),
+    "L/16": dict(lr=3e-3, size=192, depth=(0.45, 0.45, 0.3), tuned_size=224, on_21k=(224, 240)),
+    "H/14": dict(lr=3e-3, size=154, depth=(0.6, 0.55, 0.5), tuned_size=224, on_21k=(126, 90)),
+}
+
+
+def deit3(config) -> None:
+    """Applies DeiT III's recipe from scratch (arXiv:2204.07118), for `deit3_finetune` to follow.
+
+    All but S/16 train at a lower resolution than they are tested at. Differences from DeiT III:
+    those of `deit`, and color jitter has a fixed order.
+    """
+    settings = deit3_settings(config)
+    deit3_model(config)
+    config.image_size = settings["size"]
+    config.num_epochs = 800.0
+    config.batch_size = 2048
+    config.loss = "sigmoid"
+    config.loss_args = dict(binary=True, mean=True)
+    config.optimizer.name = "lamb"
+    config.optimizer.weight_decay = 0.05
+    config.schedule.base_lr = settings["lr"]
+    config.schedule.end_lr = 1e-5
+    config.schedule.warmup_steps = 3_125  # 5 epochs
+    config.model.stochastic_depth_rate = settings["depth"][0]
+    config.dataset.repeats = 3
+    config.augment.update(three_augment=True, color_jitter=(0.3, 0.3, 0.3))
+
+
+def deit3_finetune(config) -> None:
+    """Fine-tunes a model of `deit3` at the resolution that it is tested at, for 20 epochs."""
+    settings = deit3_settings(config)
+    deit3_model(config)
+    config.init_from_required = True
+    config.init_from_hint = (
+        "Fine-tuning starts from weights: add --config.init_from=RUN, the folder of a run of "
+        "recipe=deit3 without `finetune`"
+    )
+    config.image_size = settings["tuned_size"]
+    config.num_epochs = 20.0
+    config.batch_size = 512
+    config.optimizer.weight_decay = 0.1
+    config.grad_clip_norm = 0.0
+    config.schedule.base_lr = config.schedule.end_lr = 1e-5  # constant after the warmup
+    config.schedule.warmup_steps = 12_510  # 5 epochs
+    config.model.stochastic_depth_rate = settings["depth"][1]
+    timm_randaugment(config)
+    config.augment.label_smoothing = 0.1
+
+
+def deit3_21k(config) -> None:
+    """Pre-trains on ImageNet-21k as DeiT III does; after `deit3` and `imagenet21k`."""
+    settings = deit3_settings(config)
+    config.image_size, epochs = settings["on_21k"]
+    config.num_epochs = float(epochs)
+    config.loss, config.loss_args = "softmax", None
+    config.model.head_bias_init = 0.0
+    config.optimizer.weight_decay = 0.02
+    config.schedule.base_lr = 1e-3
+    config.schedule.warmup_steps = 34_660  # 5 epochs of 14.2 million images
+    config.model.stochastic_depth_rate = settings["depth"][2]
+    config.dataset.repeats = 1
+    config.augment.update(crop="simple", mixup_alpha=0.0, label_smoothing=0.1)
+
+
+def deit3_settings(config) -> dict:
+    """Returns the row of DEIT3 of a configuration's variant."""
+    variant = config.model.variant
+    if variant not in DEIT3:
+        raise ValueError(f"recipe=deit3 is for {', '.join(DEIT3)}, not for {variant}")
+    return DEIT3[variant]
+
+
+def deit3_model(config) -> None:
+    """Sets what all of DeiT III's recipes share: the model, and how images are seen."""
+    as_in_timm(config)
+    config.model.init_values = 1e-4  # LayerScale
+    config.model.no_embed_class = True
+    config.augment.eval_crop = 1.0
 
 
 def imagenet21k(config) -> None:

@@ -170,6 +170,37 @@ def test_parts_of_equal_sizes_have_different_orders(tfds_folders, plain):
     assert np.mean(index[:, 0] == index[:, 1] - size) < 0.5
 
 
+@pytest.mark.parametrize("kind", ["folder", "parts", "buffer"])
+def test_repeated_examples_come_in_a_row_with_views_of_their_own(
+    kind, image_folder, tfds_folders, data_config
+):
+    """An epoch has as many views as examples; resumed, and on two processes, they are the same."""
+    name = str(image_folder) if kind == "folder" else tfds_folders["tfrecord"]
+    source = open_source(name, None, "train")
+    n, repeats = source.num_examples, 3
+    data_config.dataset.update(repeats=repeats, parts=1, order=None if kind == "folder" else kind)
+    steps = 2 * n // 8
+    examples = input_pipeline.train_examples(source, data_config, 0, np.arange(8))
+    stream = [(int(s), int(i)) for s, i, _ in examples.take(8 * steps).as_numpy_iterator()]
+    assert len(set(stream)) == len(stream)  # so that each view has a seed of its own
+    for epoch in range(2):
+        found = [index for _, index in stream[epoch * n : (epoch + 1) * n]]
+        assert all(len(set(found[i : i + repeats])) == 1 for i in range(0, len(found), repeats))
+        assert len(set(found)) == len(range(0, len(found), repeats))
+    whole = take(train_batches(source, data_config), steps)
+    assert len(set(views(whole))) > 0.9 * len(stream)
+    for step in (1, steps - 2):
+        assert_same(take(train_batches(source, data_config, first_step=step), 2), whole[step:][:2])
+    assert whole_steps(source, data_config, 2, steps) == views(whole)
+
+
+def test_repeats_do_not_depend_on_the_number_of_processes_in_parts(tfds_folders, data_config):
+    source = open_source(tfds_folders["tfrecord"], None, "train")
+    data_config.dataset.update(repeats=3, parts=4)
+    whole = views(take(train_batches(source, data_config), 12))
+    assert whole_steps(source, data_config, 8, 12) == whole
+
+
 def test_the_number_of_parts():
     """As many as divide the batch, but not of a small split."""
     for num_examples, batch_size, parts in (
@@ -329,6 +360,14 @@ def test_a_batch_that_cannot_be_divided_among_processes(data_config):
         ({"image_size": (16,)}, r"image_size is \(16,\)"),
         ({"image_size": 0}, "image_size is 0; it must be a number of pixels above 0"),
         ({"dataset.channels": 2}, "dataset.channels is 2; it must be 1 or 3"),
+        ({"dataset.repeats": 0}, "dataset.repeats is 0; it must be a whole number >= 1"),
+        ({"dataset.repeats": 8}, "dataset.repeats is 8; it must be below the batch size"),
+        ({"augment.crop_distribution": "uniform"}, "is 'uniform'; it must be 'tensorflow', 'area'"),
+        ({"augment.crop_beta": (1.0, 0.0)}, r"crop_beta is \(1.0, 0.0\); it must be the two"),
+        ({"augment.crop_beta": 2}, "crop_beta is 2; it must be numbers"),
+        ({"augment.resize_method": "area"}, "resize_method is 'area'; it must be 'bilinear' or"),
+        ({"augment.randaugment_kind": "torch"}, "randaugment_kind is 'torch'; it must be 'pillow'"),
+        ({"augment.crop": "simple", "augment.pad": 16}, "augment.pad is 16; it must be a whole"),
         ({"augment.mean": (0.1, 0.2)}, "augment.mean .* must have one number, or one for each of"),
         ({"dataset.on_error": "ignore"}, "on_error is 'ignore'; it must be 'stop' or 'skip'"),
         ({"dataset.shuffle_buffer": 0}, "dataset.shuffle_buffer is 0; it must be a whole number"),

@@ -67,6 +67,86 @@ def test_inception_crops_have_the_published_areas_and_ratios(ramp, tiny_config):
     assert max(centers) > 0.8
 
 
+def test_uniform_areas_are_drawn_as_torchvision_draws_them(tiny_config):
+    """Areas are uniform; TensorFlow's favor small ones; Beta(2, 5) has the mean 2 / 7."""
+    shape, means = tf.constant((1000, 1000, 3)), {}
+    tiny_config.augment.update(crop_area=(0.1, 0.5), crop_beta=(2.0, 5.0))
+    for name, window in preprocess.CROP_DISTRIBUTIONS.items():
+
+        def draw(seed, window=window):
+            return tf.stack(window(shape, tf.stack([seed, seed]), tiny_config.augment))
+
+        windows = np.array(list(tf.data.Dataset.range(1000).map(draw).as_numpy_iterator()))
+        top, left, height, width = windows.T
+        assert (windows >= 0).all()
+        assert (top + height).max() <= 1000 >= (left + width).max()
+        shares, ratios = height * width / 1e6, width / height
+        assert 0.09 < shares.min() < 0.12
+        assert 0.73 < ratios.min() < 0.78
+        assert 1.29 < ratios.max() < 1.35
+        means[name] = shares.mean()
+        if name == "area":
+            assert np.quantile(shares, (0.25, 0.5, 0.75)) == pytest.approx(
+                (0.2, 0.3, 0.4), abs=0.02
+            )
+            assert np.log(ratios).mean() == pytest.approx(0, abs=0.02)
+            assert np.quantile(top / (1001 - height), (0.25, 0.75)) == pytest.approx(
+                (0.25, 0.75), abs=0.04
+            )
+    assert means["tensorflow"] < means["area"] - 0.01
+    assert means["beta"] == pytest.approx(0.1 + 0.4 * 2 / 7, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [((10, 100), (0, 44, 10, 13)), ((100, 10), (44, 0, 13, 10)), ((90, 100), (0, 0, 90, 100))],
+)
+def test_without_a_valid_window_uniform_crops_are_central(sides, expected, tiny_config):
+    """No window of all the area is valid for an image that is far from square."""
+    tiny_config.augment.crop_area = (1.0, 1.0)
+    seeds = [tf.constant((0, seed), tf.int64) for seed in range(5)]
+    for seed in seeds:
+        window = preprocess.area_window(tf.constant((*sides, 3)), seed, tiny_config.augment)
+        if sides != (90, 100) or tuple(map(int, window))[2:] == (90, 100):
+            assert tuple(map(int, window)) == expected
+
+
+@pytest.mark.parametrize("sides", [(60, 100), (100, 60), (90, 90), (20, 31)])
+def test_simple_crops_are_those_of_torchvision(sides, tiny_config):
+    """The shorter side resized, bicubically as by Pillow; mirrored pixels around; a random place."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    image = np.asarray(Image.fromarray(image).resize(sides[::-1], Image.BICUBIC))
+    short = min(sides)
+    resized = tuple(32 if side == short else 32 * side // short for side in sides)
+    whole = Image.fromarray(image).resize(resized[::-1], Image.BICUBIC)
+    padded = np.pad(np.asarray(whole), ((4, 4), (4, 4), (0, 0)), "reflect").astype(int)
+    tiny_config.augment.update(crop="simple", resize_method="bicubic", flip=False)
+    places = set()
+    for view in train_views(encoded(image), 60, tiny_config):
+        offs = {
+            (y, x): np.abs(padded[y : y + 32, x : x + 32] - view).max()
+            for y in range(resized[0] + 8 - 31)
+            for x in range(resized[1] + 8 - 31)
+        }
+        place = min(offs, key=offs.get)
+        assert offs[place] <= 1
+        places.add(place)
+    for axis in (0, 1):
+        assert min(place[axis] for place in places) <= 2
+        assert max(place[axis] for place in places) >= resized[axis] + 8 - 32 - 2
+
+
+@pytest.mark.parametrize("size", [(32, 48), (90, 140)])
+def test_bicubic_resizing_is_pillows(size):
+    from sklearn.datasets import load_sample_image
+
+    photo = Image.fromarray(load_sample_image("flower.jpg")).resize((128, 96))
+    expected = np.asarray(photo.resize(size[::-1], Image.BICUBIC)).astype(int)
+    out = preprocess.resize(np.asarray(photo), size, "bicubic").numpy()
+    assert np.abs(out - expected).max() <= 1
+
+
 def test_crops_of_jpegs_are_those_of_decoded_images(ramp, tiny_config):
     jpeg = encoded(ramp, "JPEG", quality=100, subsampling=0)
     whole = encoded(np.asarray(Image.open(io.BytesIO(jpeg.numpy()))))
@@ -225,7 +305,7 @@ def test_broken_exif_data_changes_nothing(ramp):
 @pytest.mark.parametrize("crop", preprocess.CROPS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_crop_has_views_and_a_description(crop, channels, ramp, tiny_config):
-    tiny_config.augment.crop = crop
+    tiny_config.augment.update(crop=crop, three_augment=True, resize_method="bicubic")
     preprocess.check(tiny_config.augment)
     (view,) = train_views(encoded(ramp), 1, tiny_config, (24, 32), channels)
     assert view.shape == (24, 32, channels)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data import randaugment
 
@@ -115,12 +115,12 @@ def test_cutout_is_a_gray_square():
     assert np.ptp(centers, axis=0).min() > 45
 
 
-def augmented(image, count, layers, magnitude):
+def augmented(image, count, layers, magnitude, kind="pillow", mean=(0.5,)):
     """Returns the results of RandAugment for the seeds 0 .. count - 1, each computed twice."""
 
     def augment(seed):
         seed = tf.stack([tf.constant(3, tf.int64), seed])
-        return randaugment.randaugment(tf.constant(image), seed, layers, magnitude)
+        return randaugment.randaugment(tf.constant(image), seed, layers, magnitude, kind, mean)
 
     results = tf.data.Dataset.range(count).map(augment)
     return [list(results.as_numpy_iterator()) for _ in range(2)]
@@ -162,15 +162,16 @@ def test_solarize_and_posterize_at_published_magnitudes(photo, magnitude, thresh
     np.testing.assert_array_equal(out, with_pillow(lambda i: ImageOps.posterize(i, bits), photo))
 
 
+@pytest.mark.parametrize("kind", randaugment.KINDS)
 @pytest.mark.parametrize(("magnitude", "channels"), [(0, 1), (20, 3)])
-def test_the_seed_decides_the_result(magnitude, channels):
+def test_the_seed_decides_the_result(magnitude, channels, kind):
     """At any magnitude, number of channels and size."""
     image = np.random.default_rng(0).integers(0, 256, (16, 20, channels), np.uint8)
-    first, second = augmented(image, 40, 2, magnitude)
+    first, second = augmented(image, 40, 2, magnitude, kind)
     np.testing.assert_array_equal(first, second)
     assert np.shape(first) == (40, 16, 20, channels)
     assert first[0].dtype == np.uint8
-    assert len({out.tobytes() for out in first}) > 10
+    assert len({out.tobytes() for out in first}) > (5 if kind == "timm" else 10)
 
 
 def test_color_jitter(photo):
@@ -180,3 +181,106 @@ def test_color_jitter(photo):
     assert 0.58 < min(factors) < 0.75
     assert 1.15 < max(factors) < 1.42  # the brightest pixels are cut off
     np.testing.assert_array_equal(randaugment.color_jitter(image, [0, 0], (0.0, 0.0, 0.0)), photo)
+
+
+def test_published_contrast_depends_on_the_image_size(photo):
+    """As TensorFlow's AutoAugment computes it: the histogram's mean, not the gray values'."""
+    gray = tf.image.rgb_to_grayscale(photo)
+    histogram = tf.histogram_fixed_width(tf.cast(gray, tf.int32), [0, 255], nbins=256)
+    mean = float(tf.reduce_sum(tf.cast(histogram, tf.float32)) / 256.0)
+    assert mean == 96 * 128 / 256
+    for level in (0.2, 1.5):
+        factor = 1.8 * level + 0.1
+        expected = np.clip(mean + np.float32(factor) * (photo.astype(np.float32) - mean), 0, 255)
+        contrast = randaugment.KINDS["tensorflow"]((0.5,))["contrast"]
+        np.testing.assert_allclose(
+            contrast(tf.constant(photo), level, 1.0, None), expected.astype(np.uint8), atol=1
+        )
+    large = tf.zeros((300, 300, 3), tf.uint8)
+    assert int(tf.reduce_max(randaugment.contrast_by_size(large, 0.0))) == 255
+
+
+MEAN = (0.485, 0.456, 0.406)
+FILL = (124, 116, 104)
+
+
+def as_timm(name, image, level, sign):
+    """Returns what timm's rand-m9-mstd0.5-inc1 does at magnitude 10 * level, by Pillow."""
+    strength = level * sign
+    width, height = image.size
+    matrices = {
+        "shear_x": (1, 0.3 * strength, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, 0.3 * strength, 1, 0),
+        "translate_x": (1, 0, 0.45 * strength * width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, 0.45 * strength * height),
+    }
+    enhancers = ("color", "contrast", "brightness", "sharpness")
+    if name in matrices:
+        options = dict(resample=Image.BICUBIC, fillcolor=FILL)
+        return image.transform(image.size, Image.AFFINE, matrices[name], **options)
+    if name == "rotate":
+        return image.rotate(30 * strength, resample=Image.BICUBIC, fillcolor=FILL)
+    if name in enhancers:
+        enhancer = getattr(ImageEnhance, name.capitalize())
+        return enhancer(image).enhance(max(1 + 0.9 * strength, 0.1))
+    if name == "posterize":
+        return ImageOps.posterize(image, 4 - int(4 * level))
+    if name == "solarize":
+        return ImageOps.solarize(image, 256 - int(256 * level))
+    if name == "solarize_add":
+        addition = int(110 * level)
+        return image.point([min(i + addition, 255) if i < 128 else i for i in range(256)] * 3)
+    return getattr(ImageOps, name)(image)
+
+
+@pytest.mark.parametrize("name", randaugment.timm_operations(MEAN))
+def test_timms_operations_match_pillows(name, photo):
+    operation = randaugment.timm_operations(MEAN)[name]
+    for level in (0.0, 0.86, 1.0):
+        for sign in (-1.0, 1.0):
+            level_and_sign = tf.constant(level), tf.constant(sign)
+            out = np.asarray(operation(tf.constant(photo), *level_and_sign, None)).astype(int)
+            expected = np.asarray(as_timm(name, Image.fromarray(photo), level, sign))
+            off = np.abs(out - expected).max(-1)
+            assert (off > 0).mean() < 0.1  # by rounding, or of pixels on a boundary
+            assert (off > 1).mean() < 0.005
+
+
+def test_timms_operations_are_applied_half_of_the_time_at_varying_magnitudes(photo):
+    """A single layer; only solarize_add adds a constant to the darkest pixels."""
+    unchanged, additions = 0, []
+    dark = np.where(photo < 16, 16, np.minimum(photo, 127)).astype(np.uint8)
+    for out in augmented(dark, 600, 1, 9, "timm", MEAN)[0]:
+        unchanged += np.array_equal(out, dark)
+        difference = out.astype(int) - dark
+        if 0 < difference.min() == difference.max():
+            additions.append(difference.max())
+    assert 240 < unchanged < 400  # and by contrast or color near a factor of 1
+    assert len(set(additions)) > 3
+    assert all(int(11 * 7) <= addition <= 110 for addition in additions)  # N(9, 0.5), up to 10
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_gaussian_blur_is_close_to_pillows(photo, sigma):
+    """Pillow approximates the Gaussian by box filters."""
+    out = np.asarray(randaugment.gaussian_blur(tf.constant(photo), sigma)).astype(int)
+    expected = with_pillow(lambda image: image.filter(ImageFilter.GaussianBlur(sigma)), photo)
+    assert np.abs(out - expected).mean() < 0.8
+    assert np.abs(out - photo).mean() > (2 if sigma > 0.5 else -1)
+
+
+def test_three_augment_draws_its_three_evenly(photo):
+    results = tf.data.Dataset.range(300).map(
+        lambda seed: randaugment.three_augment(tf.constant(photo), tf.stack([seed, seed]))
+    )
+    gray = np.asarray(Image.fromarray(photo).convert("L"))[..., None].repeat(3, -1)
+    solarized = np.where(photo < 128, photo, 255 - photo)
+    counts, sharpest = [0, 0, 0], []
+    for out in results.as_numpy_iterator():
+        is_gray, is_solarized = np.array_equal(out, gray), np.array_equal(out, solarized)
+        counts[0 if is_gray else 1 if is_solarized else 2] += 1
+        if not is_gray and not is_solarized:
+            sharpest.append(np.abs(out.astype(int) - photo).mean())
+    assert min(counts) > 70
+    assert min(sharpest) < 1
+    assert max(sharpest) > 6

@@ -218,6 +218,32 @@ def test_a_run_keeps_to_its_use_of_exif_data(run, tiny_config):
         resuming.check_config(run, resuming.keep_recorded(run, tiny_config))
 
 
+def test_a_run_goes_on_with_what_its_recipe_was(run, tiny_config, caplog):
+    """From before the fields that DeiT's recipe sets now; newer runs are held to them."""
+    new = {
+        "augment.randaugment_kind": "timm",
+        "augment.crop_distribution": "area",
+        "augment.resize_method": "bicubic",
+        "dataset.repeats": 3,
+    }
+
+    def edit(fields):
+        for field in new:
+            group, name = field.split(".")
+            del fields[group][name]
+
+    tiny_config.update_from_flattened_dict(new | {"augment.eval_method": "bicubic"})
+    with pytest.raises(UserError, match="augment.crop_distribution: 'tensorflow' -> 'area'"):
+        resuming.check_config(run, resuming.keep_recorded(run, tiny_config), new)
+    edit_config(run, edit)
+    logging.getLogger("vit_jax").propagate = True
+    resumed = resuming.keep_recorded(run, tiny_config)
+    assert resumed.augment.randaugment_kind == "pillow"
+    assert (resumed.dataset.repeats, resumed.augment.eval_method) == (1, "bilinear")
+    assert resuming.check_config(run, resumed, new) == []
+    assert "goes on with augment.randaugment_kind=pillow, augment.crop_dist" in caplog.text
+
+
 def test_a_folder_with_another_program_s_config_is_left_alone(tmp_path, tiny_config):
     """Such as weights of transformers."""
     path = tmp_path / "config.json"

@@ -16,6 +16,10 @@ def test_losses_follow_their_formulas():
     targets = np.asarray(augment.soft_labels(labels, 7, 0.2))
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     sigmoid = 1 / (1 + np.exp(-logits))
+    labeled = targets > 0.1
+    present = -(labeled * np.log(sigmoid) + (1 - labeled) * np.log(1 - sigmoid)).mean(1)
+    loss = losses.create("sigmoid", dict(binary=True, mean=True)).function
+    np.testing.assert_allclose(loss(logits, targets * labeled), present, rtol=1e-5)
     binary = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid)).sum(1)
     for name, probabilities, expected in (
         ("softmax", softmax, -(targets * np.log(softmax)).sum(1)),

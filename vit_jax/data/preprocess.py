@@ -16,15 +16,20 @@ more seed in `train_image`; the others still draw the same. Conditions on tensor
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from vit_jax import checks
 from vit_jax.data import tf
-from vit_jax.data.randaugment import color_jitter, randaugment
+from vit_jax.data.randaugment import KINDS, color_jitter, randaugment, three_augment
 from vit_jax.errors import UserError
 
+RESIZE_METHODS = ("bilinear", "bicubic")
+RATIOS = (3 / 4, 4 / 3)  # of Inception crops: width / height
+ATTEMPTS = 10  # at an Inception crop that lies inside the image
 STRENGTH = checks.Range(0, 100)
+BETA = checks.Range(0.1, 100)
 RANGES = {
     "crop_keep": checks.Range(0, 1, above=True),
     "pad": checks.COUNT_OR_ZERO,
@@ -43,19 +48,28 @@ def train_image(
         seed: int64 (2,), the source of all randomness.
         size: (height, width) of the view.
         channels: 1 or 3.
-        augment: `config.augment`. Used here: the fields of crops, flip, color jitter and
-            RandAugment.
+        augment: `config.augment`. Used here: the fields of crops, flip, 3-Augment, color jitter
+            and RandAugment.
         exif: whether the image is turned upright; see `EncodedImage`.
     """
-    crop_seed, flip_seed, jitter_seed, randaugment_seed = tf.unstack(tf.random.split(seed, 4))
+    seeds = tf.unstack(tf.random.split(seed, 5))
+    crop_seed, flip_seed, jitter_seed, randaugment_seed, three_augment_seed = seeds
     image = EncodedImage(encoded, channels, exif)
     image = CROPS[augment.crop].function(image, crop_seed, size, augment)
     if augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     image = tf.ensure_shape(image, (*size, channels))
+    if augment.three_augment:
+        image = three_augment(image, three_augment_seed)
     image = color_jitter(image, jitter_seed, tuple(augment.color_jitter))
-    layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
-    return randaugment(image, randaugment_seed, layers, magnitude)
+    return randaugment(
+        image,
+        randaugment_seed,
+        augment.randaugment_layers,
+        augment.randaugment_magnitude,
+        augment.randaugment_kind,
+        tuple(augment.mean),
+    )
 
 
 def eval_image(
@@ -82,7 +96,14 @@ def eval_image(
 
 def check(augment) -> None:
     """Raises UserError for settings of `config.augment` that are invalid on the host."""
-    checks.check_choice("config.augment.crop", augment.crop, CROPS)
+    for field, choices in (
+        ("crop", CROPS),
+        ("crop_distribution", CROP_DISTRIBUTIONS),
+        ("resize_method", RESIZE_METHODS),
+        ("randaugment_kind", KINDS),
+        ("three_augment", (False, True)),
+    ):
+        checks.check_choice(f"config.augment.{field}", augment[field], choices)
     checks.check_ranges("config.augment", augment, RANGES)
     checks.check_eval_view(augment.eval_crop, augment.eval_method, "config.augment.")
     checks.check_numbers("config.augment.color_jitter", augment.color_jitter)
@@ -93,17 +114,27 @@ def check(augment) -> None:
             f"contrast and color, each {STRENGTH}"
         )
     checks.check_interval("config.augment.crop_area", augment.crop_area)
+    checks.check_numbers("config.augment.crop_beta", augment.crop_beta)
+    beta = tuple(augment.crop_beta)
+    if len(beta) != 2 or any(parameter not in BETA for parameter in beta):
+        raise UserError(
+            f"config.augment.crop_beta is {beta}; it must be the two parameters of a Beta "
+            f"distribution, each {BETA}"
+        )
 
 
 def describe(augment) -> list[str]:
     """Returns a few words for each augmentation of `config.augment` that is on."""
     layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
+    kind = "" if augment.randaugment_kind == "pillow" else f" as in {augment.randaugment_kind}"
     strengths = "/".join(f"{strength:g}" for strength in augment.color_jitter)
     settings = (
         (True, CROPS[augment.crop].describe(augment)),
+        (augment.resize_method != "bilinear", augment.resize_method),
         (augment.flip, "flip"),
+        (augment.three_augment, "3-Augment"),
         (any(augment.color_jitter), f"color jitter {strengths}"),
-        (layers, f"RandAugment({layers}, {magnitude:g})"),
+        (layers, f"RandAugment({layers}, {magnitude:g}){kind}"),
     )
     return [words for is_on, words in settings if is_on]
 
@@ -114,32 +145,128 @@ def inception_crop(image, seed, size, augment) -> tf.Tensor:
     The part has a share `crop_area` of the image's area, at an aspect ratio of 3/4 to 4/3. Of a
     JPEG, only that part is decoded.
     """
+    window = CROP_DISTRIBUTIONS[augment.crop_distribution]
+    part = image.decode(lambda shape: window(shape, seed, augment))
+    return resize(part, size, augment.resize_method)
 
-    def window(shape):
-        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            bounding_boxes=tf.zeros((0, 0, 4)),
-            seed=seed,
-            min_object_covered=0,
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            area_range=tuple(augment.crop_area),
-            max_attempts=100,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return begin[0], begin[1], extent[0], extent[1]  # top, left, height, width
 
-    return resize(image.decode(window), size)
+def tensorflow_window(shape, seed, augment) -> tuple:
+    """Returns top, left, height and width as TensorFlow's operation draws them.
+
+    It draws the aspect ratio uniformly, and then the height uniformly among those that give a valid
+    area: small areas are more frequent.
+    """
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros((0, 0, 4)),
+        seed=seed,
+        min_object_covered=0,
+        aspect_ratio_range=RATIOS,
+        area_range=tuple(augment.crop_area),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin[0], begin[1], extent[0], extent[1]
+
+
+def area_window(shape, seed, augment) -> tuple:
+    """Returns top, left, height and width, drawn as torchvision's RandomResizedCrop does.
+
+    The share of the area is uniform and the logarithm of the aspect ratio is. After ATTEMPTS at a
+    window that lies inside the image, the window is the central part of the image at the nearest
+    valid ratio.
+    """
+    share_seed, seed = tf.unstack(tf.random.split(seed, 2))
+    return window_of_shares(
+        tf.random.stateless_uniform((ATTEMPTS,), share_seed), shape, seed, augment
+    )
+
+
+def beta_window(shape, seed, augment) -> tuple:
+    """Returns a window as `area_window` does, but for the distribution of the area's share.
+
+    It is Beta(*crop_beta), scaled to `crop_area`.
+    """
+    seed_a, seed_b, seed = tf.unstack(tf.random.split(seed, 3))
+    a, b = augment.crop_beta
+    # X / (X + Y), if X and Y are drawn from Gamma(a) and Gamma(b), is drawn from Beta(a, b).
+    x = tf.random.stateless_gamma((ATTEMPTS,), seed_a, a)
+    y = tf.random.stateless_gamma((ATTEMPTS,), seed_b, b)
+    return window_of_shares(tf.math.divide_no_nan(x, x + y), shape, seed, augment)
+
+
+def window_of_shares(shares, shape, seed, augment) -> tuple:
+    """Returns top, left, height and width of the first window that lies inside the image.
+
+    Args:
+        shares: float32 (ATTEMPTS,) in [0, 1], where the area lies in `crop_area`.
+        shape: the image's shape (3,).
+        seed: int64 (2,), for the aspect ratios and the place.
+        augment: `config.augment`.
+    """
+    ratio_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
+    sides = tf.cast(shape[:2], tf.float32)  # height, width
+    low, high = augment.crop_area
+    area = (low + shares * (high - low)) * tf.reduce_prod(sides)
+    limit = math.log(RATIOS[1])
+    ratio = tf.exp(tf.random.stateless_uniform((ATTEMPTS,), ratio_seed, -limit, limit))
+    windows = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1)))  # (ATTEMPTS, 2)
+    is_inside = tf.reduce_all((windows > 0) & (windows <= sides), axis=1)
+    first = windows[tf.argmax(is_inside)]
+    height, width = tf.unstack(sides)
+    widest = tf.stack(
+        [
+            tf.minimum(height, tf.round(width / RATIOS[0])),
+            tf.minimum(width, tf.round(height * RATIOS[1])),
+        ]
+    )
+    is_any = tf.reduce_any(is_inside)
+    window = tf.where(is_any, first, widest)
+    place = tf.where(is_any, tf.random.stateless_uniform((2,), place_seed), 0.5)
+    corner = tf.floor(place * (sides - window + tf.where(is_any, 1.0, 0.0)))
+    return tuple(tf.unstack(tf.cast(tf.concat([corner, window], 0), tf.int32)))
+
+
+# `config.augment.crop_distribution` -> function of (shape, seed, config.augment).
+CROP_DISTRIBUTIONS = {
+    "tensorflow": tensorflow_window,
+    "area": area_window,
+    "beta": beta_window,
+}
+
+
+def simple_crop(image, seed, size, augment) -> tf.Tensor:
+    """Crops at a random place, after resizing and padding (arXiv:2204.07118, section 3.2).
+
+    Resizes with the proportions kept until the shorter side fits `size`, and pads with `pad` pixels
+    on each side, which mirror the image.
+    """
+    image, pad = image.decode(), augment.pad
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
+    resized = tf.cond(  # rounded down, as in torchvision
+        width * size[0] >= height * size[1],
+        lambda: tf.stack([size[0], width * size[0] // height]),
+        lambda: tf.stack([height * size[1] // width, size[1]]),
+    )
+    resized = tf.cast(resized, tf.int32)
+    image = resize(image, resized, augment.resize_method)
+    image = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)), "REFLECT")
+    place = tf.random.stateless_uniform((2,), seed)
+    room = tf.cast(resized - size + 2 * pad + 1, tf.float32)
+    top, left = tf.unstack(tf.cast(tf.floor(place * room), tf.int32))
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def random_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes as for evaluation, with `crop_keep` for `eval_crop`, and crops at a random place."""
     offset = tf.random.stateless_uniform((2,), seed)
-    return resize_and_crop(image.decode(), size, augment.crop_keep, offset)
+    method = augment.resize_method
+    return resize_and_crop(image.decode(), size, augment.crop_keep, offset, method)
 
 
 def pad_and_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes, pads with `pad` zeros on each side, and crops back at a random place."""
-    image, pad = resize(image.decode(), size), augment.pad
+    image, pad = resize(image.decode(), size, augment.resize_method), augment.pad
     image = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     top, left = tf.unstack(tf.random.stateless_uniform((2,), seed, 0, 2 * pad + 1, tf.int32))
     return image[top : top + size[0], left : left + size[1]]
@@ -147,7 +274,15 @@ def pad_and_crop(image, seed, size, augment) -> tf.Tensor:
 
 def no_crop(image, seed, size, augment) -> tf.Tensor:
     """Resizes the whole image; its proportions aren't kept."""
-    return resize(image.decode(), size)
+    return resize(image.decode(), size, augment.resize_method)
+
+
+def describe_inception(augment) -> str:
+    """Returns a few words on `inception_crop`."""
+    words = "Inception crop {:g} to {:g}".format(*augment.crop_area)
+    if augment.crop_distribution == "beta":
+        return words + ", Beta({:g}, {:g})".format(*augment.crop_beta)
+    return words + {"tensorflow": "", "area": ", uniform area"}[augment.crop_distribution]
 
 
 class Crop(NamedTuple):
@@ -163,9 +298,8 @@ class Crop(NamedTuple):
 
 
 CROPS = {
-    "inception": Crop(
-        inception_crop, lambda augment: "Inception crop {:g} to {:g}".format(*augment.crop_area)
-    ),
+    "inception": Crop(inception_crop, describe_inception),
+    "simple": Crop(simple_crop, lambda augment: f"simple random crop padded by {augment.pad}"),
     "resize": Crop(random_crop, lambda augment: f"random crop of {augment.crop_keep:g}"),
     "pad": Crop(pad_and_crop, lambda augment: f"padded by {augment.pad}, cropped"),
     "none": Crop(no_crop, lambda augment: "resized"),
@@ -443,11 +577,18 @@ def average_areas(pixels, axis: int, first, size: int, shrinkage) -> tf.Tensor:
     return tf.einsum(equation, parts, shares / shrinkage)
 
 
-def resize(image, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes bilinearly, uint8 (H, W, C) -> uint8 (*size, C).
+def resize(image, size, method: str = "bilinear") -> tf.Tensor:
+    """Resizes, uint8 (H, W, C) -> uint8 (*size, C).
 
-    If a side shrinks to less than half, averages over pixels: interpolation would skip some.
+    Args:
+        image: uint8 (H, W, C).
+        size: (height, width), or int32 (2,).
+        method: "bicubic" averages over the pixels that a new one covers, as Pillow does;
+            "bilinear" only if a side shrinks to less than half: interpolation would skip some.
     """
+    if method == "bicubic":
+        pixels = tf.image.resize(image, size, method="bicubic", antialias=True)
+        return to_uint8(tf.clip_by_value(pixels, 0.0, 255.0))  # it overshoots
 
     def bilinear(antialias):
         return lambda: tf.image.resize(image, size, method="bilinear", antialias=antialias)

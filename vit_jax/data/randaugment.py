@@ -1,47 +1,107 @@
-"""RandAugment (arXiv:1909.13719) and color jitter, as stateless TensorFlow operations.
+"""RandAugment (arXiv:1909.13719), 3-Augment (arXiv:2204.07118) and color jitter, in TensorFlow.
 
-Images are uint8 (H, W, C). Operations that Pillow has give Pillow's results. Magnitudes
-are those that the ViT recipes were published with (`randaug(n, m)` of big_vision, from
-TensorFlow's AutoAugment): strengths grow linearly with the magnitude, and 10 is the unit. Two
-things differ from that code: contrast blends with the image's mean gray, as in Pillow, and lengths
-in pixels scale with the image.
+All operations are stateless. Images are uint8 (H, W, C). Operations that Pillow has give Pillow's
+results. RandAugment is one of three kinds, `config.augment.randaugment_kind`:
 
-To add an operation, write the function and give it a row in OPERATIONS; every row is drawn equally
-often.
+* "pillow": the operations and magnitudes that the ViT recipes were published with (`randaug(n, m)`
+  of big_vision, from TensorFlow's AutoAugment): strengths grow linearly with the magnitude, and 10
+  is the unit. Two things differ from that code: contrast blends with the image's mean gray, as in
+  Pillow, and lengths in pixels scale with the image.
+* "tensorflow": the same, except that contrast is what that code has: see `contrast_by_size`.
+* "timm": as DeiT used it (`rand-m9-mstd0.5-inc1` of timm): each operation is applied with
+  probability 0.5, at a magnitude that varies; strengths grow with the magnitude for all operations;
+  geometry interpolates bicubically, and fills with the mean of the dataset.
+
+To add an operation, write the function and give it a row in OPERATIONS or in `timm_operations`;
+every row is drawn equally often.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vit_jax.data import tf
 
-FILL = 128  # the value of pixels that geometry and cutout leave empty
+FILL = 128  # the value of pixels that geometry and cutout leave empty; "timm" fills with the mean
+BLUR_RADIUS = 6  # pixels: three standard deviations at most
+TIMM_PROB, TIMM_STD = 0.5, 0.5  # of applying an operation; of the magnitude
 
 # Lengths in pixels at magnitude 10, for images that are 224 pixels wide.
 TRANSLATE, CUTOUT, REFERENCE_WIDTH = 100.0, 40.0, 224.0
 
 
-def randaugment(image, seed, layers: int, magnitude: float) -> tf.Tensor:
-    """Applies `layers` operations in a row, each drawn at random from OPERATIONS.
+def randaugment(
+    image, seed, layers: int, magnitude: float, kind: str = "pillow", mean=(0.5,)
+) -> tf.Tensor:
+    """Applies `layers` operations in a row, each drawn at random.
 
     Args:
         image: uint8 (H, W, C).
         seed: int64 (2,), the source of all randomness.
         layers: the number of operations.
         magnitude: their strength; 10 is the unit.
+        kind: one of KINDS.
+        mean: `config.augment.mean`; used by the kind "timm".
     """
-    level = magnitude / 10.0
+    operations = KINDS[kind](mean)
     for layer in range(layers):
         layer_seed = tf.random.fold_in(seed, layer)
-        choice_seed, sign_seed, operation_seed = tf.unstack(tf.random.split(layer_seed, 3))
-        choice = tf.random.stateless_uniform((), choice_seed, 0, len(OPERATIONS), tf.int32)
-        sign = tf.where(tf.random.stateless_uniform((), sign_seed) < 0.5, -1.0, 1.0)
-        branches = [
-            lambda op=op, image=image, sign=sign, seed=operation_seed: op(image, level, sign, seed)
-            for op in OPERATIONS.values()
-        ]
-        shape = image.shape
-        image = tf.ensure_shape(tf.switch_case(choice, branches), shape)
+        if kind == "timm":
+            image = apply_as_timm(operations, image, layer_seed, magnitude)
+        else:
+            image = apply_one(operations, image, layer_seed, magnitude / 10.0)
     return image
+
+
+def apply_one(operations: dict, image, seed, level) -> tf.Tensor:
+    """Applies one of the operations, drawn at random.
+
+    Args:
+        operations: name -> function of (image, level, sign, seed), such as OPERATIONS.
+        image: uint8 (H, W, C).
+        seed: int64 (2,).
+        level: magnitude / 10.
+    """
+    choice_seed, sign_seed, operation_seed = tf.unstack(tf.random.split(seed, 3))
+    choice = tf.random.stateless_uniform((), choice_seed, 0, len(operations), tf.int32)
+    sign = tf.where(tf.random.stateless_uniform((), sign_seed) < 0.5, -1.0, 1.0)
+    branches = [
+        lambda op=op: tf.ensure_shape(op(image, level, sign, operation_seed), image.shape)
+        for op in operations.values()
+    ]
+    return tf.ensure_shape(tf.switch_case(choice, branches), image.shape)
+
+
+def apply_as_timm(operations: dict, image, seed, magnitude: float) -> tf.Tensor:
+    """Applies one operation half of the time, at a magnitude from N(magnitude, 0.5)."""
+    apply_seed, level_seed, operation_seed = tf.unstack(tf.random.split(seed, 3))
+    level = magnitude + TIMM_STD * tf.random.stateless_normal((), level_seed)
+    level = tf.clip_by_value(level, 0.0, 10.0) / 10.0
+    return tf.cond(
+        tf.random.stateless_uniform((), apply_seed) < TIMM_PROB,
+        lambda: apply_one(operations, image, operation_seed, level),
+        lambda: image,
+    )
+
+
+def three_augment(image, seed) -> tf.Tensor:
+    """Applies grayscale, solarize or a Gaussian blur, equally likely (arXiv:2204.07118, 3.2).
+
+    The blur's standard deviation is from 0.1 to 2 pixels.
+
+    Args:
+        image: uint8 (H, W, C).
+        seed: int64 (2,), the source of all randomness.
+    """
+    choice_seed, blur_seed = tf.unstack(tf.random.split(seed, 2))
+    sigma = tf.random.stateless_uniform((), blur_seed, 0.1, 2.0)
+    branches = [
+        lambda: tf.cast(grayscale(image), tf.uint8),
+        lambda: solarize(image, 128),
+        lambda: gaussian_blur(image, sigma),
+    ]
+    choice = tf.random.stateless_uniform((), choice_seed, 0, len(branches), tf.int32)
+    return tf.ensure_shape(tf.switch_case(choice, branches), image.shape)
 
 
 def color_jitter(image, seed, strengths: tuple[float, float, float]) -> tf.Tensor:
@@ -98,23 +158,21 @@ def invert(image) -> tf.Tensor:
     return 255 - image
 
 
-def posterize(image, bits: int) -> tf.Tensor:
-    """Keeps the highest `bits` bits of each value."""
-    mask = 256 - (1 << (8 - bits))
-    return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
+def posterize(image, bits) -> tf.Tensor:
+    """Keeps the highest `bits` bits of each value, 0 to 8."""
+    mask = 256 - tf.bitwise.left_shift(1, 8 - bits)
+    return tf.bitwise.bitwise_and(image, tf.cast(mask, tf.uint8))
 
 
-def solarize(image, threshold: int) -> tf.Tensor:
-    """Inverts values from the threshold up."""
-    if threshold > 255:
-        return image
-    inverted = 255 * tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8)
+def solarize(image, threshold) -> tf.Tensor:
+    """Inverts values from the threshold up, 0 to 256."""
+    inverted = 255 * tf.cast(tf.cast(image, tf.int32) >= threshold, tf.uint8)
     return tf.bitwise.bitwise_xor(image, inverted)
 
 
-def solarize_add(image, addition: int) -> tf.Tensor:
+def solarize_add(image, addition) -> tf.Tensor:
     """Adds to values below 128."""
-    added = tf.minimum(255 - image, tf.constant(min(addition, 255), tf.uint8))
+    added = tf.minimum(255 - image, tf.cast(tf.minimum(addition, 255), tf.uint8))
     return image + added * tf.cast(image < 128, tf.uint8)
 
 
@@ -126,6 +184,17 @@ def color(image, factor) -> tf.Tensor:
 def contrast(image, factor) -> tf.Tensor:
     """Scales the contrast; factor 0 is the mean gray, 1 the image."""
     return blend(tf.floor(tf.reduce_mean(grayscale(image)) + 0.5), image, factor)
+
+
+def contrast_by_size(image, factor) -> tf.Tensor:
+    """Scales the contrast as TensorFlow's AutoAugment and big_vision do.
+
+    Factor 0 is a gray that depends on the image's size alone: what should be the mean of a
+    histogram is the mean number of pixels in its 256 bins, up to 255, such as 196 for 224 x 224
+    pixels.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    return blend(tf.cast(tf.minimum(height * width // 256, 255), tf.float32), image, factor)
 
 
 def brightness(image, factor) -> tf.Tensor:
@@ -159,6 +228,23 @@ def blend(degenerate, image, factor) -> tf.Tensor:
     """Returns degenerate + factor x (image - degenerate), clipped to 0 .. 255."""
     mixed = degenerate + factor * (tf.cast(image, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
+
+
+def gaussian_blur(image, sigma) -> tf.Tensor:
+    """Blurs with a Gaussian of up to 2 pixels; the border's pixels are repeated beyond it."""
+    offsets = tf.range(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    weights = tf.exp(-0.5 * tf.square(tf.cast(offsets, tf.float32) / sigma))
+    weights /= tf.reduce_sum(weights)
+    channels = image.shape[-1]
+    pixels = tf.cast(image, tf.float32)
+    for axis in (0, 1):
+        side = tf.shape(image)[axis]
+        padded = tf.clip_by_value(tf.range(-BLUR_RADIUS, side + BLUR_RADIUS), 0, side - 1)
+        shape = (-1, 1, 1, 1) if axis == 0 else (1, -1, 1, 1)
+        kernel = tf.reshape(weights, shape) * tf.ones((1, 1, channels, 1))
+        pixels = tf.gather(pixels, padded, axis=axis)[None]
+        pixels = tf.nn.depthwise_conv2d(pixels, kernel, (1, 1, 1, 1), "VALID")[0]
+    return tf.cast(pixels + 0.5, tf.uint8)
 
 
 def shear_x(image, slope) -> tf.Tensor:
@@ -199,12 +285,16 @@ def filled(shape) -> tf.Tensor:
 
 def rotate(image, degrees) -> tf.Tensor:
     """Rotates counterclockwise about the center."""
+    return transform(image, rotation(image, degrees))
+
+
+def rotation(image, degrees) -> tuple:
+    """Returns the rows of a rotation about the center of an image, for `transform`."""
     angle = degrees * (3.141592653589793 / 180.0)
     cos, sin = tf.cos(angle), tf.sin(angle)
     height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
     x, y = width / 2, height / 2
-    rows = ((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
-    return transform(image, rows)
+    return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
 
 
 def transform(image, rows) -> tf.Tensor:
@@ -225,6 +315,55 @@ def transform(image, rows) -> tf.Tensor:
         fill_mode="CONSTANT",
         fill_value=float(FILL),
     )[0]
+
+
+def transform_bicubic(image, rows, fill, axes=(0, 1)) -> tf.Tensor:
+    """Applies an affine transform with bicubic sampling, as Pillow's `Image.transform` does.
+
+    Args:
+        image: uint8 (H, W, C).
+        rows: as in `transform`.
+        fill: the value of pixels from outside the image: one number, or one per channel.
+        axes: the axes, 0 or 1, along which the transform moves pixels.
+    """
+    (a, b, c), (d, e, f) = rows
+    height, width = tf.unstack(tf.shape(image)[:2])
+    x = tf.range(width, dtype=tf.float32)[None] + 0.5
+    y = tf.range(height, dtype=tf.float32)[:, None] + 0.5
+    x, y = a * x + b * y + c, d * x + e * y + f  # (H, W): where each pixel is from
+    inside = (
+        (x >= 0) & (x < tf.cast(width, tf.float32)) & (y >= 0) & (y < tf.cast(height, tf.float32))
+    )
+    row_taps = cubic_taps(y, height)[slice(None) if 0 in axes else slice(1, 2)]
+    column_taps = cubic_taps(x, width)[slice(None) if 1 in axes else slice(1, 2)]
+    pixels = tf.cast(tf.reshape(image, (-1, image.shape[-1])), tf.float32)
+    total = 0.0
+    for row, row_weight in row_taps:
+        for column, column_weight in column_taps:
+            found = tf.gather(pixels, row * width + column)  # (H, W, C)
+            total += (row_weight * column_weight)[..., None] * found
+    sampled = tf.where(inside[..., None], tf.clip_by_value(total, 0.0, 255.0), fill)
+    return tf.cast(sampled, tf.uint8)
+
+
+def cubic_taps(position, side) -> list[tuple]:
+    """Returns the indices and weights of four pixels around each position along an axis.
+
+    The weights are Pillow's for transforms, Keys's with a = -1 (for resizing, a = -1/2).
+    """
+    first = tf.floor(position - 0.5)
+    t = position - 0.5 - first
+    weights = (
+        t * (-1.0 + t * (2.0 - t)),
+        1.0 + t * t * (t - 2.0),
+        t * (1.0 + t * (1.0 - t)),
+        t * t * (t - 1.0),
+    )
+    first = tf.cast(first, tf.int32)
+    return [
+        (tf.clip_by_value(first + offset, 0, side - 1), weight)
+        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)
+    ]
 
 
 def cutout(image, half_side: int, seed) -> tf.Tensor:
@@ -254,6 +393,10 @@ def enhancement_factor(level: float) -> float:
     return 1.8 * level + 0.1
 
 
+def published_contrast(image, level: float, sign, seed) -> tf.Tensor:
+    return contrast_by_size(image, enhancement_factor(level))
+
+
 # Name -> function of (image, level, sign, seed): level is magnitude / 10, and sign, -1 or 1, is
 # drawn at random.
 OPERATIONS = {
@@ -278,4 +421,71 @@ OPERATIONS = {
     ),
     "cutout": lambda image, level, sign, seed: cutout(image, cutout_half_side(image, level), seed),
     "solarize_add": lambda image, level, sign, seed: solarize_add(image, int(110 * level)),
+}
+
+
+def timm_operations(mean) -> dict[str, Callable]:
+    """Returns the operations of the kind "timm", as functions like those of OPERATIONS.
+
+    Args:
+        mean: `config.augment.mean`, which geometry fills with.
+    """
+    fill = tf.constant([round(255 * value) for value in mean], tf.float32)
+
+    def shear(axis):
+        def operation(image, level, sign, seed):
+            slope = 0.3 * level * sign
+            rows = (
+                ((1.0, slope, 0.0), (0.0, 1.0, 0.0))
+                if axis
+                else ((1.0, 0.0, 0.0), (slope, 1.0, 0.0))
+            )
+            return transform_bicubic(image, rows, fill, (axis,))
+
+        return operation
+
+    def translate(axis):
+        def operation(image, level, sign, seed):
+            pixels = 0.45 * level * sign * tf.cast(tf.shape(image)[axis], tf.float32)
+            x, y = (pixels, 0.0) if axis else (0.0, pixels)
+            return transform_bicubic(image, ((1.0, 0.0, x), (0.0, 1.0, y)), fill, (axis,))
+
+        return operation
+
+    def rotate(image, level, sign, seed):
+        return transform_bicubic(image, rotation(image, 30.0 * level * sign), fill)
+
+    def enhance(function):
+        # 1 changes nothing; with the magnitude, the factor moves away from it in both directions.
+        return lambda image, level, sign, seed: function(
+            image, tf.maximum(1.0 + 0.9 * level * sign, 0.1)
+        )
+
+    def whole(strength):
+        return tf.cast(strength, tf.int32)  # rounded down
+
+    return {
+        "autocontrast": OPERATIONS["autocontrast"],
+        "equalize": OPERATIONS["equalize"],
+        "invert": OPERATIONS["invert"],
+        "rotate": rotate,
+        "posterize": lambda image, level, sign, seed: posterize(image, 4 - whole(4 * level)),
+        "solarize": lambda image, level, sign, seed: solarize(image, 256 - whole(256 * level)),
+        "solarize_add": lambda image, level, sign, seed: solarize_add(image, whole(110 * level)),
+        "color": enhance(color),
+        "contrast": enhance(contrast),
+        "brightness": enhance(brightness),
+        "sharpness": enhance(sharpness),
+        "shear_x": shear(axis=1),
+        "shear_y": shear(axis=0),
+        "translate_x": translate(axis=1),
+        "translate_y": translate(axis=0),
+    }
+
+
+# Name -> function from `config.augment.mean` to its operations.
+KINDS = {
+    "pillow": lambda mean: OPERATIONS,
+    "tensorflow": lambda mean: OPERATIONS | {"contrast": published_contrast},
+    "timm": timm_operations,
 }

@@ -16,13 +16,14 @@ MEMORY_FOR_READING = 256 << 20  # bytes in the buffers of open files, of an epoc
 
 
 def global_shuffle(
-    source: RandomAccess, seed, batch_size, first_step, rows, offset: int = 0
+    source: RandomAccess, seed, batch_size, first_step, rows, offset: int = 0, repeats: int = 1
 ) -> tf.data.Dataset:
-    """Returns the endless stream of (epoch, index, handle), permuted over the whole split.
+    """Returns the endless stream of (showing, index, handle), permuted over the whole split.
 
-    Position p of the global stream is in epoch p // n, at position p % n of that epoch's
-    permutation of the n examples. Permutations are computed per index, not stored, so the stream
-    can start anywhere.
+    Position p of the global stream is in epoch p // n, at position p % n // repeats of that
+    epoch's permutation of the n examples. Permutations are computed per index, not stored, so the
+    stream can start anywhere. `showing` is the epoch, if examples aren't repeated, and otherwise
+    epoch * repeats + the number of the copy: no two views of an example have the same.
 
     Args:
         source: the split.
@@ -31,6 +32,8 @@ def global_shuffle(
         first_step: the step to start at.
         rows: indices into each global batch: the examples that this process reads.
         offset: the position at which step 0 would begin, if all steps had this batch size.
+        repeats: how many times in a row each example comes (arXiv:1902.05509). An epoch still has
+            n positions, and so the first of the permutation's examples.
     """
     n, local_batch, rows = source.num_examples, len(rows), tf.constant(rows, tf.int64)
 
@@ -39,8 +42,8 @@ def global_shuffle(
         position = offset + step * batch_size + rows[local_position % local_batch]
         epoch, position_in_epoch = position // n, position % n
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = permuted_index(position_in_epoch, epoch_seed, n)
-        return epoch, index
+        index = permuted_index(position_in_epoch // repeats, epoch_seed, n)
+        return epoch * repeats + position_in_epoch % repeats, index
 
     return source.with_handles(
         tf.data.Dataset.range(first_step * local_batch, FOREVER).map(example)
@@ -81,11 +84,12 @@ def parts_shuffle(
     rows,
     parts,
     offset: int = 0,
+    repeats: int = 1,
     same_seed: bool = False,
     ignore_errors=False,
     **settings,
 ) -> tf.data.Dataset:
-    """Returns this process's rows of the endless stream of (epoch, index, handle).
+    """Returns this process's rows of the endless stream of (showing, index, handle).
 
     Each part of the split is shuffled through a buffer of its own, and fills the same rows of each
     batch. The stream thus doesn't depend on the processes. A process reads the parts that its rows
@@ -98,7 +102,7 @@ def parts_shuffle(
         first_step: the step to start at.
         rows: indices into each global batch, ascending: the examples that this process reads.
         parts: the number of parts; it divides `batch_size`.
-        offset: as in `global_shuffle`.
+        offset, repeats: as in `global_shuffle`, for the epochs of each part.
         same_seed: whether all parts have the same seed, as in runs of earlier versions.
         ignore_errors: as in `RecordFiles`.
         **settings: of each part: `buffer_size`, `files_at_once`.
@@ -113,6 +117,7 @@ def parts_shuffle(
         first, last = share_range(source.num_examples, part, parts)
         position = (offset + first_step * batch_size) // parts
         reading = dict(ignore_errors=ignore_errors, read_bytes=read_bytes, **settings)
+        reading["repeats"] = repeats
         part_seed = seed if same_seed else fold_in(seed, part)
         records = buffer_shuffle(source, part_seed, position, first=first, last=last, **reading)
         kept = np.isin(np.arange(rows_of_part), row_in_part[part_of_row == part])
@@ -140,9 +145,10 @@ def buffer_shuffle(
     buffer_size: int,
     first: int,
     last: int,
+    repeats: int = 1,
     **reading,
 ) -> tf.data.Dataset:
-    """Returns the endless stream of (epoch, index, handle), shuffled through a buffer.
+    """Returns the endless stream of (showing, index, handle), shuffled through a buffer.
 
     Even and odd epochs are two streams with a buffer each, so that the next epoch's buffer fills
     while the last `buffer_size` records of an epoch leave theirs.
@@ -153,6 +159,7 @@ def buffer_shuffle(
         first_position: how many examples of the stream to skip; those of the first epoch are read.
         buffer_size: the size of the buffer, in records.
         first, last: the stream has examples first .. last - 1.
+        repeats: as in `global_shuffle`.
         **reading: further arguments of `RecordFiles.shuffled`.
     """
     n = last - first
@@ -169,9 +176,10 @@ def buffer_shuffle(
         starts the epoch ahead of its first record.
         """
         records = source.shuffled(first, last, seed, epoch, buffer_size, **reading)
-        starter = tf.data.Dataset.from_tensors((np.int64(-1), ""))
+        records = repeat_each(records, repeats).take(n) if repeats > 1 else records.map(first_copy)
+        starter = tf.data.Dataset.from_tensors((np.int64(0), np.int64(-1), ""))
         records = starter.concatenate(records.skip(skipped_in(epoch)))
-        return records.map(lambda index, record: (epoch, index, record))
+        return records.map(lambda copy, index, record: (epoch * repeats + copy, index, record))
 
     def every_second_epoch(start):
         return tf.data.Dataset.range(start, FOREVER, 2).flat_map(epoch_records).prefetch(1)
@@ -191,7 +199,24 @@ def buffer_shuffle(
     choices = tf.data.Dataset.range(first_epoch, FOREVER).flat_map(epoch_choices)
     choices = repeat(np.int64(0), 1).concatenate(choices)  # the first epoch's starter
     records = tf.data.Dataset.choose_from_datasets(streams, choices)
-    return records.filter(lambda epoch, index, record: index >= 0)
+    return records.filter(lambda showing, index, record: index >= 0)
+
+
+def first_copy(index, record):
+    return np.int64(0), index, record
+
+
+def repeat_each(records: tf.data.Dataset, repeats: int) -> tf.data.Dataset:
+    """Returns (copy, index, record), each record `repeats` times in a row, for copies from 0."""
+
+    def copies(index, record):
+        return (
+            tf.range(repeats, dtype=tf.int64),
+            tf.fill((repeats,), index),
+            tf.fill((repeats,), record),
+        )
+
+    return records.map(copies).unbatch()
 
 
 def repeat(value, count) -> tf.data.Dataset:

@@ -49,6 +49,15 @@ MAY_CHANGE = (
     "num_epochs",
     "dataset.offset",
 )
+# What recipes set that they didn't before: fields that the code has gained, each with what runs did
+# until then, and a field that changed with them (None: the recorded value).
+SET_BY_RECIPES_SINCE = {
+    "augment.randaugment_kind": "pillow",
+    "augment.crop_distribution": "tensorflow",
+    "augment.resize_method": "bilinear",
+    "augment.eval_method": None,
+    "dataset.repeats": 1,
+}
 # What names a dataset. It may differ if the dataset is the same: `is_same_dataset`.
 NAMES_OF_DATASET = ("dataset.name", "dataset.train_split")
 # What tells datasets apart.
@@ -64,7 +73,8 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
     """Returns a configuration with what the run that it resumes has settled, if it resumes one.
 
     That is `go_on`, and fields that are read only when a run begins: where its weights came from
-    stays recorded, whatever is given now.
+    stays recorded, whatever is given now. A run from before SET_BY_RECIPES_SINCE goes on with what
+    its recipe was.
 
     Raises:
         LostConfigError: the recorded configuration is lost.
@@ -83,7 +93,29 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
             f"{workdir}: the run began from {old['init_from'] or 'random parameters'}, and goes on "
             f"from its own checkpoint; config.init_from={new['init_from']} isn't read"
         )
+    keep_recipe(workdir, old, config)
     return go_on(recorded, steps[-1], config)
+
+
+def keep_recipe(workdir, old: dict, config: ml_collections.ConfigDict) -> None:
+    """Sets SET_BY_RECIPES_SINCE in a configuration as a run did that was recorded before them.
+
+    Args:
+        workdir: the run's folder.
+        old: its recorded configuration, with dotted names.
+        config: the configuration that was given; changes.
+    """
+    if any(field in old for field, value in SET_BY_RECIPES_SINCE.items() if value is not None):
+        return
+    new = as_flat_dict(config)
+    kept = {field: old.get(field, value) for field, value in SET_BY_RECIPES_SINCE.items()}
+    changed = [field for field, value in kept.items() if value != new[field] is not None]
+    config.update_from_flattened_dict({field: kept[field] for field in changed})
+    if changed:
+        settings = ", ".join(f"{field}={kept[field]}" for field in changed)
+        logger.warning(
+            f"{workdir}: the run is from before its recipe changed, and goes on with {settings}"
+        )
 
 
 def go_on(

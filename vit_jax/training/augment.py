@@ -25,7 +25,7 @@ RANGES = {
 }
 
 
-def train_inputs(images, labels, key, num_classes: int, config):
+def train_inputs(images, labels, key, num_classes: int, config, repeats: int = 1):
     """Returns a training batch as the model and the loss take it.
 
     Args:
@@ -34,6 +34,7 @@ def train_inputs(images, labels, key, num_classes: int, config):
         key: the source of all randomness.
         num_classes: the number of classes.
         config: `config.augment`.
+        repeats: how many views of an example follow each other in the batch.
 
     Returns:
         float32 images (N, H, W, C) and targets (N, num_classes), each target summing to 1.
@@ -53,6 +54,7 @@ def train_inputs(images, labels, key, num_classes: int, config):
             cutmix_alpha=config.cutmix_alpha,
             cutmix_prob=config.cutmix_prob,
             per_example=config.mix_per_example,
+            distance=repeats,
         )
     return images, targets
 
@@ -100,12 +102,20 @@ def soft_labels(labels, num_classes: int, smoothing: float = 0.0):
 
 
 def mix(
-    images, targets, key, *, mixup_alpha=0.0, cutmix_alpha=0.0, cutmix_prob=0.5, per_example=False
+    images,
+    targets,
+    key,
+    *,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    cutmix_prob=0.5,
+    per_example=False,
+    distance: int = 1,
 ):
     """Applies MixUp (arXiv:1710.09412) or CutMix (arXiv:1905.04899), or one of them at random.
 
-    Each example is mixed with the one before it in the batch. Lambda, its own share, is drawn
-    from Beta(alpha, alpha). Targets are mixed by each example's actual share of the pixels.
+    Each example is mixed with the one `distance` before it in the batch. Lambda, its own share, is
+    drawn from Beta(alpha, alpha). Targets are mixed by each example's actual share of the pixels.
 
     Args:
         images, targets: (N, H, W, C) and (N, num_classes).
@@ -113,10 +123,11 @@ def mix(
             probability `cutmix_prob`.
         per_example: whether every example draws its own choice, lambda and box, instead of one
             per batch (per microbatch, with accumulation).
+        distance: how far the two are from each other.
     """
     n = len(images) if per_example else 1
     choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
-    partners, partner_targets = jnp.roll(images, 1, axis=0), jnp.roll(targets, 1, axis=0)
+    partners, partner_targets = (jnp.roll(array, distance, axis=0) for array in (images, targets))
 
     share = jnp.ones((n, 1))  # lambda
     pixel_share = jnp.ones((n, 1, 1, 1))  # the same for each pixel

@@ -27,15 +27,21 @@ def softmax_cross_entropy(logits, targets):
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def sigmoid_cross_entropy(logits, targets):
+def sigmoid_cross_entropy(logits, targets, *, binary: bool = False, mean: bool = False):
     """Returns the binary cross-entropy of sigmoid(logits), summed over classes, (N,).
 
     From arXiv:2006.07159, section 3.
 
     Args:
         logits, targets: (N, C).
+        binary: whether each class that a target has a share of counts as present, as in
+            arXiv:2110.00476, section 2.
+        mean: whether to average over classes instead.
     """
-    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+    if binary:
+        targets = jnp.where(targets > 0, 1.0, 0.0)
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return losses.mean(axis=-1) if mean else losses.sum(axis=-1)
 
 
 class Loss(NamedTuple):

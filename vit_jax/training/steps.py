@@ -108,9 +108,8 @@ def classes_forward(model, config) -> Callable:
 
     def forward(params, images, labels, key):
         augment_key, dropout_key = jax.random.split(key)
-        images, targets = augment.train_inputs(
-            images, labels, augment_key, model.num_classes, config.augment
-        )
+        arguments = (augment_key, model.num_classes, config.augment, config.dataset.repeats)
+        images, targets = augment.train_inputs(images, labels, *arguments)
         logits = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
         hits = jnp.argmax(logits, axis=-1) == labels
         return loss_fn(logits, targets).mean(), {"accuracy": hits.mean(dtype=jnp.float32)}

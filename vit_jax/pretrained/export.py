@@ -21,8 +21,7 @@ from vit_jax.checks import (
 )
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, posemb
-from vit_jax.models.stacking import unstack_blocks
-from vit_jax.paths import CLS, POSEMB, differing_shapes
+from vit_jax.paths import CLS, POSEMB, differing_shapes, unstack_blocks
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD

@@ -14,7 +14,6 @@ import numpy as np
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, checks, posemb
-from vit_jax.models.stacking import stack_blocks
 from vit_jax.paths import (
     CLS,
     EMBEDDING,
@@ -24,6 +23,7 @@ from vit_jax.paths import (
     differing_shapes,
     in_block,
     num_blocks,
+    stack_blocks,
 )
 from vit_jax.pretrained import architecture, resize
 from vit_jax.pretrained.weights import Weights, num_class_rows, read

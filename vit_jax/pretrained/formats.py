@@ -342,9 +342,7 @@ def from_timm(stored: Flat, num_heads: int, rope: str | None = None) -> Flat:
     Args:
         rope: which channels rotary positions turn together; see `rope_order`. None: they don't.
     """
-    hidden, outputs = (stored.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
-    is_packed = hidden is not None and outputs is not None and len(hidden) == 2 * outputs.shape[1]
-    names = TIMM_SWIGLU if is_packed else TIMM
+    names = TIMM_SWIGLU if has_packed_swiglu(stored) else TIMM
     names = dataclasses.replace(
         names,
         tensors=names.tensors | TIMM_OTHER_TENSORS,
@@ -361,6 +359,18 @@ def from_timm(stored: Flat, num_heads: int, rope: str | None = None) -> Flat:
             params[in_block(i, ROPE)] = frequencies[::-1, i]
     add_key_biases(params)
     return reorder_rope(params, rope) if rope else params
+
+
+def has_swiglu(stored: Flat) -> bool:
+    """Whether a model of timm has gated MLPs."""
+    return "blocks.0.mlp.fc1_g.weight" in stored or has_packed_swiglu(stored)
+
+
+def has_packed_swiglu(stored: Flat) -> bool:
+    """Whether the gate and the values of a model of timm are one layer."""
+    hidden, outputs = (stored.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    is_complete = hidden is not None and outputs is not None and outputs.ndim == 2
+    return is_complete and len(hidden) == 2 * outputs.shape[1]
 
 
 def add_key_biases(params: Flat) -> None:

@@ -302,7 +302,7 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         "pool": timm_pool(path, tensors, config, arguments),
         "pool_norm": "after" if "fc_norm.weight" in tensors else "before",
     }
-    if "mlp.fc1_g.weight" not in str(list(tensors)):
+    if not formats.has_swiglu(tensors):
         activation = {"tanh": "gelu_tanh", "quick": "quick_gelu"}.get(known.get("gelu"), "gelu")
         activation = get_setting(arguments, path, "act_layer", str, activation)
         fields["gelu"] = gelu_field(path, activation)

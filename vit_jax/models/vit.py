@@ -261,7 +261,7 @@ class VisionTransformer(nn.Module):
         width, depth, num_heads, mlp_dim: the size of the encoder. mlp_dim None is 4 x width.
         pool: the input of the head. "cls": the class token; "gap": the mean over patches;
             "cls_gap": both joined (DINOv2's linear head, arXiv:2304.07193); "map": attention
-            pooling; "none": every token, for logits (N, L, num_classes). For features of the
+            pooling of the patches; "none": every token, for logits (N, L, num_classes). For features of the
             patches, capture "tokens" instead.
         pool_norm: where the last norm is, if pool is "gap" or "cls": "before" pooling, or "after"
             it (timm's fc_norm).
@@ -464,8 +464,9 @@ class VisionTransformer(nn.Module):
     def pooled(self, x, mask):  # (N, L, D) -> (N, D), or (N, 2 D), or (N, L, D): see `pool`
         if self.pool == "cls" or self.pool_norm == "after":
             return x[:, 0]  # the class token, or the only token: the mean
+        first = self.num_prefix_tokens
         if self.pool in ("gap", "cls_gap"):
-            mean = mean_patch(x, mask, self.num_prefix_tokens)
+            mean = mean_patch(x, mask, first)
             return mean if self.pool == "gap" else jnp.concatenate([x[:, 0], mean], axis=-1)
         if self.pool == "map":
             return MAPHead(
@@ -477,7 +478,7 @@ class VisionTransformer(nn.Module):
                 attention_impl=self.attention_impl,
                 dtype=self.dtype,
                 name="MAPHead_0",
-            )(x, mask)
+            )(x[:, first:], None if mask is None else mask[:, first:])
         return x
 
     def classify(self, x):  # (..., D) -> float32 (..., num_classes)

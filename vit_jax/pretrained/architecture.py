@@ -51,6 +51,7 @@ OTHER_MODELS = (
 OTHER_ARCHITECTURES = (
     (r"_rpn_", "normalizes the branches' outputs"),
     (r"vit_pe_|sapiens2", "has rotary positions of another kind"),
+    (r"^test_vit3", "pools register tokens too"),
     (r"eva02_enormous", "normalizes the branches' outputs"),
 )
 

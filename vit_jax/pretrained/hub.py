@@ -245,8 +245,9 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
         fields["pool"] = "none"
     eps = get_setting(config, path, "layer_norm_eps", (int, float), fields["layer_norm_eps"])
     fields["layer_norm_eps"] = eps
-    hidden_act = get_setting(config, path, "hidden_act", str, activation)
-    fields["gelu"] = gelu_field(path, hidden_act)
+    if not any(".gate_proj." in name or ".weights_in." in name for name in tensors):
+        hidden_act = get_setting(config, path, "hidden_act", str, activation)
+        fields["gelu"] = gelu_field(path, hidden_act)
     if "num_attention_heads" in config:
         fields["num_heads"] = num_heads
     if model_type == "dinov3_vit":

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.init_mode = "weights"
     config.init_from_depth = placeholder(str)  # "stack" or "append": fills a deeper model
     config.init_from_patch = placeholder(str)  # "resize": to the model's patch size
+    config.init_from_resize = "google"  # or "torch": how positions are resized
     # (rows, columns) of the positions in init_from, if they aren't a square.
     config.init_from_grid = placeholder(object)
     config.init_from_required = False  # whether init_from must be set
@@ -127,17 +128,32 @@ def get_config() -> ConfigDict:
     config.model.depth = placeholder(int)
     config.model.num_heads = placeholder(int)
     config.model.mlp_dim = placeholder(int)
-    config.model.pool = "cls"  # or "gap", "map"
-    config.model.pool_norm = "before"  # or "after": where the last norm is, for pool "gap"
+    config.model.pool = "cls"  # or "gap", "cls_gap", "map"
+    config.model.pool_norm = "before"  # or "after": where the last norm is, for "gap" and "cls"
+    config.model.class_token = placeholder(bool)  # None: if pool needs one
+    config.model.reg_tokens = 0
     config.model.posemb = "learned"  # or "sincos2d", "sincos1d", "none"
+    config.model.no_embed_class = False  # True: only patches have positions
+    config.model.embed_reg = False  # True: register tokens have positions too
+    config.model.rope = "none"  # or "axial", "mixed": rotary positions
+    config.model.rope_temperature = 100.0
+    config.model.rope_grid = FieldReference("index", field_type=object)  # "centered", (rows, cols)
+    config.model.pre_norm = False  # True: a norm before the blocks
     config.model.norm = "pre"  # or "post"
-    config.model.gelu = "tanh"  # or "exact": the MLP's activation
+    config.model.norm_layer = "layernorm"  # or "rmsnorm"
+    config.model.qkv_bias = True
+    config.model.qk_norm = False
+    config.model.init_values = placeholder(float)  # LayerScale's, such as 1e-5
+    config.model.gelu = "tanh"  # or "exact", "quick": the MLP's activation
+    config.model.mlp_layer = "mlp"  # or "swiglu"
+    config.model.scale_mlp = False  # True: a norm of the MLP's hidden layer
     config.model.layer_norm_eps = 1e-6
     config.model.representation_size = placeholder(object)  # True: the width
     config.model.head_bias_init = 0.0
     config.model.dropout_rate = 0.0
     config.model.attention_dropout_rate = 0.0
     config.model.stochastic_depth_rate = 0.0
+    config.model.patch_drop_rate = 0.0
     config.model.scan = False
     config.model.remat = "auto"  # recomputes what doesn't fit; "none", "full", or between: vit.py
     config.model.attention_impl = "auto"  # or "pallas" (on TPU), "cudnn" (on GPU), "xla"

@@ -13,7 +13,7 @@ import vit_jax
 from vit_jax import pretrained
 from vit_jax.errors import UserError
 from vit_jax.inference.features import patch_features, pooled_features, quarter_layers
-from vit_jax.models.stacking import stack_blocks
+from vit_jax.paths import stack_blocks
 
 
 def features(model, params, images):

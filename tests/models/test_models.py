@@ -11,8 +11,8 @@ from conftest import apply, init, tiny_model
 from configs import common
 from vit_jax import models, paths
 from vit_jax.errors import UserError
-from vit_jax.models.stacking import stack_blocks, unstack_blocks
-from vit_jax.models.vit import GELUS, MlpBlock, drop_path
+from vit_jax.models.layers import GELUS, MlpBlock, drop_path
+from vit_jax.paths import stack_blocks, unstack_blocks
 
 # Google's counts, for 1,000 classes.
 NUM_PARAMETERS = {

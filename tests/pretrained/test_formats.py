@@ -23,8 +23,7 @@ from safetensors.numpy import save_file
 
 from vit_jax import pretrained
 from vit_jax.errors import UserError
-from vit_jax.models.stacking import stack_blocks
-from vit_jax.paths import POSEMB
+from vit_jax.paths import POSEMB, stack_blocks
 
 NEW_HF_NAMES = {
     "encoder.layer": "layers",

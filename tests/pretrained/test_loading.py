@@ -22,8 +22,7 @@ from configs import digits, vit_r50_b16
 from vit_jax import checkpoint, models, pretrained
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
-from vit_jax.models.stacking import unstack_blocks
-from vit_jax.paths import POSEMB
+from vit_jax.paths import POSEMB, unstack_blocks
 from vit_jax.pretrained import resize
 from vit_jax.runs import run_folder
 from vit_jax.training import train_state

@@ -8,7 +8,7 @@ import pytest
 from conftest import randomized, tiny_model
 
 from vit_jax.errors import UserError
-from vit_jax.models.stacking import stack_blocks, unstack_blocks
+from vit_jax.paths import stack_blocks, unstack_blocks
 from vit_jax.training import optim
 
 

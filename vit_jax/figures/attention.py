@@ -76,7 +76,8 @@ def head_maps(model, params, images):
         each patch gets, as the mean over all patches.
     """
     weights = captured_attention(model, params, images)
-    weights = weights[..., 0, 1:] if model.pool == "cls" else weights.mean(axis=-2)
+    to_patches = weights[..., model.num_prefix_tokens :]
+    weights = to_patches[..., 0, :] if model.has_class_token else to_patches.mean(axis=-2)
     return weights.reshape(*weights.shape[:3], *model.grid(images.shape[1:3]))
 
 
@@ -135,7 +136,8 @@ def attention_distances(model, params, images):
         model, params, images: see `head_maps`.
     """
     weights = captured_attention(model, params, images)
-    weights = weights[..., 1:, 1:] if model.pool == "cls" else weights
+    first = model.num_prefix_tokens
+    weights = weights[..., first:, first:]
     totals = weights.sum(axis=-1)  # over the patches; 0 if all attention is on the class token
     far = patch_distances(model.grid(images.shape[1:3]), model.token_pixels)
     return ((weights * far).sum(axis=-1) / jnp.maximum(totals, 1e-30)).mean(axis=-1)

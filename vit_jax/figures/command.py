@@ -150,7 +150,7 @@ def model_figures(subject: AnyModel, drawn: Images, layers: Sequence[int]):
         return attention.rollout(pixels, maps, drawn.captions, drawn.boxes, title)
 
     def heads():
-        source = "from the class token" if model.pool == "cls" else "that patches get, on average"
+        source = "from the class token" if model.has_class_token else "that patches get, on average"
         view = subject.views(pixels[:1])[0]
         maps = compute(attention.head_maps, pixels[:1])[0]
         title = f"Attention {source}, by block and head"

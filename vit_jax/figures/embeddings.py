@@ -131,9 +131,9 @@ def position_table(model, params, grid: tuple[int, int]) -> np.ndarray:
         raise UserError("model.posemb is 'none': the model has no position embeddings to compare")
     if model.posemb == "learned":
         table = params["Transformer"]["posembed_input"]["pos_embedding"]
-        table = table[:, int(model.pool == "cls") :]  # without the class token's
+        table = table[:, model.num_prefix_positions :]  # the patches'
     else:
-        table = posemb.table(model.posemb, *grid, model.width, has_class_token=False)
+        table = posemb.table(model.posemb, *grid, model.width, num_prefix=0)
     return np.asarray(table, np.float64).reshape(*grid, model.width)
 
 

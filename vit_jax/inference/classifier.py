@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -84,11 +85,11 @@ class Classifier(Predictor):
         """
         stored = weights.read(path, num_heads)
         stored.check_num_heads(num_heads)
-        model = models.create("B/16", **stored.model_fields)
         if image_size is None:
+            model = models.create("B/16", **stored.model_fields)
             image_size = pretrained.image_size_of(stored, model, grid)
         image_size = size_pair("image_size", image_size)
-        params = pretrained.load(stored, model, image_size, grid=grid, new_head=False)
+        model, params = pretrained.open(stored, image_size, grid=grid)
         return cls.from_weights(stored, model, params, image_size, class_names=class_names)
 
     @classmethod
@@ -135,7 +136,7 @@ class Classifier(Predictor):
     def check_positions(self) -> None:
         """Raises UserError if the parameters are for images of another size."""
         table = self.params.get("Transformer", {}).get("posembed_input")
-        length = self.model.num_tokens(self.image_size)
+        length = math.prod(self.model.grid(self.image_size)) + self.model.num_prefix_positions
         if table is not None and table["pos_embedding"].shape[1] != length:
             raise UserError(
                 f"image_size is {self.image_size}, but the parameters have positions for "
@@ -184,7 +185,9 @@ class Classifier(Predictor):
 
         def rollout(params, images):
             _, captured = self.model.apply({"params": params}, images, capture=("attention",))
-            shares = attention_rollout(captured["attention"], self.model.pool == "cls")
+            shares = attention_rollout(
+                captured["attention"], self.model.has_class_token, self.model.num_prefix_tokens
+            )
             return shares.reshape(-1, *self.model.grid(self.image_size))
 
         return self.of_views(rollout)

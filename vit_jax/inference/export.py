@@ -309,7 +309,7 @@ def with_position_table(classifier):
     if model.posemb not in posemb.FIXED:
         return classifier
     grid = model.grid(classifier.image_size)
-    table = posemb.table(model.posemb, *grid, model.width, model.pool == "cls")
+    table = posemb.table(model.posemb, *grid, model.width, model.num_prefix_positions)
     encoder = {**classifier.params["Transformer"], "posembed_input": {"pos_embedding": table}}
     return dataclasses.replace(
         classifier,

@@ -47,8 +47,8 @@ def check_layers(layers, depth: int) -> None:
 
 
 def as_map(model, tokens, images):  # (N, L, D) -> float32 (N, rows, columns, D)
-    """Arranges tokens as the patches of their images, without the class token."""
-    patches = tokens[:, 1:] if model.pool == "cls" else tokens
+    """Arranges tokens as the patches of their images, without class and register tokens."""
+    patches = tokens[:, model.num_prefix_tokens :]
     grid = model.grid(images.shape[1:3])
     return patches.reshape(-1, *grid, tokens.shape[-1]).astype(jnp.float32)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def attention_rollout(attention, has_class_token: bool):
+def attention_rollout(attention, has_class_token: bool, num_prefix_tokens: int | None = None):
     """Multiplies the attention of all blocks (arXiv:2005.00928, section 3).
 
     Each block counts as half identity, for the residual branch, and half attention, averaged over
@@ -12,7 +12,9 @@ def attention_rollout(attention, has_class_token: bool):
 
     Args:
         attention: the weights captured from a model, (depth, N, H, L, L), each row summing to 1.
-        has_class_token: whether the output is the first token; otherwise it is the mean of all.
+        has_class_token: whether the output is the first token; otherwise it is the mean of the
+            patches.
+        num_prefix_tokens: how many tokens come before the patches; None: only the class token.
 
     Returns:
         The share of each patch in the output, (N, patches), each row summing to 1.
@@ -25,5 +27,7 @@ def attention_rollout(attention, has_class_token: bool):
     _, n, _, length, _ = attention.shape
     identity = jnp.broadcast_to(jnp.eye(length), (n, length, length))
     product, _ = jax.lax.scan(multiply_block, identity, attention)
-    shares = product[:, 0, 1:] if has_class_token else product.mean(axis=1)
+    first = int(has_class_token) if num_prefix_tokens is None else num_prefix_tokens
+    to_patches = product[..., first:]
+    shares = to_patches[:, 0] if has_class_token else to_patches[:, first:].mean(axis=1)
     return shares / shares.sum(axis=-1, keepdims=True)

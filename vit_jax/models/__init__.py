@@ -8,7 +8,8 @@ from vit_jax.checks import check_choice
 from vit_jax.errors import UserError
 from vit_jax.models import variants
 from vit_jax.models.checks import check_fields, check_image, check_resnet
-from vit_jax.models.vit import GELUS, REMAT, VisionTransformer
+from vit_jax.models.layers import GELUS
+from vit_jax.models.vit import REMAT, VisionTransformer
 
 __all__ = [
     "FIELDS",
@@ -80,8 +81,9 @@ def from_config(config) -> VisionTransformer:
     If its objective isn't the prediction of classes, it has no head.
     """
     fields = {name: value for name, value in config.model.items() if value is not None}
-    if isinstance(fields.get("patch_size"), list):  # from a config.json
-        fields["patch_size"] = tuple(fields["patch_size"])
+    for name in ("patch_size", "rope_grid"):
+        if isinstance(fields.get(name), list):  # from a config.json
+            fields[name] = tuple(fields[name])
     if (stem := fields.get("resnet")) is not None:
         check_resnet(stem)
         fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}

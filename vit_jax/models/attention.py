@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
-from vit_jax.models import tpu_attention
+from vit_jax.models import posemb, tpu_attention
 from vit_jax.models.tpu_attention import ATTENTION_OUTPUT
 from vit_jax.parallel import sharding
 
@@ -36,9 +36,15 @@ class MultiHeadDotProductAttention(nn.Module):
     dtype: jnp.dtype
     dropout_rate: float = 0.0
     impl: str = "auto"
+    qkv_bias: bool = True
+    qk_norm: Callable | None = None  # makes a norm of each head's queries or keys
+    rope: str = "none"
+    rope_temperature: float = 100.0
 
     @nn.compact
-    def __call__(self, x, context=None, mask=None, key=None, weights: list | None = None):
+    def __call__(
+        self, x, context=None, mask=None, key=None, weights: list | None = None, coords=None
+    ):
         """Returns what the tokens of `x` gather from those of `context`, (N, Lq, D).
 
         Args:
@@ -47,15 +53,23 @@ class MultiHeadDotProductAttention(nn.Module):
             mask: bool (N, Lk), False for tokens of `context` to ignore; or None.
             key: drops attention weights; None: drops none.
             weights: a list that the weights after softmax, float32 (N, H, Lq, Lk), are added to.
+            coords: float (N or 1, L, 2), row and column of each token, for `rope`; or None.
         """
         context = x if context is None else context
         width = x.shape[-1]
         head_dim = width // self.num_heads
         heads = (self.num_heads, head_dim)
         project = functools.partial(Projection, kernel_init=self.kernel_init, dtype=self.dtype)
-        query = project((width,), heads, name="query")(x)
-        keys = project((width,), heads, name="key")(context)
-        value = project((width,), heads, name="value")(context)
+        query = project((width,), heads, self.qkv_bias, name="query")(x)
+        keys = project((width,), heads, self.qkv_bias, name="key")(context)
+        value = project((width,), heads, self.qkv_bias, name="value")(context)
+        if self.qk_norm is not None:
+            query, keys = (split_heads(x, self.num_heads) for x in (query, keys))
+            query, keys = self.qk_norm(name="query_ln")(query), self.qk_norm(name="key_ln")(keys)
+            query, keys = join_heads(query), join_heads(keys)
+        if coords is not None:
+            angles = self.angles(coords, head_dim)
+            query, keys = posemb.rotate(query, angles), posemb.rotate(keys, angles)
         if weights is None and (key is None or not self.dropout_rate):
             y = attend(query, keys, value, mask, self.num_heads, self.impl)
             y = checkpoint_name(y, ATTENTION_OUTPUT)
@@ -64,6 +78,16 @@ class MultiHeadDotProductAttention(nn.Module):
             drop = functools.partial(dropout, rng=key)
             y = plain_attention(query, keys, value, mask, self.num_heads, drop, weights)
         return project(heads, (width,), name="out")(y)
+
+    def angles(self, coords, head_dim: int):
+        """Returns by how much pairs of channels turn: (N or 1, L, 1 or H, d / 2)."""
+        if self.rope == "axial":
+            frequencies = posemb.axial_frequencies(head_dim, self.rope_temperature)
+        else:
+            init = functools.partial(posemb.mixed_frequencies, temperature=self.rope_temperature)
+            frequencies = self.param("rope_freqs", init, (2, self.num_heads, head_dim // 2))
+        rows, columns = coords[..., :1, None], coords[..., 1:, None]  # (N or 1, L, 1, 1)
+        return rows * frequencies[0] + columns * frequencies[1]
 
 
 class Projection(nn.Module):
@@ -75,8 +99,9 @@ class Projection(nn.Module):
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    kernel_init: Callable
-    dtype: jnp.dtype
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.xavier_uniform()
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):  # (N, L, inputs), flattened -> (N, L, outputs), flattened
@@ -86,9 +111,11 @@ class Projection(nn.Module):
             return self.kernel_init(key, flat_shape, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs))
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(flat_shape)
+        if not self.use_bias:
+            return x
         bias = self.param("bias", nn.initializers.zeros, self.outputs)
-        x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
-        x, bias = x @ kernel.reshape(flat_shape), bias.reshape(-1)
+        bias = bias.astype(self.dtype).reshape(-1)
         # Without a gradient of our own elsewhere: it excludes forward-mode differentiation.
         return add_bias(x, bias) if sharding.device_in_use().platform == "tpu" else x + bias
 

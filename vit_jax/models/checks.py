@@ -12,12 +12,17 @@ from vit_jax.models.attention import IMPLS
 from vit_jax.paths import CLS, EMBEDDING, POSEMB, STEM_ROOT
 
 CHOICES = {
-    "pool": ("cls", "gap", "map", "none"),
+    "pool": ("cls", "gap", "cls_gap", "map", "none"),
     "pool_norm": ("before", "after"),
+    "class_token": (None, False, True),
     "posemb": ("learned", *posemb.FIXED, "none"),
+    "rope": ("none", "axial", "mixed"),
     "norm": ("pre", "post"),
+    "norm_layer": ("layernorm", "rmsnorm"),
+    "mlp_layer": ("mlp", "swiglu"),
     "attention_impl": IMPLS,
-    "scan": (False, True),
+    **dict.fromkeys(("no_embed_class", "embed_reg", "pre_norm", "qkv_bias"), (False, True)),
+    **dict.fromkeys(("qk_norm", "scale_mlp", "scan"), (False, True)),
 }
 
 WIDTH = Range(1, 2**20, whole=True)
@@ -31,11 +36,15 @@ RANGES = {
     "num_heads": WIDTH,
     "mlp_dim": OPTIONAL_WIDTH,
     "representation_size": OPTIONAL_WIDTH,
+    "reg_tokens": Range(0, 1000, whole=True),
+    "rope_temperature": Range(0, 1e9, above=True),
+    "init_values": Range(0, 100, optional=True),
     "layer_norm_eps": Range(0, 1, above=True),
     "head_bias_init": FINITE,
     "dropout_rate": RATE,
     "attention_dropout_rate": RATE,
     "stochastic_depth_rate": RATE,
+    "patch_drop_rate": RATE,
 }
 
 
@@ -56,13 +65,43 @@ def check_fields(model) -> None:
             f"model.width {model.width} is not divisible by {divisor}, which model.posemb "
             f"{model.posemb!r} needs"
         )
-    if model.pool_norm == "after" and (model.pool, model.norm) != ("gap", "pre"):
+    after = model.pool_norm == "after"
+    if after and (model.pool not in ("cls", "gap") or model.norm != "pre"):
         raise UserError(
-            "model.pool_norm 'after' needs model.pool 'gap' and model.norm 'pre', not "
+            "model.pool_norm 'after' needs model.pool 'cls' or 'gap' and model.norm 'pre', not "
             f"{model.pool!r} and {model.norm!r}"
         )
+    check_tokens(model)
     if model.resnet is not None:
         check_resnet(model.resnet)
+
+
+def check_tokens(model) -> None:
+    """Raises UserError for conflicting fields of the tokens and their positions."""
+    if model.class_token is False and model.pool in ("cls", "cls_gap"):
+        raise UserError(f"model.class_token is False, but model.pool {model.pool!r} needs one")
+    if model.posemb != "learned":
+        for field in ("no_embed_class", "embed_reg"):
+            if getattr(model, field):
+                raise UserError(f"model.{field} needs model.posemb 'learned', not {model.posemb!r}")
+    if model.embed_reg and (model.no_embed_class or not model.reg_tokens):
+        raise UserError(
+            "model.embed_reg, positions for register tokens, needs model.reg_tokens > 0 and "
+            "model.no_embed_class False"
+        )
+    if model.rope == "none":
+        return
+    head_dim, grid = model.width // model.num_heads, model.rope_grid
+    if head_dim % 4:
+        raise UserError(
+            f"model.rope {model.rope!r} needs heads whose width is a multiple of 4, not {head_dim}"
+        )
+    if grid not in ("index", "centered"):
+        if isinstance(grid, str) or not isinstance(grid, Sequence):
+            raise UserError(
+                f"model.rope_grid is {grid!r}; it must be 'index', 'centered' or (rows, columns)"
+            )
+        size_pair("model.rope_grid", grid)
 
 
 def check_resnet(resnet) -> None:
@@ -130,13 +169,15 @@ def check_parameters(model, params, image_shape: Sequence[int]) -> None:
         )
     block, layer, leaf = POSEMB.split("/")
     positions = params.get(block, {}).get(layer, {}).get(leaf)
-    length = model.num_tokens(image_size)
-    has_same_tokens = (CLS in params) == (model.pool == "cls")
-    if positions is not None and has_same_tokens and positions.shape[1] != length:
-        rows, columns = model.grid(image_size)
+    rows, columns = model.grid(image_size)
+    has_same_tokens = (CLS in params) == model.has_class_token
+    if positions is None or not has_same_tokens:
+        return
+    stored = positions.shape[1] - model.num_prefix_positions
+    if stored != rows * columns:
         height, width = image_size
         raise UserError(
             f"images of {height}x{width} have {rows}x{columns} patches; the model's parameters "
-            f"have positions for {positions.shape[1] - (CLS in params)}: load them with "
+            f"have positions for {stored}: load them with "
             f"pretrained.load(path, model, image_size=({height}, {width})), which resizes them"
         )

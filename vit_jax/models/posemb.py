@@ -1,5 +1,6 @@
-"""Fixed position embeddings."""
+"""Position embeddings: fixed ones, and rotary ones."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,14 +31,64 @@ def sincos_1d(h: int, w: int, width: int, temperature: float = 10_000.0):
 FIXED = {"sincos2d": (sincos_2d, 4), "sincos1d": (sincos_1d, 2)}
 
 
-def table(kind: str, h: int, w: int, width: int, has_class_token: bool) -> np.ndarray:
+def table(kind: str, h: int, w: int, width: int, num_prefix: int) -> np.ndarray:
     """Returns what a model without learned positions adds to its tokens, float32 (1, L, width).
 
     Args:
         kind: a key of FIXED, or "none".
-        has_class_token: whether to prepend a row of zeros for the class token.
+        num_prefix: how many rows of zeros to prepend, for the class token and register tokens.
     """
     added = np.zeros((1, h * w, width), np.float32)
     if kind in FIXED:
         added = np.asarray(FIXED[kind][0](h, w, width))
-    return np.pad(added, ((0, 0), (int(has_class_token), 0), (0, 0)))
+    return np.pad(added, ((0, 0), (num_prefix, 0), (0, 0)))
+
+
+def coordinates(h: int, w: int, grid) -> jax.Array:
+    """Returns the row and column of each patch that rotary positions count, float32 (1, h * w, 2).
+
+    Args:
+        grid: "index": from 0; (rows, columns): of an image resized to so many; "centered": patches'
+            centers from -2 pi to 2 pi.
+    """
+    rows_columns = jnp.mgrid[:h, :w].reshape(2, h * w).T
+    if grid == "centered":
+        return (2 * jnp.pi * (2 * (rows_columns + 0.5) / jnp.array([h, w]) - 1))[None]
+    scale = (1, 1) if grid == "index" else (grid[0] / h, grid[1] / w)
+    return (rows_columns * jnp.array(scale, jnp.float32))[None]
+
+
+def axial_frequencies(head_dim: int, temperature: float):
+    """Returns the frequencies of rows and columns for each pair of channels, (2, 1, d / 2)."""
+    bands = temperature ** -(jnp.arange(head_dim // 4) / (head_dim // 4))
+    zeros = jnp.zeros_like(bands)
+    return jnp.stack([jnp.r_[bands, zeros], jnp.r_[zeros, bands]])[:, None]
+
+
+def mixed_frequencies(key, shape: tuple[int, ...], temperature: float):
+    """Draws initial frequencies (2, H, d / 2): axial ones, turned by an angle for each head.
+
+    As in arXiv:2403.13298, section 3.2, and the authors' code.
+    """
+    _, num_heads, half = shape
+    bands = temperature ** -(jnp.arange(half // 2) / (half // 2))
+    turn = jax.random.uniform(key, (num_heads, 1), maxval=2 * jnp.pi)
+    turns = turn, turn + jnp.pi / 2
+    columns = jnp.concatenate([bands * jnp.cos(angle) for angle in turns], axis=-1)
+    rows = jnp.concatenate([bands * jnp.sin(angle) for angle in turns], axis=-1)
+    return jnp.stack([rows, columns])
+
+
+def rotate(x, angles):
+    """Turns channels i and i + d / 2 of each head by an angle, computed in float32.
+
+    Args:
+        x: (N, L, H * d).
+        angles: (N or 1, L, 1 or H, d / 2).
+    """
+    *shape, width = x.shape
+    heads = x.reshape(*shape, -1, 2, angles.shape[-1])  # (N, L, H, 2, d / 2)
+    first, second = heads[..., 0, :], heads[..., 1, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)
+    return turned.astype(x.dtype).reshape(*shape, width)

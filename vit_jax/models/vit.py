@@ -6,7 +6,7 @@ the grid of patches, L: tokens, D: width, H: heads.
 
 To add a field, declare and document it in `VisionTransformer`; a field of the blocks is declared in
 `EncoderBlock` too, and named in `shared` of `VisionTransformer.encoder`. Give it the same default
-in `config.model` of configs/common.py, and a row in RANGES of checks.py, such as `"layer_scale":
+in `config.model` of configs/common.py, and a row in RANGES of checks.py, such as `"temperature":
 Range(0, 1)`, or in CHOICES there. A parameter of a block also needs its name in BLOCK_PARAMETERS of
 vit_jax/paths.py, such as `"gamma": P(None)` for `self.param("gamma", ...)`: an axis for each of its
 own, not for the layers that `scan` stacks.
@@ -20,14 +20,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checks import check_choice, lookup, size_pair
+from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb, resnet
 from vit_jax.models.attention import ATTENTION_OUTPUT, MultiHeadDotProductAttention
 from vit_jax.models.checks import check_fields, check_image, check_images, check_parameters
+from vit_jax.models.layers import (
+    NORMS,
+    LayerScale,
+    MAPHead,
+    MlpBlock,
+    draw_patches,
+    drop_path,
+    dropout,
+    mean_patch,
+    take_tokens,
+    xavier_uniform,
+)
 from vit_jax.parallel.sharding import shard_examples
-
-xavier_uniform = nn.initializers.xavier_uniform()
 
 # What the backward pass keeps of a block, for each value of the field `remat` that recomputes the
 # rest. An attention kernel isn't a matrix product to JAX: its output is kept by name.
@@ -42,38 +52,8 @@ REMAT_POLICIES = {
 }
 REMAT = ("auto", "none", *REMAT_POLICIES)
 
-# The MLP's activations: the values of the field `gelu`, named so in every recorded configuration.
-# To add one, give it a row here, and its formula a row of ACTIVATIONS in
-# tests/models/test_models.py.
-GELUS = {
-    "tanh": functools.partial(nn.gelu, approximate=True),  # Google's and big_vision's
-    "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch's default
-}
-
 BLOCK_CAPTURES = ("blocks", "attention")
 CAPTURES = (*BLOCK_CAPTURES, "tokens")
-
-
-class MlpBlock(nn.Module):
-    """Two dense layers with an activation in between: the MLP of Eq. 3."""
-
-    mlp_dim: int
-    gelu: str = "tanh"
-    dropout_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, key=None):  # (N, L, D) -> (N, L, D)
-        dense = functools.partial(
-            nn.Dense,
-            dtype=self.dtype,
-            kernel_init=xavier_uniform,
-            bias_init=nn.initializers.normal(stddev=1e-6),
-        )
-        y = dense(self.mlp_dim, name="Dense_0")(x)  # (N, L, mlp_dim)
-        y = lookup("model.gelu", self.gelu, GELUS)(y)
-        y = dropout(y, self.dropout_rate, key)
-        return dense(x.shape[-1], name="Dense_1")(y)
 
 
 class EncoderBlock(nn.Module):
@@ -86,7 +66,15 @@ class EncoderBlock(nn.Module):
     num_heads: int
     mlp_dim: int
     norm: str
+    norm_layer: str
     gelu: str
+    mlp_layer: str
+    scale_mlp: bool
+    qkv_bias: bool
+    qk_norm: bool
+    init_values: float | None
+    rope: str
+    rope_temperature: float
     layer_norm_eps: float
     dropout_rate: float
     attention_dropout_rate: float
@@ -95,12 +83,13 @@ class EncoderBlock(nn.Module):
     capture: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x, mask, drop_path_rate, key):
+    def __call__(self, x, mask, coords, drop_path_rate, key):
         """Applies the block.
 
         Args:
             x: (N, L, D).
             mask: bool (N, L), False for tokens to ignore; or None.
+            coords: float (N or 1, L, 2), row and column of each token, for `rope`; or None.
             drop_path_rate: float (), the probability of dropping a branch; or None.
             key: the source of all randomness; None drops nothing.
 
@@ -108,7 +97,9 @@ class EncoderBlock(nn.Module):
             x (N, L, D), and a dict of what `capture` names: blocks (N, L, D), attention
             (N, H, L, L).
         """
-        layer_norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_eps, dtype=self.dtype)
+        norm = functools.partial(
+            NORMS[self.norm_layer], epsilon=self.layer_norm_eps, dtype=self.dtype
+        )
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = [] if "attention" in self.capture else None
         x = shard_examples(x)
@@ -120,57 +111,92 @@ class EncoderBlock(nn.Module):
                 self.dtype,
                 self.attention_dropout_rate,
                 self.attention_impl,
+                self.qkv_bias,
+                norm if self.qk_norm else None,
+                self.rope,
+                self.rope_temperature,
                 name="MultiHeadDotProductAttention_0",
-            )(y, mask=mask, key=keys[0], weights=weights)
-            return drop_path(dropout(y, self.dropout_rate, keys[1]), drop_path_rate, keys[2])
+            )(y, mask=mask, key=keys[0], weights=weights, coords=coords)
+            y = layer_scale("LayerScale_0", dropout(y, self.dropout_rate, keys[1]))
+            return drop_path(y, drop_path_rate, keys[2])
 
         def mlp(y):  # (N, L, D)
-            y = MlpBlock(self.mlp_dim, self.gelu, self.dropout_rate, self.dtype, name="MlpBlock_0")(
-                y, keys[3]
-            )
-            return drop_path(dropout(y, self.dropout_rate, keys[4]), drop_path_rate, keys[5])
+            y = MlpBlock(
+                self.mlp_dim,
+                self.gelu,
+                self.dropout_rate,
+                self.dtype,
+                self.mlp_layer,
+                norm if self.scale_mlp else None,
+                name="MlpBlock_0",
+            )(y, keys[3])
+            y = layer_scale("LayerScale_1", dropout(y, self.dropout_rate, keys[4]))
+            return drop_path(y, drop_path_rate, keys[5])
+
+        def layer_scale(name, y):
+            return y if self.init_values is None else LayerScale(self.init_values, name=name)(y)
 
         if self.norm == "pre":
-            x = x + attention(layer_norm(name="LayerNorm_0")(x))
-            x = x + mlp(layer_norm(name="LayerNorm_1")(x))
+            x = x + attention(norm(name="LayerNorm_0")(x))
+            x = x + mlp(norm(name="LayerNorm_1")(x))
         else:
-            x = layer_norm(name="LayerNorm_0")(x + attention(x))
-            x = layer_norm(name="LayerNorm_1")(x + mlp(x))
+            x = norm(name="LayerNorm_0")(x + attention(x))
+            x = norm(name="LayerNorm_1")(x + mlp(x))
         x = shard_examples(x)
         captured = {"blocks": x, "attention": weights[0] if weights else None}
         return x, {name: captured[name] for name in self.capture}
 
 
 class AddPositionEmbs(nn.Module):
-    """Adds a learned vector to each token, including the class token: Eq. 1."""
+    """Adds a learned vector to each token, including the class token: Eq. 1.
+
+    The tokens from `start` to `stop` have none: registers, or all that aren't patches.
+    """
+
+    start: int
+    stop: int
 
     @nn.compact
     def __call__(self, x):  # (N, L, D)
-        init = nn.initializers.normal(stddev=0.02)
-        return x + self.param("pos_embedding", init, (1, *x.shape[1:])).astype(x.dtype)
+        _, length, d = x.shape
+        missing, init = self.stop - self.start, nn.initializers.normal(stddev=0.02)
+        table = self.param("pos_embedding", init, (1, length - missing, d)).astype(x.dtype)
+        if missing:
+            before, after = jnp.split(table, [self.start], axis=1)
+            table = jnp.concatenate([before, jnp.zeros((1, missing, d), x.dtype), after], axis=1)
+        return x + table
 
 
 class Encoder(nn.Module):
     """Position embedding, blocks, and the last LayerNorm: Eq. 1-4.
 
-    With `pool_first` the tokens are averaged before the last LayerNorm. A post-norm encoder ends
-    with its last block's LayerNorm and has no `encoder_norm`.
+    With `pool_first`, "cls" or "gap", the tokens are pooled before the last LayerNorm. A post-norm
+    encoder ends with its last block's LayerNorm and has no `encoder_norm`.
     """
 
     depth: int
     block: dict  # fields of EncoderBlock
     learned_posemb: bool
-    pool_first: bool
+    num_prefix_tokens: int
+    num_prefix_positions: int
+    pre_norm: bool
+    pool_first: str | None
     dropout_rate: float
     stochastic_depth_rate: float
     scan: bool
     remat: str
 
     @nn.compact
-    def __call__(self, x, mask, train: bool, capture: tuple[str, ...]):
-        """Returns x (N, L, D), or (N, 1, D) with `pool_first`, and a dict of captured arrays."""
+    def __call__(self, x, mask, coords, keep, train: bool, capture: tuple[str, ...]):
+        """Returns x (N, L, D), or (N, 1, D) with `pool_first`, and a dict of captured arrays.
+
+        `keep`, int (N, K), are the indices of the tokens that the blocks see; None: all.
+        """
         if self.learned_posemb:
-            x = AddPositionEmbs(name="posembed_input")(x)
+            span = self.num_prefix_positions, self.num_prefix_tokens
+            x = AddPositionEmbs(*span, name="posembed_input")(x)
+        if keep is not None:
+            x, mask, coords = (take_tokens(array, keep) for array in (x, mask, coords))
         keys = rates = None
         if train and self.uses_randomness():
             keys = jax.random.split(self.make_rng("dropout"), 1 + self.depth)
@@ -178,19 +204,24 @@ class Encoder(nn.Module):
             keys = keys[1:]
         if self.stochastic_depth_rate:  # linear in depth (arXiv:1603.09382, section 3)
             rates = jnp.linspace(0.0, self.stochastic_depth_rate, self.depth)
+        epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
+        norm = functools.partial(NORMS[self.block["norm_layer"]], epsilon=epsilon, dtype=dtype)
+        if self.pre_norm:
+            x = norm(name="pre_norm")(x)
         in_blocks = tuple(name for name in capture if name in BLOCK_CAPTURES)
-        x, captured = self.blocks(x, mask, rates, keys, in_blocks)
+        x, captured = self.blocks(x, mask, coords, rates, keys, in_blocks)
         tokens = x
-        if self.pool_first:
-            x = mean_token(x, mask)[:, None]
+        if self.pool_first == "gap":
+            x = mean_patch(x, mask, self.num_prefix_tokens)[:, None]
+        elif self.pool_first == "cls":
+            x = x[:, :1]
         if self.block["norm"] == "pre":
-            epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
-            x = nn.LayerNorm(epsilon=epsilon, dtype=dtype, name="encoder_norm")(x)
+            x = norm(name="encoder_norm")(x)
         if "tokens" in capture:
             captured["tokens"] = tokens if self.pool_first else x
         return x, captured
 
-    def blocks(self, x, mask, rates, keys, capture):
+    def blocks(self, x, mask, coords, rates, keys, capture):
         block_cls = EncoderBlock
         if policy := REMAT_POLICIES.get(self.remat):
             block_cls = nn.remat(EncoderBlock, policy=policy, prevent_cse=not self.scan)
@@ -199,16 +230,16 @@ class Encoder(nn.Module):
                 block_cls,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0, 0),
+                in_axes=(nn.broadcast, nn.broadcast, 0, 0),
                 length=self.depth,
             )
             block = block_cls(**self.block, capture=capture, name="encoderblock")
-            return block(x, mask, rates, keys)
+            return block(x, mask, coords, rates, keys)
         captured = []
         for i in range(self.depth):
             rate, key = jax.tree.map(lambda leaf, i=i: leaf[i], (rates, keys))  # or None
             block = block_cls(**self.block, capture=capture, name=f"encoderblock_{i}")
-            x, outputs = block(x, mask, rate, key)
+            x, outputs = block(x, mask, coords, rate, key)
             captured.append(outputs)
         return x, {name: jnp.stack([outputs[name] for outputs in captured]) for name in capture}
 
@@ -216,32 +247,6 @@ class Encoder(nn.Module):
         """Whether training draws random numbers; without them, blocks get no key."""
         attention_dropout_rate = self.block["attention_dropout_rate"]
         return bool(self.dropout_rate or attention_dropout_rate or self.stochastic_depth_rate)
-
-
-class MAPHead(nn.Module):
-    """Pools the tokens by attention from one learned query (arXiv:2106.04560, section 3.3)."""
-
-    num_heads: int
-    mlp_dim: int
-    gelu: str
-    layer_norm_eps: float
-    attention_impl: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, mask):  # (N, L, D), (N, L) or None -> (N, D)
-        probe = self.param("probe", xavier_uniform, (1, 1, x.shape[-1]))
-        probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
-        x = MultiHeadDotProductAttention(
-            self.num_heads,
-            xavier_uniform,
-            self.dtype,
-            impl=self.attention_impl,
-            name="MultiHeadDotProductAttention_0",
-        )(probe, x, mask=mask)
-        y = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="LayerNorm_0")(x)
-        x = x + MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, name="MlpBlock_0")(y)
-        return x[:, 0]
 
 
 class VisionTransformer(nn.Module):
@@ -254,21 +259,45 @@ class VisionTransformer(nn.Module):
         resnet: the stem of a hybrid, such as dict(num_layers=(3, 4, 9), width_factor=1), see
             `resnet.stem`; None: no stem.
         width, depth, num_heads, mlp_dim: the size of the encoder. mlp_dim None is 4 x width.
-        pool: the input of the head. "cls": the class token; "gap": the mean over patches; "map":
-            attention pooling; "none": every token, for logits (N, L, num_classes). For
-            features of the patches, capture "tokens" instead.
-        pool_norm: where the last LayerNorm is, if pool is "gap": "before" the mean, or "after" it
-            (timm's fc_norm).
+        pool: the input of the head. "cls": the class token; "gap": the mean over patches;
+            "cls_gap": both joined (DINOv2's linear head, arXiv:2304.07193); "map": attention
+            pooling of the patches; "none": every token, for logits (N, L, num_classes). For features of the
+            patches, capture "tokens" instead.
+        pool_norm: where the last norm is, if pool is "gap" or "cls": "before" pooling, or "after"
+            it (timm's fc_norm).
+        class_token: whether there is a class token. None: if pool needs one.
+        reg_tokens: the number of register tokens, after the class token (arXiv:2309.16588).
         posemb: position embeddings: "learned" (with a row for the class token), "sincos2d",
             "sincos1d" or "none".
+        no_embed_class: whether learned positions have rows for patches only (arXiv:2204.07118).
+        embed_reg: whether they have rows for register tokens too, as for DeiT's distillation token.
+        rope: rotary positions, alone or beside `posemb` (arXiv:2403.13298): "none"; "axial": half
+            of a head's channels turn with the row, half with the column; "mixed": with both, by
+            learned frequencies.
+        rope_temperature: their longest wavelength is about 2 pi times this, in patches.
+        rope_grid: what they count. "index": patches; (rows, columns): patches of an image resized
+            to so many (EVA-02, arXiv:2303.11331); "centered": from -1 to 1, times 2 pi (DINOv3,
+            arXiv:2508.10104).
+        pre_norm: whether there is a norm before the blocks; the patch embedding then has no bias
+            (CLIP, arXiv:2103.00020).
         norm: "pre" (the paper) or "post" (a LayerNorm after each residual sum).
-        gelu: the MLP's activation, a key of GELUS: "tanh" (Google's GELU) or "exact" (PyTorch's).
-        layer_norm_eps: the epsilon of every LayerNorm.
+        norm_layer: every norm: "layernorm", or "rmsnorm" (arXiv:1910.07467).
+        qkv_bias: whether queries, keys and values have biases (without: arXiv:2302.05442).
+        qk_norm: whether each head's queries and keys are normalized (arXiv:2302.05442).
+        init_values: the initial scale of each residual branch, such as 1e-5, if there is
+            LayerScale (arXiv:2103.17239); None: there is none.
+        gelu: the MLP's activation, a key of GELUS: "tanh" (Google's GELU), "exact" (PyTorch's) or
+            "quick" (CLIP's).
+        mlp_layer: "mlp", or "swiglu": a hidden layer gated by SiLU instead (arXiv:2002.05202).
+        scale_mlp: whether there is a norm of the MLP's hidden layer (EVA-02).
+        layer_norm_eps: the epsilon of every norm.
         representation_size: the width of a tanh layer before the head; None: no such layer.
         head_bias_init: the initial bias of the head, whose weights start at zero.
         dropout_rate: applied after the position embedding, in the MLPs and after both branches.
         attention_dropout_rate: applied to the attention weights.
         stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
+        patch_drop_rate: the share of an image's patches that training leaves out of the
+            computation, drawn anew each time (arXiv:2212.00794).
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
         remat: what the backward pass recomputes, to save memory. "none"; "full": all of each
             block; "dots_and_attention": all but the matrix products with the weights and the
@@ -294,34 +323,53 @@ class VisionTransformer(nn.Module):
     mlp_dim: int | None = None
     pool: str = "cls"
     pool_norm: str = "before"
+    class_token: bool | None = None
+    reg_tokens: int = 0
     posemb: str = "learned"
+    no_embed_class: bool = False
+    embed_reg: bool = False
+    rope: str = "none"
+    rope_temperature: float = 100.0
+    rope_grid: str | Sequence[int] = "index"
+    pre_norm: bool = False
     norm: str = "pre"
+    norm_layer: str = "layernorm"
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    init_values: float | None = None
     gelu: str = "tanh"
+    mlp_layer: str = "mlp"
+    scale_mlp: bool = False
     layer_norm_eps: float = 1e-6
     representation_size: int | None = None
     head_bias_init: float = 0.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    patch_drop_rate: float = 0.0
     scan: bool = False
     remat: str = "auto"
     attention_impl: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool = False, mask=None, capture: Sequence[str] = ()):
+    def __call__(
+        self, images, *, train: bool = False, mask=None, keep=None, capture: Sequence[str] = ()
+    ):
         """Returns the logits of a batch of images.
 
         Args:
             images: float (N, height, width, channels); the patch size divides height and width.
-            train: turns on dropout and stochastic depth, which draw from rngs={"dropout": key}.
+            train: turns on all that drops something, which draws from rngs={"dropout": key}.
             mask: bool (N, L) over the patches in row order; False hides a patch from attention
                 and pooling.
+            keep: int (N, K), the indices of each image's patches to compute with, in row order;
+                the others are left out after their positions were added. None: all.
             capture: intermediate arrays to return too. "blocks": each block's output, before the
                 last LayerNorm, (depth, N, L, D). "attention": each block's weights after
                 softmax, (depth, N, H, L, L). "tokens": the input of pooling, (N, L, D): after
-                the last LayerNorm, or before it if pool_norm is "after". The class token, if
-                there is one, comes first in L.
+                the last norm, or before it if pool_norm is "after". Of L, the class token and
+                the registers come first, if there are any.
 
         Returns:
             float32 (N, num_classes); (N, L, num_classes) if pool is "none"; (N, D) without a
@@ -342,39 +390,70 @@ class VisionTransformer(nn.Module):
             check_choice("capture", name, CAPTURES)
         precision = "float32" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(precision):
-            logits, captured = self.logits(images, train, mask, tuple(capture))
+            logits, captured = self.logits(images, train, mask, keep, tuple(capture))
         return (logits, captured) if capture else logits
 
-    def logits(self, images, train, mask, capture):
+    def logits(self, images, train, mask, keep, capture):
         x, patch = images, self.patch_shape
         if self.resnet is not None:
             x = resnet.stem(x, **self.resnet, dtype=self.dtype)
         x = nn.Conv(
-            self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="embedding"
+            self.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=not self.pre_norm,
+            dtype=self.dtype,
+            name="embedding",
         )(x)  # (N, h, w, D)
         n, h, w, d = x.shape
         x = x.reshape(n, h * w, d)
         if self.posemb in posemb.FIXED:
             positions, _ = posemb.FIXED[self.posemb]
             x = x + positions(h, w, d).astype(x.dtype)
-        if self.pool == "cls":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
-            mask = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-        x, captured = self.encoder()(x, mask, train, capture)
+        x = jnp.concatenate([*self.prefix_tokens(n, x.dtype), x], axis=1)
+        prefix = (0, 0), (self.num_prefix_tokens, 0)
+        if mask is not None:
+            mask = jnp.pad(mask, prefix, constant_values=True)
+        coords = None
+        if self.rope != "none":  # prefix tokens are at the origin, so they don't turn
+            coords = jnp.pad(posemb.coordinates(h, w, self.rope_grid), (*prefix, (0, 0)))
+        if train and self.patch_drop_rate and keep is None:
+            keep = draw_patches(self.make_rng("dropout"), n, h * w, 1.0 - self.patch_drop_rate)
+        if keep is not None:
+            keep = jnp.pad(keep + self.num_prefix_tokens, prefix)
+            keep = keep.at[:, : self.num_prefix_tokens].set(jnp.arange(self.num_prefix_tokens))
+        x, captured = self.encoder()(x, mask, coords, keep, train, capture)
+        mask = mask if keep is None else take_tokens(mask, keep)
         x = shard_examples(self.pooled(x, mask))
         return shard_examples(self.classify(x)), captured
 
+    def prefix_tokens(self, n: int, dtype) -> list:
+        """Returns the class token, (N, 1, D), and the register tokens, (N, R, D), if any."""
+        tokens = []
+        for name, count, init in (
+            ("cls", int(self.has_class_token), nn.initializers.zeros),
+            ("reg_tokens", self.reg_tokens, nn.initializers.normal(stddev=1e-6)),
+        ):
+            if count:
+                token = self.param(name, init, (1, count, self.width)).astype(dtype)
+                tokens.append(jnp.broadcast_to(token, (n, count, self.width)))
+        return tokens
+
     def encoder(self) -> Encoder:
         # The fields of EncoderBlock, passed on. A new one must be added here.
-        shared = ("num_heads", "norm", "gelu", "layer_norm_eps", "dropout_rate")
-        shared += ("attention_dropout_rate", "attention_impl", "dtype")
+        shared = ("num_heads", "norm", "norm_layer", "gelu", "mlp_layer", "scale_mlp", "qkv_bias")
+        shared += ("qk_norm", "init_values", "rope", "rope_temperature", "layer_norm_eps")
+        shared += ("dropout_rate", "attention_dropout_rate", "attention_impl", "dtype")
         return Encoder(
             depth=self.depth,
             block={name: getattr(self, name) for name in shared}
             | {"mlp_dim": self.mlp_dim or 4 * self.width},
             learned_posemb=self.posemb == "learned",
-            pool_first=self.pool_norm == "after",
+            num_prefix_tokens=self.num_prefix_tokens,
+            num_prefix_positions=self.num_prefix_positions,
+            pre_norm=self.pre_norm,
+            pool_first=self.pool if self.pool_norm == "after" else None,
             dropout_rate=self.dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
             scan=self.scan,
@@ -382,21 +461,24 @@ class VisionTransformer(nn.Module):
             name="Transformer",
         )
 
-    def pooled(self, x, mask):  # (N, L, D) -> (N, D); (N, L, D) if pool is "none"
+    def pooled(self, x, mask):  # (N, L, D) -> (N, D), or (N, 2 D), or (N, L, D): see `pool`
         if self.pool == "cls" or self.pool_norm == "after":
             return x[:, 0]  # the class token, or the only token: the mean
-        if self.pool == "gap":
-            return mean_token(x, mask)
+        first = self.num_prefix_tokens
+        if self.pool in ("gap", "cls_gap"):
+            mean = mean_patch(x, mask, first)
+            return mean if self.pool == "gap" else jnp.concatenate([x[:, 0], mean], axis=-1)
         if self.pool == "map":
             return MAPHead(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim or 4 * self.width,
                 gelu=self.gelu,
+                norm_layer=self.norm_layer,
                 layer_norm_eps=self.layer_norm_eps,
                 attention_impl=self.attention_impl,
                 dtype=self.dtype,
                 name="MAPHead_0",
-            )(x, mask)
+            )(x[:, first:], None if mask is None else mask[:, first:])
         return x
 
     def classify(self, x):  # (..., D) -> float32 (..., num_classes)
@@ -412,6 +494,22 @@ class VisionTransformer(nn.Module):
             bias_init=nn.initializers.constant(self.head_bias_init),
             name="head",
         )(x)
+
+    @property
+    def has_class_token(self) -> bool:
+        needed = self.pool in ("cls", "cls_gap")
+        return needed if self.class_token is None else self.class_token
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens come before the patches: the class token and the registers."""
+        return self.has_class_token + self.reg_tokens
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """How many of them have a learned position."""
+        embedded = self.has_class_token + self.reg_tokens * self.embed_reg
+        return 0 if self.no_embed_class else embedded
 
     @property
     def patch_shape(self) -> tuple[int, int]:
@@ -430,28 +528,5 @@ class VisionTransformer(nn.Module):
         return tuple(side // pixels for side, pixels in sides)
 
     def num_tokens(self, image_size: Sequence[int]) -> int:
-        """Returns how many tokens an image of (height, width, ...) has, with the class token."""
-        return math.prod(self.grid(image_size)) + (self.pool == "cls")
-
-
-def mean_token(x, mask):  # (N, L, D), (N, L) or None -> (N, D)
-    return jnp.mean(x, axis=1, where=None if mask is None else mask[:, :, None])
-
-
-def dropout(x, rate, key):
-    """Zeroes elements with probability `rate`, and scales up the rest; no-op without a key."""
-    return nn.Dropout(rate, deterministic=key is None)(x, rng=key)
-
-
-def drop_path(x, rate, key):
-    """Stochastic depth (arXiv:1603.09382): drops the whole branch of an example.
-
-    Args:
-        x: (N, L, D).
-        rate: float (), may be traced; None: the identity.
-        key: None: the identity.
-    """
-    if key is None or rate is None:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (len(x), 1, 1))
-    return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
+        """Returns how many tokens an image of (height, width, ...) has, with the prefix tokens."""
+        return math.prod(self.grid(image_size)) + self.num_prefix_tokens

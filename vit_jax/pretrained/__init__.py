@@ -1,9 +1,11 @@
-"""Weights of other codebases: `load` reads any of their formats, `save` writes them.
+"""Weights of other codebases: `open` reads a model of any of them, `load` the parameters of a given
+model; `save` writes them.
 
 `python -m vit_jax.pretrained SOURCE TARGET --format=hf` converts between formats.
 """
 
 from vit_jax.pretrained.export import save
 from vit_jax.pretrained.loading import check, from_config, image_size_of, load
+from vit_jax.pretrained.loading import open_model as open
 
-__all__ = ["check", "from_config", "image_size_of", "load", "save"]
+__all__ = ["check", "from_config", "image_size_of", "load", "open", "save"]

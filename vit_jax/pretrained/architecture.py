@@ -13,11 +13,19 @@ from vit_jax.paths import (
     EMBEDDING,
     ENCODER_NORM,
     HEAD,
+    LAYER_SCALE_0,
+    MLP_GATE,
     MLP_IN,
+    MLP_NORM,
+    NORM_0,
     POSEMB,
     PRE_LOGITS,
+    PRE_NORM,
     PROBE,
     QUERY,
+    QUERY_NORM,
+    REG,
+    ROPE,
     STEM_ROOT,
     in_block,
     num_blocks,
@@ -29,16 +37,57 @@ Shapes = dict[str, tuple[int, ...]]
 OTHER_MODELS = (
     (r"^patch_embed\.backbone", "a hybrid from timm (hybrids are read from Google's .npz)"),
     (r"MixerBlock|token_mixing", "an MLP-Mixer"),
-    (r"dist_token|distillation_token|head_dist", "a distilled DeiT"),
-    (r"lambda_1|gamma_1$|rel_pos_bias", "a BEiT"),
+    (r"dist_token|head_dist|distillation_classifier", "a DeiT with a head for distillation"),
+    (r"lambda_1|rel_pos_bias|^blocks\..*relative_position", "a BEiT"),
     (r"relative_position_bias_table|^(swin|layers\.\d+\.blocks)", "a Swin Transformer"),
     (r"text_model|transformer\.resblocks|(^|/)(img|txt)/", "an image-and-text model"),
-    (r"register_tokens|reg_token", "a Vision Transformer with register tokens"),
-    (r"layer_scale|\.ls1\.", "a Vision Transformer with LayerScale"),
-    (r"norm_pre|pre_layrnorm", "a Vision Transformer with a norm before its blocks"),
     (r"decoder_blocks|decoder\.decoder_layers", "a masked autoencoder"),
     (r"running_mean|^resnet/|layer1\.0\.conv1|downsample", "a convolutional network"),
 )
+
+
+# Patterns of timm's names of architectures whose parameters have the names of models that can be
+# read, but that compute something else.
+OTHER_ARCHITECTURES = (
+    (r"_rpn_", "normalizes the branches' outputs"),
+    (r"vit_pe_|sapiens2", "has rotary positions of another kind"),
+    (r"^test_vit3", "pools register tokens too"),
+    (r"eva02_enormous", "normalizes the branches' outputs"),
+)
+
+# Patterns of timm's names of architectures -> the fields that they stand for, where they aren't
+# timm's defaults and don't show in the parameters.
+TIMM_FIELDS = (
+    (r"_clip_", dict(layer_norm_eps=1e-5)),
+    (r"_quickgelu_", dict(gelu="quick")),
+    # The SigLIP models of timm 1.0.31 with the tanh GELU.
+    (r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip", dict(gelu="tanh")),
+    (r"large_patch16_siglip\w*_512", dict(gelu="tanh")),
+    (
+        r"_(dinov3|lingbot)",
+        dict(layer_norm_eps=1e-5, rope="axial", rope_temperature=100.0, rope_grid="centered"),
+    ),
+    (
+        r"^eva02_(tiny|small|base|large)|_rope_reg\d",
+        dict(rope="axial", rope_temperature=1e4, rope_grid=(16, 16)),
+    ),
+    (r"_rope_(ape_)?\d", dict(rope="axial", rope_temperature=100.0)),
+    (r"_rope_mixed_", dict(rope="mixed", rope_temperature=10.0)),
+    (r"giant_patch14_(reg\d_)?(dinov2|tipsv2)|giant_patch16_lingbot", dict(num_heads=24)),
+    (r"huge_plus_patch16_dinov3", dict(num_heads=20)),
+    (r"base_patch16_gap_224", dict(num_heads=16)),
+    (r"reg\d_gap|^deit3|^flexivit|(reg\d_)(dinov2|tipsv2)|_ape_", dict(no_embed_class=True)),
+    (r"so150m2?_patch16_reg|^test_vit", dict(no_embed_class=False)),
+)
+
+
+def timm_fields(name: str) -> dict:
+    """Returns the fields that the name of an architecture of timm stands for; see TIMM_FIELDS."""
+    fields = {}
+    for pattern, values in TIMM_FIELDS:
+        if re.search(pattern, name):
+            fields |= values
+    return fields
 
 
 def recognize_other_model(names: Iterable[str]) -> str | None:
@@ -85,19 +134,28 @@ def infer_fields(shapes: Shapes) -> dict:
         "width": kernel[-1],
         "depth": num_blocks(shapes),
         "num_heads": query[1],
-        "mlp_dim": bias_size(shapes, in_block(0, MLP_IN)),
+        "mlp_dim": num_outputs(shapes, in_block(0, MLP_IN)),
         "pool": infer_pool(shapes),
+        "reg_tokens": shapes.get(REG, (1, 0))[1],
+        "rope": "mixed" if in_block(0, ROPE) in shapes else "none",
+        "pre_norm": f"{PRE_NORM}/scale" in shapes,
+        "norm_layer": "layernorm" if in_block(0, f"{NORM_0}/bias") in shapes else "rmsnorm",
+        "qkv_bias": in_block(0, f"{QUERY}/bias") in shapes,
+        "qk_norm": in_block(0, f"{QUERY_NORM}/scale") in shapes,
+        "init_values": 1e-5 if in_block(0, f"{LAYER_SCALE_0}/gamma") in shapes else None,
+        "mlp_layer": "swiglu" if in_block(0, f"{MLP_GATE}/kernel") in shapes else "mlp",
+        "scale_mlp": in_block(0, f"{MLP_NORM}/scale") in shapes,
         "posemb": "learned" if POSEMB in shapes else "sincos2d",
         "norm": "pre" if f"{ENCODER_NORM}/scale" in shapes else "post",
-        "representation_size": bias_size(shapes, PRE_LOGITS),
-        "num_classes": bias_size(shapes, HEAD),
+        "representation_size": num_outputs(shapes, PRE_LOGITS),
+        "num_classes": num_outputs(shapes, HEAD),
     }
     if f"{STEM_ROOT}/kernel" in shapes:
         fields["resnet"] = infer_resnet(shapes)
     return fields
 
 
-def bias_size(shapes: Shapes, module: str) -> int | None:
+def num_outputs(shapes: Shapes, module: str) -> int | None:
     """Returns the number of outputs of a dense layer; None if there is no such layer."""
     return shapes.get(f"{module}/bias", (None,))[0]
 
@@ -106,6 +164,9 @@ def infer_pool(shapes: Shapes) -> str:
     """Returns the field `pool`."""
     if PROBE in shapes:
         return "map"
+    width, inputs = shapes[f"{EMBEDDING}/kernel"][-1], shapes.get(f"{HEAD}/kernel", (0,))[0]
+    if inputs == 2 * width and PRE_LOGITS not in shapes:
+        return "cls_gap"
     return "cls" if CLS in shapes else "gap"
 
 
@@ -143,5 +204,7 @@ def published_num_heads(width: int) -> int | None:
     # The size s has no published weights, and other models of its width other numbers of heads.
     published = [name for name in variants.PUBLISHED if not name.startswith("s/")]
     num_heads = {fields["width"]: fields["num_heads"] for fields in map(variants.fields, published)}
-    num_heads |= {1536: 16}  # timm's giantopt
+    # timm's: its test models, wee, little, medium, betwixt, so150m2, so150m, giantopt, DINOv3 7B.
+    num_heads |= {64: 2, 96: 3, 256: 4, 320: 5, 512: 8, 640: 10, 832: 13, 896: 14, 1536: 16}
+    num_heads |= {4096: 32}
     return num_heads.get(width)

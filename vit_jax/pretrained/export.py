@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import flax
 import jax
@@ -21,8 +21,7 @@ from vit_jax.checks import (
 )
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, posemb
-from vit_jax.models.stacking import unstack_blocks
-from vit_jax.paths import CLS, POSEMB, differing_shapes
+from vit_jax.paths import POSEMB, differing_shapes, unstack_blocks
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
@@ -45,7 +44,7 @@ FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 ANY_VALUE = (
     *("num_classes", "patch_size", "width", "depth", "num_heads", "mlp_dim", "posemb"),
     *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
-    *("scan", "remat", "attention_impl", "dtype"),
+    *("patch_drop_rate", "scan", "remat", "attention_impl", "dtype"),
     *("parent", "name"),  # Flax's own
 )
 ANY = "any value"
@@ -60,11 +59,21 @@ REPRESENTABLE = {
         resnet=ANY,
     ),
     "timm": dict(
-        gelu=("tanh", "exact"),
-        layer_norm_eps=(1e-6,),
+        gelu=("tanh", "exact", "quick"),
+        layer_norm_eps=(1e-6, 1e-5),
         pool=("cls", "gap", "map"),
         pool_norm=("before", "after"),
+        class_token=ANY,
+        reg_tokens=ANY,
+        no_embed_class=ANY,
+        embed_reg=ANY,
+        pre_norm=ANY,
         norm=("pre",),
+        qkv_bias=ANY,
+        qk_norm=ANY,
+        init_values=ANY,
+        mlp_layer=ANY,
+        scale_mlp=ANY,
         representation_size=(None,),
         resnet=(None,),
     ),
@@ -73,10 +82,40 @@ REPRESENTABLE = {
         layer_norm_eps=ANY,
         pool=("cls",),
         pool_norm=("before",),
+        class_token=(None, True),
         norm=("pre",),
         representation_size=(None,),
         resnet=(None,),
     ),
+}
+HF_ACTIVATIONS = {"tanh": "gelu_pytorch_tanh", "exact": "gelu", "quick": "quick_gelu"}
+# What other models of transformers have, by model_type: a model is written as the first that has
+# all of its fields, or else as a ViT.
+HF_OTHERS = {
+    "dinov2": dict(pool=("cls", "cls_gap"), init_values=ANY, mlp_layer=ANY),
+    "dinov2_with_registers": dict(
+        pool=("cls", "cls_gap"), init_values=ANY, mlp_layer=ANY, reg_tokens=ANY
+    ),
+    "deit": dict(reg_tokens=(1,), embed_reg=(True,)),
+    "clip_vision_model": dict(
+        gelu=ANY, pool_norm=("after",), pre_norm=(True,), num_classes=(None,)
+    ),
+    "siglip_vision_model": dict(
+        gelu=ANY, pool=("map",), class_token=(None, False), num_classes=(None,)
+    ),
+    "ijepa": dict(pool=("gap", "none"), class_token=(None, False)),
+}
+HF_CLASSES = {  # model_type -> its class, and its class with a head
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "deit": ("DeiTModel", "DeiTForImageClassification"),
+    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+    ),
+    "clip_vision_model": ("CLIPVisionModel", None),
+    "siglip_vision_model": ("SiglipVisionModel", None),
+    "ijepa": ("IJepaModel", "IJepaForImageClassification"),
 }
 # Fields that may have these other values if `approximate` is set.
 APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
@@ -173,8 +212,8 @@ def save(
     check_shapes(flat, model, size)
     check_normalization(mean, std, num_channels(flat))
     if model.posemb != "learned":
-        has_class_token = CLS in flat
-        flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, has_class_token)
+        num_prefix = model.num_prefix_positions
+        flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, num_prefix)
     export = Export(flat, model, size, mean, std, eval_crop, eval_method, class_names)
     path = open_path(path)
     try:
@@ -241,22 +280,51 @@ def is_replaceable(path: epath.Path) -> bool:
 
 def check_model(model, format: str, approximate: bool) -> None:
     """Raises UserError for a field that the format can't represent."""
-    for field in dataclasses.fields(model):
-        if field.name in ANY_VALUE:
-            continue
-        value = getattr(model, field.name)
-        allowed = REPRESENTABLE[format].get(field.name, (field.default,))
-        approximable = APPROXIMABLE.get(field.name, ())
-        approximable = approximable == ANY or value in approximable
-        if allowed == ANY or value in allowed or (approximate and approximable):
-            continue
-        hint = ""
+    table = REPRESENTABLE[format]
+    if format == "hf":
+        table = table | HF_OTHERS.get(hf_model_type(model, approximate), {})
+    for field, allowed, approximable in unrepresentable(model, table, approximate):
+        value, hint = getattr(model, field), ""
         if approximable:
             hint = ": approximate=True (--approximate) writes the parameters anyway"
         raise UserError(
-            f"The model has {field.name} {value!r}; in the format {format!r} it must be "
+            f"The model has {field} {value!r}; in the format {format!r} it must be "
             f"{' or '.join(map(repr, allowed))}{hint}"
         )
+
+
+def unrepresentable(model, table: dict, approximate: bool) -> Iterator[tuple]:
+    """Yields each field that a table of REPRESENTABLE doesn't allow.
+
+    Returns:
+        The name, the allowed values, and whether `approximate` would allow its value.
+    """
+    for field in dataclasses.fields(model):
+        if field.name in ANY_VALUE and field.name not in table:
+            continue
+        value = getattr(model, field.name)
+        allowed = table.get(field.name, (field.default,))
+        approximable = APPROXIMABLE.get(field.name, ())
+        approximable = approximable == ANY or value in approximable
+        if allowed != ANY and value not in allowed and not (approximate and approximable):
+            yield field.name, allowed, approximable
+
+
+def hf_model_type(model, approximate: bool = False) -> str:
+    """Returns the model_type of transformers that has all fields of a model; else "vit"."""
+    is_vit = not any(unrepresentable(model, REPRESENTABLE["hf"], approximate))
+    for model_type, fields in HF_OTHERS.items():
+        if is_vit:
+            break
+        if model_type.startswith("dinov2"):  # its head takes the class token and the mean
+            has_layer_scale = model.init_values is not None
+            if not has_layer_scale or bool(model.num_classes) != (model.pool == "cls_gap"):
+                continue
+        if model_type == "ijepa" and bool(model.num_classes) != (model.pool == "gap"):
+            continue
+        if not any(unrepresentable(model, REPRESENTABLE["hf"] | fields, approximate)):
+            return model_type
+    return "vit"
 
 
 def check_google_normalization(mean, std) -> None:
@@ -281,7 +349,7 @@ def resolve_image_size(params, model, image_size) -> tuple[int, int]:
         return size_pair("image_size", image_size)
     if POSEMB not in params:
         raise UserError("The parameters don't tell the size of the images: give image_size")
-    num_positions = params[POSEMB].shape[1] - (CLS in params)
+    num_positions = params[POSEMB].shape[1] - model.num_prefix_positions
     side = math.isqrt(num_positions)
     if side * side != num_positions:
         raise UserError(
@@ -314,7 +382,7 @@ def write_google(path: epath.Path, export: Export) -> None:
 
 def write_timm(path: epath.Path, export: Export) -> None:
     """Writes a .safetensors file, or a folder with one and config.json."""
-    tensors = formats.to_timm(export.params, norm_after_pool=export.model.pool_norm == "after")
+    tensors = formats.to_timm(export.params, export.model)
     if path.suffix == ".safetensors":
         write_files(path.parent, {path.name: tensors})
     else:
@@ -324,12 +392,15 @@ def write_timm(path: epath.Path, export: Export) -> None:
 
 def write_hf(path: epath.Path, export: Export) -> None:
     """Writes a folder with model.safetensors and the settings of model and processor."""
+    model_type = hf_model_type(export.model, approximate=True)
+    tensors = formats.to_hf(export.params, model_type)
+    if model_type == "dinov2_with_registers":  # which always has a token for masked patches
+        prefix = f"{model_type}." if export.model.num_classes else ""
+        tensors[f"{prefix}embeddings.mask_token"] = np.zeros((1, export.model.width), np.float32)
     files = {
-        "config.json": hf_config(export),
+        "config.json": hf_config(export, model_type),
         "preprocessor_config.json": hf_processor(export),
-        "model.safetensors": formats.to_hf(
-            export.params, prefix="vit." if export.model.num_classes else ""
-        ),
+        "model.safetensors": tensors,
     }
     write_files(path, files)
 
@@ -349,6 +420,11 @@ def write_files(folder: epath.Path, files: dict) -> None:
 def timm_config(export: Export) -> dict:
     """Returns timm's config.json; its arguments turn timm's B/16 into this model."""
     model, channels = export.model, export.channels
+    architecture, activation = "vit_base_patch16_224", "gelu"
+    if model.layer_norm_eps == 1e-5:
+        architecture = "vit_base_patch16_clip_224"
+    if model.mlp_layer == "swiglu":
+        architecture, activation = "vit_giant_patch14_dinov2", "silu"
     pool = {"cls": "token", "gap": "avg", "map": "map"}[model.pool]
     arguments = {
         "img_size": list(export.image_size),
@@ -359,13 +435,24 @@ def timm_config(export: Export) -> dict:
         "num_heads": model.num_heads,
         "mlp_ratio": mlp_ratio(model),
         "global_pool": pool,
-        "class_token": model.pool == "cls",
+        "class_token": model.has_class_token,
         "fc_norm": model.pool_norm == "after",
-        "no_embed_class": False,
-        "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu",
+        "no_embed_class": model.no_embed_class,
+        "act_layer": {"tanh": "gelu_tanh", "quick": "quick_gelu"}.get(model.gelu, activation),
+    }
+    arguments |= {  # of models that have these parts
+        argument: value
+        for argument, value, default in (
+            ("reg_tokens", model.reg_tokens, 0),
+            ("pre_norm", model.pre_norm, architecture == "vit_base_patch16_clip_224"),
+            ("qkv_bias", model.qkv_bias, True),
+            ("qk_norm", model.qk_norm, False),
+            ("init_values", model.init_values, 1e-5 if model.mlp_layer == "swiglu" else None),
+        )
+        if value != default
     }
     config = {
-        "architecture": "vit_base_patch16_224",
+        "architecture": architecture,
         "num_classes": model.num_classes or 0,
         "num_features": model.width,
         "global_pool": pool,
@@ -389,21 +476,23 @@ def timm_config(export: Export) -> dict:
 def mlp_ratio(model) -> float:
     """Returns a ratio whose product with the width timm rounds down to mlp_dim."""
     mlp_dim = model.mlp_dim or 4 * model.width
+    if model.mlp_layer == "swiglu":  # gate and values
+        mlp_dim *= 2
     ratio = mlp_dim / model.width
     return ratio if int(model.width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
-def hf_config(export: Export) -> dict:
+def hf_config(export: Export, model_type: str) -> dict:
     """Returns the config.json of transformers."""
     model = export.model
     config = {
-        "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
-        "model_type": "vit",
+        "architectures": [HF_CLASSES[model_type][bool(model.num_classes)]],
+        "model_type": model_type,
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
         "intermediate_size": model.mlp_dim or 4 * model.width,
-        "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
+        "hidden_act": HF_ACTIVATIONS[model.gelu],
         "layer_norm_eps": model.layer_norm_eps,
         "image_size": one_or_pair(export.image_size),
         "patch_size": one_or_pair(model.patch_shape),
@@ -412,6 +501,17 @@ def hf_config(export: Export) -> dict:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
+    if model_type.startswith("dinov2"):
+        ratio = config.pop("intermediate_size") / model.width
+        is_swiglu = model.mlp_layer == "swiglu"
+        config |= {
+            "mlp_ratio": round(ratio * 3 / 2 if is_swiglu else ratio),
+            "use_swiglu_ffn": is_swiglu,
+            "layerscale_value": model.init_values,
+            "use_mask_token": model_type != "dinov2",
+        }
+    if model_type == "dinov2_with_registers":
+        config["num_register_tokens"] = model.reg_tokens
     if model.num_classes:
         names = export.class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}

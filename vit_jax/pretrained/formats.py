@@ -18,18 +18,28 @@ from vit_jax.paths import (
     ENCODER_NORM,
     HEAD,
     KEY,
+    KEY_NORM,
+    LAYER_SCALE_0,
+    LAYER_SCALE_1,
     MAP_HEAD,
     MLP,
+    MLP_GATE,
     MLP_IN,
+    MLP_NORM,
     MLP_OUT,
     NORM_0,
     NORM_1,
     OUT,
     POSEMB,
     PRE_LOGITS,
+    PRE_NORM,
     PROBE,
     QUERY,
+    QUERY_NORM,
+    REG,
+    ROPE,
     VALUE,
+    block_parameter,
     in_block,
     is_known,
     is_stacked,
@@ -108,11 +118,13 @@ class StateDictNames:
 
     Attributes:
         codebase: for messages.
-        tensors: parameters that aren't the weight or bias of a module.
+        tensors: parameters that aren't the weight or bias of a module. Names in blocks have {} for
+            the block's index. Leading axes of size 1 may be missing.
         modules: modules with a weight and a bias, outside the blocks.
         block: the prefix of a block, with {} for its index.
         block_modules: the modules of a block. A module that corresponds to several of this code's
             has their outputs one after the other.
+        num_axes: of tensors that lack leading axes of size 1.
     """
 
     codebase: str
@@ -120,6 +132,17 @@ class StateDictNames:
     modules: dict[str, str | tuple[str, ...]]
     block: str
     block_modules: dict[str, str | tuple[str, ...]]
+    num_axes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def all_tensors(self, depth: int) -> dict[str, str]:
+        """Returns {its tensor: this code's parameter} of a model with `depth` blocks."""
+        tensors = {}
+        for name, target in self.tensors.items():
+            if "{}" in name:
+                tensors |= {name.format(i): in_block(i, target) for i in range(depth)}
+            else:
+                tensors[name] = target
+        return tensors
 
     def all_modules(self, depth: int) -> dict[str, tuple[str, ...]]:
         """Returns {its module: this code's modules} of a model with `depth` blocks."""
@@ -133,9 +156,17 @@ class StateDictNames:
 
 TIMM = StateDictNames(
     codebase="timm",
-    tensors={"cls_token": CLS, "pos_embed": POSEMB, "attn_pool.latent": PROBE},
+    tensors={
+        "cls_token": CLS,
+        "reg_token": REG,
+        "pos_embed": POSEMB,
+        "attn_pool.latent": PROBE,
+        "blocks.{}.ls1.gamma": f"{LAYER_SCALE_0}/gamma",
+        "blocks.{}.ls2.gamma": f"{LAYER_SCALE_1}/gamma",
+    },
     modules={
         "patch_embed.proj": EMBEDDING,
+        "norm_pre": PRE_NORM,
         "norm": ENCODER_NORM,
         "fc_norm": ENCODER_NORM,
         "attn_pool.q": f"{MAP_HEAD}/{QUERY}",
@@ -151,16 +182,32 @@ TIMM = StateDictNames(
         "norm1": NORM_0,
         "norm2": NORM_1,
         "attn.qkv": (QUERY, KEY, VALUE),
+        "attn.q_norm": QUERY_NORM,
+        "attn.k_norm": KEY_NORM,
         "attn.proj": OUT,
         "mlp.fc1": MLP_IN,
+        "mlp.norm": MLP_NORM,
         "mlp.fc2": MLP_OUT,
     },
 )
-TIMM_SEPARATE = dataclasses.replace(
-    TIMM,
-    block_modules={k: v for k, v in TIMM.block_modules.items() if k != "attn.qkv"}
-    | {"attn.q_proj": QUERY, "attn.k_proj": KEY, "attn.v_proj": VALUE},
+# A SwiGLU whose gate and values are one layer.
+TIMM_SWIGLU = dataclasses.replace(
+    TIMM, block_modules=TIMM.block_modules | {"mlp.fc1": (MLP_GATE, MLP_IN)}
 )
+# Names that only reading needs: of files with separate projections, and of EVA's.
+TIMM_OTHER_MODULES = {
+    "attn.q_proj": QUERY,
+    "attn.k_proj": KEY,
+    "attn.v_proj": VALUE,
+    "mlp.fc1_g": MLP_GATE,
+    "mlp.fc1_x": MLP_IN,
+}
+TIMM_OTHER_TENSORS = {
+    "blocks.{}.gamma_1": f"{LAYER_SCALE_0}/gamma",
+    "blocks.{}.gamma_2": f"{LAYER_SCALE_1}/gamma",
+    "blocks.{}.attn.q_bias": f"{QUERY}/bias",
+    "blocks.{}.attn.v_bias": f"{VALUE}/bias",
+}
 
 HF = StateDictNames(
     codebase="transformers",
@@ -183,6 +230,95 @@ HF = StateDictNames(
         "output.dense": MLP_OUT,
     },
 )
+HF_DEIT = dataclasses.replace(HF, tensors=HF.tensors | {"embeddings.distillation_token": REG})
+HF_DINOV2 = dataclasses.replace(
+    HF,
+    tensors=HF.tensors
+    | {
+        "embeddings.register_tokens": REG,
+        "encoder.layer.{}.layer_scale1.lambda1": f"{LAYER_SCALE_0}/gamma",
+        "encoder.layer.{}.layer_scale2.lambda1": f"{LAYER_SCALE_1}/gamma",
+    },
+    block_modules={
+        "norm1": NORM_0,
+        "norm2": NORM_1,
+        "attention.attention.query": QUERY,
+        "attention.attention.key": KEY,
+        "attention.attention.value": VALUE,
+        "attention.output.dense": OUT,
+        "mlp.fc1": MLP_IN,
+        "mlp.fc2": MLP_OUT,
+    },
+)
+SWIGLU_PARTS = {"mlp.weights_in": (MLP_GATE, MLP_IN), "mlp.weights_out": MLP_OUT}
+HF_DINOV2_SWIGLU = dataclasses.replace(
+    HF_DINOV2,
+    block_modules={k: v for k, v in HF_DINOV2.block_modules.items() if "mlp" not in k}
+    | SWIGLU_PARTS,
+)
+HF_CLIP = StateDictNames(
+    codebase="transformers",
+    tensors={
+        "embeddings.class_embedding": CLS,
+        "embeddings.position_embedding.weight": POSEMB,
+        "head.probe": PROBE,
+    },
+    modules={
+        "embeddings.patch_embedding": EMBEDDING,
+        "pre_layrnorm": PRE_NORM,
+        "post_layernorm": ENCODER_NORM,
+        "head.attention.in_proj": tuple(f"{MAP_HEAD}/{part}" for part in (QUERY, KEY, VALUE)),
+        "head.attention.out_proj": f"{MAP_HEAD}/{OUT}",
+        "head.layernorm": f"{MAP_HEAD}/{NORM_0}",
+        "head.mlp.fc1": f"{MAP_HEAD}/{MLP_IN}",
+        "head.mlp.fc2": f"{MAP_HEAD}/{MLP_OUT}",
+    },
+    block="encoder.layers.{}",
+    block_modules={
+        "layer_norm1": NORM_0,
+        "layer_norm2": NORM_1,
+        "self_attn.q_proj": QUERY,
+        "self_attn.k_proj": KEY,
+        "self_attn.v_proj": VALUE,
+        "self_attn.out_proj": OUT,
+        "mlp.fc1": MLP_IN,
+        "mlp.fc2": MLP_OUT,
+    },
+    num_axes={"embeddings.class_embedding": 1, "embeddings.position_embedding.weight": 2},
+)
+HF_DINOV3 = StateDictNames(
+    codebase="transformers",
+    tensors={
+        "embeddings.cls_token": CLS,
+        "embeddings.register_tokens": REG,
+        "layer.{}.layer_scale1.lambda1": f"{LAYER_SCALE_0}/gamma",
+        "layer.{}.layer_scale2.lambda1": f"{LAYER_SCALE_1}/gamma",
+    },
+    modules={"embeddings.patch_embeddings": EMBEDDING, "norm": ENCODER_NORM, "classifier": HEAD},
+    block="layer.{}",
+    block_modules={
+        "norm1": NORM_0,
+        "norm2": NORM_1,
+        "attention.q_proj": QUERY,
+        "attention.k_proj": KEY,
+        "attention.v_proj": VALUE,
+        "attention.o_proj": OUT,
+        "mlp.gate_proj": MLP_GATE,
+        "mlp.up_proj": MLP_IN,
+        "mlp.down_proj": MLP_OUT,
+    },
+)
+# transformers' model_type -> the names in its files.
+HF_NAMES = {
+    **dict.fromkeys(("vit", "vit_mae", "ijepa"), HF),
+    "deit": HF_DEIT,
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), HF_DINOV2),
+    **dict.fromkeys(("clip_vision_model", "siglip_vision_model"), HF_CLIP),
+    "dinov3_vit": HF_DINOV3,
+}
+# What a model with a head has before the names of the others.
+HF_PREFIXES = {"vit_mae": "vit.", "clip_vision_model": "vision_model."}
+HF_PREFIXES |= {"siglip_vision_model": "vision_model."}
 # The names that transformers 5 has in memory; its files still have the older ones.
 HF_NEW = dataclasses.replace(
     HF,
@@ -200,43 +336,137 @@ HF_NEW = dataclasses.replace(
 )
 
 
-def from_timm(stored: Flat, num_heads: int) -> Flat:
-    """Converts parameters of timm's `VisionTransformer`."""
-    separate = "blocks.0.attn.q_proj.weight" in stored
-    return from_state_dict(stored, TIMM_SEPARATE if separate else TIMM, num_heads)
+def from_timm(stored: Flat, num_heads: int, rope: str | None = None) -> Flat:
+    """Converts parameters of timm's `VisionTransformer` or `Eva`.
 
-
-def from_hf(stored: Flat, num_heads: int) -> Flat:
-    """Converts parameters of transformers' `ViTForImageClassification` or `ViTModel`.
-
-    A mask token, which is only used in pre-training, is dropped.
+    Args:
+        rope: which channels rotary positions turn together; see `rope_order`. None: they don't.
     """
-    stored = {name.removeprefix("vit."): value for name, value in stored.items()}
+    names = TIMM_SWIGLU if has_packed_swiglu(stored) else TIMM
+    names = dataclasses.replace(
+        names,
+        tensors=names.tensors | TIMM_OTHER_TENSORS,
+        block_modules=names.block_modules | TIMM_OTHER_MODULES,
+    )
+    stored = dict(stored)
+    frequencies = stored.pop("rope.freqs", None)  # (2, depth, H, d / 2), of columns and rows
+    params = from_state_dict(stored, names, num_heads)
+    for i in range(num_blocks(params)):
+        for name in (in_block(i, f"{part}/bias") for part in (QUERY, VALUE)):
+            if name in params and params[name].ndim == 1:
+                params[name] = params[name].reshape(num_heads, -1)
+        if frequencies is not None:
+            params[in_block(i, ROPE)] = frequencies[::-1, i]
+    add_key_biases(params)
+    return reorder_rope(params, rope) if rope else params
+
+
+def has_swiglu(stored: Flat) -> bool:
+    """Whether a model of timm has gated MLPs."""
+    return "blocks.0.mlp.fc1_g.weight" in stored or has_packed_swiglu(stored)
+
+
+def has_packed_swiglu(stored: Flat) -> bool:
+    """Whether the gate and the values of a model of timm are one layer."""
+    hidden, outputs = (stored.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    is_complete = hidden is not None and outputs is not None and outputs.ndim == 2
+    return is_complete and len(hidden) == 2 * outputs.shape[1]
+
+
+def add_key_biases(params: Flat) -> None:
+    """Adds zeros, in place, where only queries and values have biases: of EVA and DINOv3."""
+    for i in range(num_blocks(params)):
+        query, key = (in_block(i, f"{part}/bias") for part in (QUERY, KEY))
+        if query in params and f"{in_block(i, KEY)}/kernel" in params and key not in params:
+            params[key] = np.zeros_like(params[query])
+
+
+def rope_order(head_dim: int, layout: str) -> np.ndarray:
+    """Returns the channels of a head of timm in this code's order.
+
+    Args:
+        layout: "half": as here, channels i and i + d / 2 turn together, the first half of the pairs
+            with the row; "pairs": channels 2 i and 2 i + 1 do; "pairs_xy": the same, but the first
+            half of the pairs turn with the column; "pairs_mixed": all turn with both.
+    """
+    if layout == "half":
+        return np.arange(head_dim)
+    pairs = np.arange(head_dim // 2)
+    if layout == "pairs_xy":
+        pairs = np.roll(pairs, -(head_dim // 4))
+    return np.concatenate([2 * pairs, 2 * pairs + 1])
+
+
+def reorder_rope(params: Flat, layout: str) -> Flat:
+    """Reorders the channels of queries and keys, and their norms, by `rope_order`."""
+    reordered = dict(params)
+    parts = tuple(f"{part}/" for part in (QUERY, KEY, QUERY_NORM, KEY_NORM))
+    for name, value in params.items():
+        in_encoder = not name.startswith(MAP_HEAD) and block_parameter(name)
+        if in_encoder and in_encoder.startswith(parts):
+            reordered[name] = value[..., rope_order(value.shape[-1], layout)]
+    return reordered
+
+
+def from_hf(stored: Flat, num_heads: int, model_type: str) -> Flat:
+    """Converts parameters of transformers.
+
+    A mask token, which is only used in pre-training, is dropped; so are the decoder of a masked
+    autoencoder and all that isn't of the image in an image-and-text model.
+
+    Args:
+        model_type: a key of HF_NAMES.
+    """
+    prefix = HF_PREFIXES.get(model_type, f"{model_type}.")
+    if any(name.startswith(f"{prefix}embeddings.") for name in stored):
+        kept = (prefix, "classifier.") if model_type in WITH_OTHER_PARTS else ""
+        stored = {n.removeprefix(prefix): v for n, v in stored.items() if n.startswith(kept)}
+    stored = {name.replace("in_proj_", "in_proj."): value for name, value in stored.items()}
     stored.pop("embeddings.mask_token", None)
-    is_new = any(name.startswith("layers.") for name in stored)
-    return from_state_dict(stored, HF_NEW if is_new else HF, num_heads)
+    stored.pop("embeddings.position_ids", None)
+    names = HF_NAMES[model_type]
+    if any(name.startswith("layers.") for name in stored):
+        names = HF_NEW
+    elif "encoder.layer.0.mlp.weights_in.weight" in stored:
+        names = HF_DINOV2_SWIGLU
+    params = from_state_dict(stored, names, num_heads)
+    if model_type == "dinov3_vit":
+        add_key_biases(params)
+    return params
 
 
-def to_timm(params: Flat, norm_after_pool: bool) -> Flat:
+WITH_OTHER_PARTS = ("vit_mae", "clip_vision_model", "siglip_vision_model")
+
+
+def to_timm(params: Flat, model) -> Flat:
     """Converts to timm's `VisionTransformer`; after pooling its last norm is called `fc_norm`.
 
     Raises:
         UserError: a parameter that timm has no name for.
     """
-    unused = "norm" if norm_after_pool else "fc_norm"
-    modules = {name: target for name, target in TIMM.modules.items() if name != unused}
-    return to_state_dict(params, dataclasses.replace(TIMM, modules=modules))
+    names = TIMM_SWIGLU if model.mlp_layer == "swiglu" else TIMM
+    unused = "norm" if model.pool_norm == "after" else "fc_norm"
+    modules = {name: target for name, target in names.modules.items() if name != unused}
+    return to_state_dict(params, dataclasses.replace(names, modules=modules))
 
 
-def to_hf(params: Flat, prefix: str) -> Flat:
-    """Converts to transformers' `ViTModel`, or `ViTForImageClassification` with prefix "vit.".
+def to_hf(params: Flat, model_type: str) -> Flat:
+    """Converts to a model of transformers.
+
+    Args:
+        model_type: a key of HF_NAMES.
 
     Raises:
         UserError: a parameter that transformers has no name for.
     """
+    names = HF_NAMES[model_type]
+    if any(MLP_GATE in name for name in params):
+        names = HF_DINOV2_SWIGLU
+    has_head = any(name.startswith(f"{HEAD}/") for name in params)
+    prefix = f"{model_type}." if has_head else ""
     return {
-        name if name.startswith("classifier.") else prefix + name: value
-        for name, value in to_state_dict(params, HF).items()
+        name if name.startswith("classifier.") else prefix + name.replace("in_proj.", "in_proj_"): v
+        for name, v in to_state_dict(params, names).items()
     }
 
 
@@ -244,11 +474,13 @@ def from_state_dict(stored: Flat, names: StateDictNames, num_heads: int) -> Flat
     """Converts a PyTorch state dict; parameters without a counterpart keep their names."""
     block = re.compile(re.escape(names.block).replace(r"\{\}", r"(\d+)") + r"\.")
     depth = 1 + max((int(m[1]) for m in map(block.match, stored) if m), default=-1)
-    modules = names.all_modules(depth)
+    modules, tensors = names.all_modules(depth), names.all_tensors(depth)
     params = {}
     for name, value in stored.items():
-        if name in names.tensors:
-            params[names.tensors[name]] = value
+        if name in tensors:
+            is_table = tensors[name] in (CLS, REG, POSEMB)
+            missing = 3 - value.ndim if is_table else 0
+            params[tensors[name]] = value.reshape(*[1] * missing, *value.shape)
             continue
         module, _, kind = name.rpartition(".")
         targets = modules.get(module, (module,))
@@ -266,15 +498,18 @@ def to_state_dict(params: Flat, names: StateDictNames) -> Flat:
     Raises:
         UserError: a parameter that the codebase has no name for.
     """
-    tensors = {target: name for name, target in names.tensors.items()}
+    depth = num_blocks(params)
+    tensors = {target: name for name, target in names.all_tensors(depth).items()}
     modules = {}  # this code's module -> the codebase's, and its place among several
-    for name, targets in names.all_modules(num_blocks(params)).items():
+    for name, targets in names.all_modules(depth).items():
         modules |= {target: (name, place) for place, target in enumerate(targets)}
     parts = collections.defaultdict(dict)  # name in the state dict -> place -> array
     unnamed = []
     for name, value in params.items():
         module, _, kind = name.rpartition("/")
         slot, place = tensors.get(name), 0
+        if slot in names.num_axes:
+            value = value.reshape(value.shape[-names.num_axes[slot] :])
         if module in modules and kind in TORCH_KINDS:
             theirs, place = modules[module]
             slot, value = f"{theirs}.{TORCH_KINDS[kind]}", to_torch(module, kind, value)

@@ -13,19 +13,57 @@ from etils import epath
 
 from vit_jax.checks import SQUEEZE, size_pair
 from vit_jax.errors import UserError, first_line
+from vit_jax.paths import CLS, REG, is_known
 from vit_jax.pretrained import architecture, formats
 from vit_jax.storage.files import read_json_object
 
 logger = logging.getLogger("vit_jax")
 
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_tanh")
-# The SigLIP models of timm 1.0.31 with the tanh GELU; their config.json doesn't mention it.
-TANH_SIGLIPS = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip\w*_512"
-
 # `eval_method` -> Pillow's number in preprocessor_config.json; timm has the same names.
 RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}
 
-TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
+TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map", "": "none"}
+
+# What the models of transformers compute, by model_type, as far as config.json may leave it out:
+# `pools`: of a model with a head for classes, and of one without (None: isn't supported).
+FAMILIES = {
+    "vit": dict(layer_norm_eps=1e-12, activation="gelu", pools=("cls", "cls")),
+    "deit": dict(layer_norm_eps=1e-12, activation="gelu", pools=("cls", "cls"), embed_reg=True),
+    "vit_mae": dict(layer_norm_eps=1e-12, activation="gelu", pools=(None, "none")),
+    "ijepa": dict(layer_norm_eps=1e-12, activation="gelu", pools=("gap", "none")),
+    "dinov2": dict(layer_norm_eps=1e-6, activation="gelu", pools=("cls_gap", "cls")),
+    "dinov2_with_registers": dict(layer_norm_eps=1e-6, activation="gelu", pools=("cls_gap", "cls")),
+    "dinov3_vit": dict(
+        layer_norm_eps=1e-5,
+        activation="gelu",
+        pools=("cls", "cls"),
+        posemb="none",
+        rope="axial",
+        rope_grid="centered",
+    ),
+    "clip_vision_model": dict(
+        layer_norm_eps=1e-5, activation="quick_gelu", pools=(None, "cls"), pool_norm="after"
+    ),
+    "siglip_vision_model": dict(
+        layer_norm_eps=1e-6, activation="gelu_pytorch_tanh", pools=(None, "map")
+    ),
+}
+
+# Arguments of timm's models that are read, that show in the parameters, or that only concern
+# training; others may change what a model computes.
+TIMM_ARGUMENTS = (
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
+    *("num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token"),
+    *("pos_embed", "no_embed_class", "reg_tokens", "num_reg_tokens", "pre_norm", "fc_norm"),
+    *("use_fc_norm", "final_norm", "act_layer", "dynamic_img_size", "dynamic_img_pad"),
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+    *("drop_path_rate", "weight_init", "fix_init", "head_init_scale", "qkv_fused", "swiglu_mlp"),
+    *("scale_mlp", "use_abs_pos_emb", "use_rot_pos_emb", "use_pre_transformer_norm"),
+    *("use_post_transformer_norm", "rope_type", "rope_grid_indexing", "rope_temperature"),
+    *("rope_rotate_half", "ref_feat_shape", "attn_type", "rope_shift_coords"),
+    *("rope_jitter_coords", "rope_rescale_coords", "patch_drop_rate"),
+)
 
 # Types in .safetensors files that safetensors doesn't convert to NumPy's.
 FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
@@ -150,42 +188,85 @@ def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | 
         num_heads: used if the config doesn't specify it; None: the published size's.
 
     Raises:
-        UserError: another model than timm's `VisionTransformer` or transformers' ViT, one that
-            this code doesn't have, or an impossible setting.
+        UserError: a model that this code doesn't have, parts that it doesn't have, or an
+            impossible setting.
     """
     model_type = get_setting(config, path, "model_type", str, "vit")
-    if architecture.recognize_other_model(tensors) or model_type != "vit":
+    vision = get_setting(config, path, "vision_config", dict, {})
+    if vision and f"{model_type}_vision_model" in FAMILIES:  # an image-and-text model
+        model_type = f"{model_type}_vision_model"
+        config = {"image_size": 224, **vision, "model_type": model_type}
+    is_supported = model_type in FAMILIES
+    check = [] if model_type in formats.WITH_OTHER_PARTS else tensors
+    if not is_supported or architecture.recognize_other_model(check):
         raise UserError(f"{path} can't be read: {describe_contents(tensors, config)}")
+    read = None
     for kernel, convert_tensors in (
         ("embeddings.patch_embeddings.projection.weight", convert_hf),
+        ("embeddings.patch_embeddings.weight", convert_hf),
+        ("embeddings.patch_embedding.weight", convert_hf),
         ("patch_embed.proj.weight", convert_timm),
     ):
-        for name in (kernel, f"vit.{kernel}"):
+        prefix = formats.HF_PREFIXES.get(model_type, f"{model_type}.")
+        for name in (kernel, f"{prefix}{kernel}"):
             if name in tensors and tensors[name].ndim == 4:
                 width = len(tensors[name])
-                return convert_tensors(path, tensors, width, config, processor, num_heads)
-    raise UserError(f"{path} holds no Vision Transformer: {describe_contents(tensors, config)}")
+                read = convert_tensors(path, tensors, width, config, processor, num_heads)
+    if read is None:
+        raise UserError(f"{path} holds no Vision Transformer: {describe_contents(tensors, config)}")
+    check_explained(path, read["params"])
+    return read
+
+
+def check_explained(path: str, params) -> None:
+    """Raises UserError naming the parameters that no field of the model explains."""
+    unknown = [re.sub(r"\.\d+\.", ".*.", name) for name in params if not is_known(name)]
+    if unknown := sorted(set(unknown)):
+        listed = ", ".join(unknown[:MAX_UNKNOWN])
+        more = f" and {len(unknown) - MAX_UNKNOWN} more" if len(unknown) > MAX_UNKNOWN else ""
+        raise UserError(f"{path} has parts that no field of the model explains: {listed}{more}")
+
+
+MAX_UNKNOWN = 6  # parameters in a message
 
 
 def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, num_heads) -> dict:
-    """Converts transformers' `ViTForImageClassification` or `ViTModel`."""
+    """Converts a model of transformers."""
+    model_type = get_setting(config, path, "model_type", str, "vit")
+    family = FAMILIES[model_type]
     num_heads = get_setting(config, path, "num_attention_heads", int, num_heads)
-    fields = {"pool": "cls", "pool_norm": "before", "norm": "pre", "posemb": "learned"}
-    fields["layer_norm_eps"] = get_setting(config, path, "layer_norm_eps", (int, float), 1e-12)
-    fields["gelu"] = gelu_field(path, get_setting(config, path, "hidden_act", str, "gelu"))
+    fields = {"pool_norm": "before", "norm": "pre", "posemb": "learned", **family}
+    activation, pools = fields.pop("activation"), fields.pop("pools")
+    has_head = any("classifier." in name for name in tensors)
+    fields["pool"] = pools[0] if has_head else pools[1]
+    if fields["pool"] is None:
+        raise UserError(f"{path} can't be read: {describe_contents(tensors, config)}")
+    if fields["pool"] == "map" and not any(name.endswith("head.probe") for name in tensors):
+        fields["pool"] = "none"
+    eps = get_setting(config, path, "layer_norm_eps", (int, float), fields["layer_norm_eps"])
+    fields["layer_norm_eps"] = eps
+    if not any(".gate_proj." in name or ".weights_in." in name for name in tensors):
+        hidden_act = get_setting(config, path, "hidden_act", str, activation)
+        fields["gelu"] = gelu_field(path, hidden_act)
     if "num_attention_heads" in config:
         fields["num_heads"] = num_heads
+    if model_type == "dinov3_vit":
+        fields["rope_temperature"] = hf_rope_temperature(path, config)
     if get_setting(config, path, "pooler_act", str, "tanh") != "tanh":
         # Only a tanh layer is a representation layer.
         tensors = {name: value for name, value in tensors.items() if "pooler." not in name}
     multi_label = config.get("problem_type") == "multi_label_classification"
     check_rescaling(path, processor)
     normalizes = get_setting(processor, path, "do_normalize", bool, True)
-    params = formats.from_hf(tensors, resolve_num_heads(path, num_heads, width))
+    params = formats.from_hf(tensors, resolve_num_heads(path, num_heads, width), model_type)
+    if params.get(REG) is not None and not params[REG].shape[1]:
+        del params[REG]
     check_sizes(path, config, HF_SIZES, params)
+    num_reg = params[REG].shape[1] if REG in params else 0
     return dict(
         params=params,
         fields=fields,
+        class_rows=(1 + num_reg * fields.get("embed_reg", False),),
         mean=get_numbers(processor, path, "image_mean") if normalizes else (0.0,),
         std=get_numbers(processor, path, "image_std") if normalizes else (1.0,),
         image_size=get_size(config, path, "image_size"),
@@ -196,36 +277,53 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
     )
 
 
+def hf_rope_temperature(path: str, config: dict) -> float:
+    """Returns the field `rope_temperature` of a DINOv3 of transformers."""
+    parameters = get_setting(config, path, "rope_parameters", dict, {})
+    kind = get_setting(parameters, path, "rope_type", str, "default")
+    if kind != "default":
+        raise UserError(f"{path}: its rotary positions are {kind!r}, which isn't supported")
+    theta = get_setting(config, path, "rope_theta", (int, float), 100.0)
+    return float(get_setting(parameters, path, "rope_theta", (int, float), theta))
+
+
 def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, num_heads) -> dict:
-    """Converts timm's `VisionTransformer`."""
+    """Converts timm's `VisionTransformer` or `Eva`."""
     arguments = get_setting(config, path, "model_args", dict, {})
     pretrained = get_setting(config, path, "pretrained_cfg", dict, config)
     name = get_setting(config, path, "architecture", str, "")
-    num_heads = get_setting(arguments, path, "num_heads", int, num_heads)
-    activation = "gelu_tanh" if re.search(TANH_SIGLIPS, name) else "gelu"
+    check_timm(path, tensors, name, arguments)
+    known = architecture.timm_fields(name)
+    num_heads = get_setting(arguments, path, "num_heads", int, num_heads or known.get("num_heads"))
     fields = {
         "layer_norm_eps": 1e-6,
         "norm": "pre",
+        **known,
         "posemb": "learned" if "pos_embed" in tensors else "none",
         "pool": timm_pool(path, tensors, config, arguments),
         "pool_norm": "after" if "fc_norm.weight" in tensors else "before",
-        "gelu": gelu_field(path, get_setting(arguments, path, "act_layer", str, activation)),
     }
-    if "num_heads" in arguments:
+    if not formats.has_swiglu(tensors):
+        activation = {"tanh": "gelu_tanh", "quick": "quick_gelu"}.get(known.get("gelu"), "gelu")
+        activation = get_setting(arguments, path, "act_layer", str, activation)
+        fields["gelu"] = gelu_field(path, activation)
+    if num_heads is not None and ("num_heads" in arguments or "num_heads" in known):
         fields["num_heads"] = num_heads
-    no_embed_class = get_setting(arguments, path, "no_embed_class", bool)
+    default = fields.pop("no_embed_class", None)
+    no_embed_class = get_setting(arguments, path, "no_embed_class", bool, default)
     num_heads = resolve_num_heads(path, num_heads, width)
     image_size = get_size(arguments, path, "img_size")
     if image_size is None:
         input_size = get_setting(pretrained, path, "input_size", list, [])
         image_size = tuple(input_size[1:]) or None
     names = config.get("label_names") or pretrained.get("label_names")
-    params = formats.from_timm(tensors, num_heads)
+    params = formats.from_timm(tensors, num_heads, timm_rope(path, name, arguments, fields))
     check_sizes(path, arguments, TIMM_SIZES, params)
+    num_rows = sum(params[name].shape[1] for name in (CLS, REG) if name in params)
     return dict(
         params=params,
         # timm's default is a row, but its FlexiViT models have none and don't say so.
-        class_rows=(1, 0) if no_embed_class is None else (int(not no_embed_class),),
+        class_rows=(num_rows, 0) if no_embed_class is None else (num_rows * (not no_embed_class),),
         fields=fields,
         mean=get_numbers(pretrained, path, "mean"),
         std=get_numbers(pretrained, path, "std"),
@@ -234,6 +332,57 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         eval_method=timm_method(path, pretrained) if pretrained else None,
         class_names=tuple(map(str, names)) if isinstance(names, list) else None,
     )
+
+
+def check_timm(path: str, tensors, name: str, arguments: dict) -> None:
+    """Raises UserError for a model of timm that this code doesn't have, with its reason."""
+    for pattern, reason in architecture.OTHER_ARCHITECTURES:
+        if re.search(pattern, name):
+            raise UserError(f"{path} can't be read: timm's {name} {reason}, which isn't supported")
+    if "norm.weight" not in tensors and "fc_norm.weight" not in tensors:
+        raise UserError(f"{path} can't be read: it has no norm after its blocks")
+    is_eva = any(".gamma_1" in n or ".q_bias" in n or ".fc1_g." in n for n in tensors)
+    if is_eva and not name:
+        raise UserError(
+            f"{path} looks like an EVA-02 or another model with rotary positions, which its "
+            "parameters don't show: give the folder, with config.json"
+        )
+    for argument, value in arguments.items():
+        if argument not in TIMM_ARGUMENTS and value not in (None, False):
+            raise UserError(
+                f"{path} can't be read: its model_args have {argument}={value!r}, which isn't "
+                "supported"
+            )
+
+
+def timm_rope(path: str, name: str, arguments: dict, fields: dict) -> str | None:
+    """Completes the fields of rotary positions; returns the layout for `formats.from_timm`."""
+    if "use_rot_pos_emb" in arguments and not arguments["use_rot_pos_emb"]:
+        for field in ("rope", "rope_temperature", "rope_grid"):
+            fields.pop(field, None)
+    elif arguments.get("use_rot_pos_emb"):
+        kinds = {"cat": "axial", "dinov3": "axial", "mixed": "mixed"}
+        kind = get_setting(arguments, path, "rope_type", str, "cat")
+        if kind not in kinds:
+            raise UserError(f"{path}: its rope_type is {kind!r}, which isn't supported")
+        fields |= {"rope": kinds[kind], "rope_temperature": 1e4, "rope_grid": "index"}
+        if kind == "dinov3":
+            fields["rope_grid"] = "centered"
+    if "rope" not in fields:
+        return None
+    temperature = fields["rope_temperature"]
+    temperature = get_setting(arguments, path, "rope_temperature", (int, float), temperature)
+    fields["rope_temperature"] = float(temperature)
+    if (grid := get_size(arguments, path, "ref_feat_shape")) is not None:
+        fields["rope_grid"] = grid
+    is_half = "dinov3" in name or "lingbot" in name
+    if get_setting(arguments, path, "rope_rotate_half", bool, is_half):
+        return "half"
+    if fields["rope"] == "mixed":
+        return "pairs_mixed"
+    indexing = "xy" if re.search(r"_rope_(ape_)?\d", name) else "ij"
+    indexing = get_setting(arguments, path, "rope_grid_indexing", str, indexing)
+    return "pairs_xy" if indexing == "xy" else "pairs"
 
 
 def check_sizes(path: str, settings: dict, names: dict[str, str], params) -> None:
@@ -270,9 +419,8 @@ def timm_pool(path: str, tensors, config: dict, arguments: dict) -> str:
     default = "map" if "attn_pool.latent" in tensors else default
     pool = get_setting(config, path, "global_pool", str, default)
     pool = get_setting(arguments, path, "global_pool", str, pool)
-    if pool not in TIMM_POOLS or (has_class_token and pool != "token"):
-        beside = " and has a class token" if has_class_token else ""
-        raise UserError(f"{path}: its model pools by {pool!r}{beside}, which isn't supported")
+    if pool not in TIMM_POOLS:
+        raise UserError(f"{path}: its model pools by {pool!r}, which isn't supported")
     return TIMM_POOLS[pool]
 
 
@@ -342,9 +490,11 @@ def gelu_field(path: str, activation: str) -> str:
     """Returns the field `gelu` for the name of an activation."""
     if activation in TANH_GELUS:
         return "tanh"
+    if activation == "quick_gelu":
+        return "quick"
     if activation != "gelu":
         raise UserError(
-            f"{path}: its model has the activation {activation!r}; only 'gelu' and "
+            f"{path}: its model has the activation {activation!r}; only 'gelu', 'quick_gelu' and "
             f"{', '.join(map(repr, TANH_GELUS))} are supported"
         )
     return "exact"

@@ -11,21 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import models
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, checks, posemb
-from vit_jax.models.stacking import stack_blocks
 from vit_jax.paths import (
     CLS,
     EMBEDDING,
     HEAD,
     POSEMB,
     PRE_LOGITS,
+    REG,
     differing_shapes,
     in_block,
     num_blocks,
+    stack_blocks,
 )
-from vit_jax.pretrained import architecture, resize
+from vit_jax.pretrained import architecture
+from vit_jax.pretrained.resize import METHODS, resize_patches, resize_positions
 from vit_jax.pretrained.weights import Weights, num_class_rows, read
 
 logger = logging.getLogger("vit_jax")
@@ -41,6 +44,7 @@ def load(
     image_size: Sequence[int] | int | None = None,
     *,
     grid: Sequence[int] | None = None,
+    resize: str = "google",
     resize_patch: bool = False,
     depth: str | None = None,
     seed: int = 0,
@@ -63,6 +67,8 @@ def load(
             None: the file's.
         grid: (rows, columns) of the file's positions; needed if the file doesn't specify it and
             they are neither a square nor those of `image_size`.
+        resize: how positions are resized. "google": linearly, as Google's code does; "torch": as
+            DINOv2's code does, bicubically (with register tokens, with antialiasing).
         resize_patch: whether to resize patches of another size (arXiv:2212.08013).
         depth: how to add the blocks of a deeper model. "stack" repeats the file's blocks in order
             (progressive stacking, proceedings.mlr.press/v97/gong19a); "append" puts initial
@@ -92,12 +98,13 @@ def load(
         *image_size, channels = image_size
     if image_size is not None:
         image_size = size_pair("image_size", image_size)
-    grid, class_rows = position_grid(weights, model, image_size, grid)
-    if grid and CLS in params and not class_rows:
-        params[POSEMB] = resize.add_class_position(params[POSEMB])
+    check_choice("resize (--config.init_from_resize)", resize, METHODS)
+    grid, num_rows = position_grid(weights, model, image_size, grid)
+    if grid:
+        adapt_prefix_positions(params, num_rows, model)
     image_shape = (*(image_size or image_size_of(weights, model, grid)), channels)
     checks.check_image(model, image_shape[:2])
-    adapt_positions(params, grid, model.grid(image_shape), model)
+    adapt_positions(params, grid, model.grid(image_shape), model, resize)
     if depth is not None:
         add_blocks(params, depth, model, image_shape, seed)
     expected = architecture.param_shapes(model, image_shape)
@@ -107,6 +114,43 @@ def load(
         params = {name: np.asarray(value, np.float32) for name, value in params.items()}
     check_finite(weights.path, params)
     return as_tree(params, model)
+
+
+def open_model(
+    path,
+    image_size: Sequence[int] | int | None = None,
+    *,
+    num_heads: int | None = None,
+    grid: Sequence[int] | None = None,
+    resize: str = "google",
+    **fields,
+) -> tuple[VisionTransformer, dict]:
+    """Reads the model that weights belong to, and its parameters.
+
+    `model.apply({"params": params}, images)` returns what the source's `forward` does: logits, or
+    the features of a model without a head. `capture=("tokens",)` adds all tokens: timm's
+    `forward_features` and transformers' `last_hidden_state`.
+
+    Args:
+        path, grid, resize: see `load`.
+        image_size: an int, or (height, width); None: the file's.
+        num_heads: used if the file doesn't specify it.
+        **fields: fields of the model that don't change what it computes, or that the file doesn't
+            tell, such as dtype="bfloat16", scan=True.
+
+    Returns:
+        The VisionTransformer, and float32 arrays in the tree of `model.init`.
+
+    Raises:
+        UserError: as `load`; a model that has parts that this code doesn't have.
+    """
+    weights = path if isinstance(path, Weights) else read(path, num_heads)
+    weights.check_num_heads(num_heads)
+    model = models.create("B/16", **{**weights.model_fields, **fields})
+    if image_size is None:
+        image_size = image_size_of(weights, model, grid)
+    image_size = size_pair("image_size", image_size)
+    return model, load(weights, model, image_size, grid=grid, resize=resize, new_head=False)
 
 
 def from_config(
@@ -125,6 +169,7 @@ def from_config(
         model,
         image_shape,
         grid=config.init_from_grid,
+        resize=config.get("init_from_resize", "google"),  # older runs have no such field
         resize_patch=config.init_from_patch == "resize",
         depth=config.init_from_depth,
         seed=config.seed,
@@ -141,6 +186,7 @@ def check(config) -> None:
     """
     if config.init_from_grid is not None:
         check_grid("config.init_from_grid", config.init_from_grid)
+    check_choice("config.init_from_resize", config.get("init_from_resize", "google"), METHODS)
     check_choice("config.init_from_patch", config.init_from_patch, (None, "resize"))
     check_choice("config.init_from_depth", config.init_from_depth, (None, *DEPTHS))
     for name in ("init_from_grid", "init_from_patch", "init_from_depth"):
@@ -163,8 +209,10 @@ def check_settings(weights: Weights, model, mean=None, std=None) -> None:
     differing = [  # (group of the configuration, field, the file's value, the model's value)
         ("model", field, value, getattr(model, field))
         for field, value in weights.fields.items()
-        # `adapt_positions` compares the positions themselves, which may have been learned.
-        if value != getattr(model, field) and not (field == "posemb" and POSEMB in weights.params)
+        # The positions themselves are compared, and adapted, whatever their kind and rows.
+        if value != getattr(model, field)
+        and field not in ("no_embed_class", "embed_reg")
+        and not (field == "posemb" and POSEMB in weights.params)
     ]
     for field, stored, given in (("mean", weights.mean, mean), ("std", weights.std, std)):
         if stored is not None and given is not None and not same_per_channel(stored, given):
@@ -196,7 +244,7 @@ def shortened(values: tuple) -> tuple:
 
 
 def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int, int] | None, int]:
-    """Returns (rows, columns) of the file's positions, and how many more are the class token's.
+    """Returns (rows, columns) of the file's positions, and how many more come before them.
 
     Args:
         weights: the file's contents.
@@ -206,7 +254,8 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int,
             image size, from a square number of positions, or from `image_size`.
 
     Returns:
-        The grid, None if the file has no positions; and 1 or 0.
+        The grid, None if the file has no positions; and the number of positions of the class token
+        and the register tokens.
 
     Raises:
         UserError: a grid with another number of positions, or several or no possible grids.
@@ -276,23 +325,52 @@ def adapt_patches(params, model) -> None:
     kernel = params[KERNEL]
     if kernel.shape[:2] != model.patch_shape:
         logger.info(f"Resizing patches of {kernel.shape[:2]} pixels to {model.patch_shape}")
-        params[KERNEL] = resize.resize_patches(kernel, model.patch_shape)
+        params[KERNEL] = resize_patches(kernel, model.patch_shape)
 
 
-def adapt_positions(params, old: tuple[int, int] | None, new: tuple[int, int], model) -> None:
+def adapt_prefix_positions(params, num_rows: int, model) -> None:
+    """Gives the tokens before the patches as many positions as in the model, in place.
+
+    Missing ones are zeros; those that the model lacks are added to the tokens themselves.
+
+    Args:
+        num_rows: how many positions come before the patches'.
+    """
+    tokens = [name for name in (CLS, REG) if name in params]
+    num_kept = model.num_prefix_positions
+    num_prefix = sum(params[name].shape[1] for name in tokens)
+    # A fixed table, or another model: reported later.
+    if num_rows == num_kept or num_prefix != model.num_prefix_tokens:
+        return
+    rows, rest = np.split(params[POSEMB], [num_rows], axis=1)
+    rows = np.pad(rows, ((0, 0), (0, num_prefix - num_rows), (0, 0)))
+    start = 0
+    for name in tokens:
+        stop = start + params[name].shape[1]
+        if start >= num_kept:
+            params[name] = params[name] + rows[:, start:stop]
+        start = stop
+    params[POSEMB] = np.concatenate([rows[:, :num_kept], rest], axis=1)
+
+
+def adapt_positions(
+    params, old: tuple[int, int] | None, new: tuple[int, int], model, method: str
+) -> None:
     """Resizes learned positions to a new grid, in place.
 
     If the model computes its positions, removes a table of the same values.
     """
     if old is None:
         return
-    positions, has_class_token = params[POSEMB], CLS in params
+    positions, num_prefix = params[POSEMB], params[POSEMB].shape[1] - math.prod(old)
     if model.posemb == "learned":
         if old != new:
             logger.info(f"Resizing positions of a grid of {old} to {new}")
-        params[POSEMB] = resize.resize_positions(positions, old, new, has_class_token)
+        params[POSEMB] = resize_positions(
+            positions, old, new, num_prefix, method, has_registers=bool(model.reg_tokens)
+        )
     else:
-        table = posemb.table(model.posemb, *old, model.width, has_class_token)
+        table = posemb.table(model.posemb, *old, model.width, num_prefix)
         if table.shape == positions.shape and np.allclose(table, positions, atol=1e-5):
             del params[POSEMB]
 

@@ -25,11 +25,19 @@ from vit_jax.paths import (
     EMBEDDING,
     ENCODER_NORM,
     HEAD,
+    KEY,
     MASK_TOKEN,
+    NORM_0,
+    NORM_1,
     PATCH_HEAD,
     POSEMB,
     PRE_LOGITS,
+    PRE_NORM,
+    QUERY,
+    REG,
+    VALUE,
     block_index,
+    in_block,
 )
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
@@ -40,11 +48,12 @@ from vit_jax.storage.files import open_path
 # trained model computes. The others are read from a run's configuration.
 FIELDS_IN_SHAPES = (
     *("num_classes", "patch_size", "resnet", "width", "depth", "mlp_dim"),
-    "representation_size",
+    *("representation_size", "reg_tokens", "pre_norm", "norm_layer", "qkv_bias", "qk_norm"),
+    *("init_values", "mlp_layer", "scale_mlp", "class_token"),
 )
 FIELDS_OF_TRAINING = (
     *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
-    *("scan", "remat", "attention_impl", "dtype"),
+    *("patch_drop_rate", "scan", "remat", "attention_impl", "dtype"),
 )
 FIELDS_TO_READ = tuple(
     field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *FIELDS_OF_TRAINING)
@@ -66,8 +75,9 @@ class Weights:
     Attributes:
         path: the path as it was given.
         params: name -> array, with this code's names and unstacked blocks.
-        class_rows: how many rows the class token has among the positions, if there is a class
-            token: (1,) or (0,); if the file doesn't specify it, both, the usual one first.
+        class_rows: how many rows of the positions belong to the class token and the register
+            tokens, if there are any: such as (1,) or (0,); if the file doesn't specify it, both,
+            the usual one first.
         fields: fields of the model that the file determines besides those in the shapes.
         mean, std: how images are normalized; of pixels in [0, 1].
         image_size: (height, width).
@@ -97,7 +107,20 @@ class Weights:
     @property
     def model_fields(self) -> dict:
         """The fields of the model these parameters belong to."""
-        return architecture.infer_fields(self.shapes) | self.fields
+        fields = architecture.infer_fields(self.shapes) | self.fields
+        if not fields:
+            return fields
+        is_needed = fields["pool"] in ("cls", "cls_gap")
+        has_class_token = CLS in self.params
+        fields["class_token"] = None if has_class_token == is_needed else has_class_token
+        if fields["posemb"] == "learned" and CLS in self.params and self.class_rows == (0,):
+            fields.setdefault("no_embed_class", True)
+        num_registers = fields["reg_tokens"]
+        if num_registers and self.class_rows == (num_registers + has_class_token,):
+            fields.setdefault("embed_reg", fields["posemb"] == "learned")
+        elif num_registers and not has_class_token and self.class_rows == (0,):
+            fields.setdefault("no_embed_class", fields["posemb"] == "learned")
+        return fields
 
     @property
     def channels(self) -> int:
@@ -168,18 +191,34 @@ def check_complete(weights: Weights) -> None:
     """Raises UserError if a layer of a Vision Transformer has only a part of its parameters."""
     for name in weights.params:
         module, _, kind = name.rpartition("/")
+        is_norm = "norm" in module.lower() or module.endswith("_ln")
         other = {"kernel": "bias", "scale": "bias"}.get(kind)
         if kind == "bias":
-            other = "scale" if "norm" in module.lower() else "kernel"
+            other = "scale" if is_norm else "kernel"
+        if other == "bias" and not has_biases(weights.params, module, is_norm):
+            continue
         if other and is_layer(module) and f"{module}/{other}" not in weights.params:
             raise UserError(
                 f"{weights.path} has {name} but lacks {module}/{other}: the file is incomplete"
             )
 
 
+def has_biases(params, module: str, is_norm: bool) -> bool:
+    """Whether layers of this kind have biases: norms, queries to values, the patch embedding."""
+    if module == EMBEDDING:
+        return f"{PRE_NORM}/scale" not in params or f"{EMBEDDING}/bias" in params
+    if not is_norm and not module.endswith((QUERY, KEY, VALUE)):
+        return True
+    kinds = (NORM_0, NORM_1) if is_norm else (QUERY, KEY, VALUE)
+    return any(f"{in_block(0, kind)}/bias" in params for kind in kinds)
+
+
 def is_layer(module: str) -> bool:
     """Whether a layer has a kernel or scale, and a bias; convolutions of stems have no bias."""
-    return module in (EMBEDDING, ENCODER_NORM, PRE_LOGITS, HEAD) or block_index(module) is not None
+    return (
+        module in (EMBEDDING, PRE_NORM, ENCODER_NORM, PRE_LOGITS, HEAD)
+        or block_index(module) is not None
+    )
 
 
 def check_positions(weights: Weights) -> None:
@@ -194,8 +233,9 @@ def check_positions(weights: Weights) -> None:
 
 
 def num_class_rows(weights: Weights) -> tuple[int, ...]:
-    """Returns how many rows the class token may have among the positions, the likeliest first."""
-    return weights.class_rows if CLS in weights.params else (0,)
+    """Returns how many rows the tokens before the patches may have, the likeliest first."""
+    has_prefix = CLS in weights.params or REG in weights.params
+    return weights.class_rows if has_prefix else (0,)
 
 
 def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weights:
@@ -236,6 +276,7 @@ def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str |
     return Weights(
         path=name,
         params=formats.from_flax(params),
+        class_rows=(model.num_prefix_positions,),
         fields={field: getattr(model, field) for field in FIELDS_TO_READ},
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),

@@ -47,13 +47,14 @@ def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
     d, mlp_dim = model.width, model.mlp_dim or 4 * model.width
     tokens = model.num_tokens(image_shape)
     flops = sum(input_flops(model, image_shape))
-    flops += model.depth * block_flops(tokens, tokens, d, mlp_dim)
+    flops += model.depth * block_flops(tokens, tokens, d, mlp_dim, model.mlp_layer)
     if model.pool == "map":
         flops += block_flops(1, tokens, d, mlp_dim)
     outputs = tokens if model.pool == "none" else 1
-    hidden = model.representation_size or d
+    pooled = 2 * d if model.pool == "cls_gap" else d
+    hidden = model.representation_size or pooled
     if model.representation_size:
-        flops += 2 * outputs * d * hidden
+        flops += 2 * outputs * pooled * hidden
     return flops + 2 * outputs * hidden * (model.num_classes or 0)
 
 
@@ -132,17 +133,21 @@ def halved(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
-def block_flops(num_queries: int, num_keys: int, d: int, mlp_dim: int) -> int:
+def block_flops(
+    num_queries: int, num_keys: int, d: int, mlp_dim: int, mlp_layer: str = "mlp"
+) -> int:
     """Returns the operations of attention from queries to keys, and of the queries' MLP.
 
     Args:
         num_queries, num_keys: the number of tokens on either side.
         d: the width.
         mlp_dim: the hidden width of the MLP.
+        mlp_layer: "mlp", or "swiglu", which has a third product.
     """
     projections = 2 * (2 * num_queries + 2 * num_keys) * d * d  # query and out, key and value
     attention = 2 * 2 * num_queries * num_keys * d  # scores, and the weighted sum
-    return projections + attention + 2 * 2 * num_queries * d * mlp_dim
+    products = 3 if mlp_layer == "swiglu" else 2
+    return projections + attention + 2 * products * num_queries * d * mlp_dim
 
 
 def activation_bytes(model, image_shape: tuple[int, int, int], training: bool) -> int:
@@ -167,7 +172,8 @@ def activation_bytes(model, image_shape: tuple[int, int, int], training: bool) -
     scores = model.num_heads * tokens**2 * (4 + item) if model.attention_impl == "xla" else 0
     convs = [] if model.resnet is None else stem_convs(image_shape, **model.resnet)
     if training:
-        block = tokens * (8 * d + mlp_dim) * item + scores
+        hidden = 2 * mlp_dim if model.mlp_layer == "swiglu" else mlp_dim
+        block = tokens * (8 * d + hidden) * item + scores
         return model.depth * block + 2 * item * sum(conv.outputs for conv in convs)
     block = max(tokens * (2 * d + mlp_dim) * item, tokens * 5 * d * item + scores)
     pairs = zip(convs, convs[1:], strict=False)

@@ -142,7 +142,9 @@ def test_muon_is_optaxs(tiny_config, params):
     adamw, _ = one_update(constant(tiny_config, name="adamw", **fields), params, grads, steps=3)
     tx = optax.contrib.muon(0.1, weight_decay=0.3, consistent_rms=0.2)
     for (path, leaf), new, start, grad, other in zip(
-        jax.tree.leaves_with_path(ours), *map(jax.tree.leaves, (ours, params, grads, adamw))
+        jax.tree.leaves_with_path(ours),
+        *map(jax.tree.leaves, (ours, params, grads, adamw)),
+        strict=True,
     ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "encoderblock_" in name and name.endswith("kernel"):

@@ -23,6 +23,10 @@ def get_config() -> ConfigDict:
     config.accum_steps = 1  # microbatches per step, run sequentially
     config.image_size = placeholder(object)  # in pixels: an int, or (height, width)
     config.dtype = "bfloat16"  # for matrix products and activations; or "float32"
+    config.residual_dtype = placeholder(str)  # of what blocks add to; None: as config.dtype
+    # Of float32 products: "default", "high", "highest"; None: the highest. big_vision's ImageNet
+    # configurations compute in dtype "float32" with matmul_precision "default".
+    config.matmul_precision = placeholder(str)
     config.objective = "classes"  # or "masked_patches": docs/self_supervised.md
     config.loss = "softmax"  # or "sigmoid"; vit_jax/training/losses.py
     config.loss_args = placeholder(object)  # keyword arguments: --config.loss_args="{'gamma': 2.0}"
@@ -153,6 +157,7 @@ def get_config() -> ConfigDict:
     config.model.dropout_rate = 0.0
     config.model.attention_dropout_rate = 0.0
     config.model.stochastic_depth_rate = 0.0
+    config.model.stochastic_depth_profile = "linear"  # or "constant": the same in all blocks
     config.model.patch_drop_rate = 0.0
     config.model.scan = False
     config.model.remat = "auto"  # recomputes what doesn't fit; "none", "full", or between: vit.py
@@ -238,7 +243,7 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     return options
 
 
-RECIPES = ("base", "augreg", "paper", "plain", "deit", "deit3")
+RECIPES = ("base", "augreg", "paper", "plain", "deit", "deit3", "modern")
 
 
 def imagenet_options(arg: str | None) -> ConfigDict:
@@ -286,6 +291,8 @@ def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
         recipes.deit3_finetune(config)
     elif options.recipe == "deit3":
         recipes.deit3(config)
+    elif options.recipe == "modern":
+        recipes.modern(config)
     elif options.recipe != "base":
         raise ValueError(f"key 'recipe' is {options.recipe!r}; it must be {one_of(RECIPES)}")
     if on_21k:

@@ -196,6 +196,18 @@ def deit3_21k(config) -> None:
     config.augment.update(crop="simple", mixup_alpha=0.0, label_smoothing=0.1)
 
 
+def modern(config) -> None:
+    """Applies ViT-5's model (arXiv:2602.08071) and, with it, DeiT III's recipe from scratch.
+
+    LayerScale, which `deit3` has too; RMSNorm; QK-norm, without biases; four registers; rotary
+    positions beside learned ones. configs/scaling/modern.py leaves out one at a time. Differences
+    from ViT-5: registers have no rotary positions of their own; and those of `deit3`.
+    """
+    deit3(config)
+    config.model.update(norm_layer="rmsnorm", qk_norm=True, qkv_bias=False, reg_tokens=4)
+    config.model.update(rope="axial", rope_temperature=10_000.0)
+
+
 def deit3_settings(config) -> dict:
     """Returns the row of DEIT3 of a configuration's variant."""
     variant = config.model.variant
@@ -208,6 +220,7 @@ def deit3_model(config) -> None:
     """Sets what all of DeiT III's recipes share: the model, and how images are seen."""
     as_in_timm(config)
     config.model.init_values = 1e-4  # LayerScale
+    config.model.stochastic_depth_profile = "constant"
     config.model.no_embed_class = True
     config.augment.eval_crop = 1.0
 

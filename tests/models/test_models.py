@@ -1,6 +1,7 @@
 """The model: sizes, the layouts of its blocks, masks, captures, randomness, mistakes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,11 @@ def test_sizes_outside_the_table():
 
 
 def test_every_model_field_can_be_configured():
-    """All in config.model, except num_classes and dtype, which are fields of config itself."""
+    """All in config.model, except these, which are fields of config itself."""
+    outside = {"num_classes", "dtype", "residual_dtype", "matmul_precision"}
     configured = set(common.get_config().model) - {"variant"}
-    assert configured == set(models.FIELDS) - {"num_classes", "dtype"}
+    assert configured == set(models.FIELDS) - outside
+    assert outside < set(common.get_config())
     defaults = {f: models.VisionTransformer.__dataclass_fields__[f].default for f in configured}
     for name, value in common.get_config().model.items():
         if value is not None and name != "variant":
@@ -216,6 +219,16 @@ def test_stochastic_depth_drops_whole_examples(images):
     np.testing.assert_allclose(dropped["blocks"][1], dropped["blocks"][0], atol=1e-5)
 
 
+def test_stochastic_depth_of_the_same_rate_in_all_blocks(images):
+    model = tiny_model(stochastic_depth_rate=0.999999, stochastic_depth_profile="constant")
+    variables = init(model, images)
+    train = dict(train=True, rngs={"dropout": jax.random.key(0)}, capture=("blocks",))
+    _, dropped = apply(model, variables, images, **train)
+    _, kept = apply(model, variables, images, capture=("blocks",))
+    np.testing.assert_allclose(dropped["blocks"][1], dropped["blocks"][0], atol=1e-5)
+    assert np.abs(dropped["blocks"][0] - kept["blocks"][0]).max() > 0.01
+
+
 def test_stochastic_depth_keeps_the_mean():
     out = drop_path(jnp.ones((20_000, 1, 1)), jnp.float32(0.25), jax.random.key(0))
     assert set(np.unique(out)) <= {0.0, np.float32(1 / 0.75)}
@@ -251,6 +264,28 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(images):
     np.testing.assert_allclose(logits, full, atol=0.1)
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_residual_stream_may_be_float32(scan, images):
+    fields = dict(pre_norm=True, scan=scan)
+    model = tiny_model(dtype="bfloat16", residual_dtype="float32", **fields)
+    variables = init(model, images)
+    logits, captured = apply(model, variables, images, capture=("blocks",))
+    assert captured["blocks"].dtype == jnp.float32
+    full = apply(tiny_model(**fields), variables, images)
+    np.testing.assert_allclose(logits, full, atol=0.1)
+
+
+@pytest.mark.parametrize("precision", [None, "default", "high"])
+def test_the_precision_of_float32_products(precision, images):
+    """The head's product, the last, always has the highest."""
+    model = tiny_model(matmul_precision=precision, depth=1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    text = jax.jit(model.apply).lower(shapes, images).as_text()
+    found = re.findall(r"dot_general.*precision = \[(\w+), ", text)
+    assert found[-1] == "HIGHEST"
+    assert set(found[:-1]) == {(precision or "highest").upper()}
+
+
 def stem(**fields):
     return lambda: tiny_model(resnet=fields)
 
@@ -281,6 +316,11 @@ def apply_to_others(model, image_shape):
             "model.dropout_rate is 1.5; it must be a number >= 0 and < 1",
         ),
         (lambda: tiny_model(stochastic_depth_rate=1.0), "model.stochastic_depth_rate is 1.0"),
+        (
+            lambda: tiny_model(norm="post", residual_dtype="float32"),
+            "residual_dtype is 'float32', which needs model.norm 'pre', not 'post'",
+        ),
+        (lambda: tiny_model(matmul_precision="bf16"), "matmul_precision is 'bf16'"),
         (lambda: tiny_model(attention_impl="flash"), "attention_impl is 'flash'; .*'pallas'"),
         (lambda: tiny_model(dtype="float16"), "dtype is 'float16'"),
         (

@@ -25,6 +25,13 @@ FIELDS = tuple(
     name for name in VisionTransformer.__dataclass_fields__ if name not in ("parent", "name")
 )
 
+# What training adds to a model, and how a machine computes it: the same parameters are the same
+# function with any value.
+FIELDS_OF_TRAINING = (
+    *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
+    *("stochastic_depth_profile", "patch_drop_rate", "scan", "remat", "attention_impl"),
+    *("dtype", "residual_dtype", "matmul_precision"),
+)
 DTYPES = ("float32", "bfloat16")
 
 CLASSES, MASKED_PATCHES = OBJECTIVES = ("classes", "masked_patches")  # of `config.objective`
@@ -57,11 +64,11 @@ def create(variant: str, num_classes: int | None = 1000, **fields) -> VisionTran
         fields["mlp_dim"] = 4 * fields["width"]
     if fields.get("representation_size") is True:
         fields["representation_size"] = fields["width"]
-    if "dtype" in fields:
-        dtype = fields["dtype"]
-        name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-        check_choice("config.dtype", name, DTYPES)
-        fields["dtype"] = jnp.dtype(name)
+    for field in ("dtype", "residual_dtype"):
+        if (dtype := fields.get(field)) is not None:
+            name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+            check_choice(f"config.{field}", name, DTYPES)
+            fields[field] = jnp.dtype(name)
     model = VisionTransformer(num_classes=num_classes or None, **fields)
     check_fields(model)
     check_choice("model.gelu", model.gelu, GELUS)
@@ -76,7 +83,7 @@ def predicts_classes(config) -> bool:
 
 
 def from_config(config) -> VisionTransformer:
-    """Creates a run's model from `config.model`, `config.dtype` and `config.num_classes`.
+    """Creates a run's model from `config.model`, `config.num_classes` and the fields of precision.
 
     If its objective isn't the prediction of classes, it has no head.
     """
@@ -88,4 +95,7 @@ def from_config(config) -> VisionTransformer:
         check_resnet(stem)
         fields["resnet"] = {**stem, "num_layers": tuple(stem["num_layers"])}
     num_classes = config.num_classes if predicts_classes(config) else None
-    return create(**fields, num_classes=num_classes, dtype=config.dtype)
+    # `get`: the configuration may be of a run from before these fields.
+    for field in ("dtype", "residual_dtype", "matmul_precision"):
+        fields[field] = config.get(field)
+    return create(**fields, num_classes=num_classes)

@@ -20,7 +20,9 @@ CHOICES = {
     "norm": ("pre", "post"),
     "norm_layer": ("layernorm", "rmsnorm"),
     "mlp_layer": ("mlp", "swiglu"),
+    "stochastic_depth_profile": ("linear", "constant"),
     "attention_impl": IMPLS,
+    "matmul_precision": (None, "default", "high", "highest"),
     **dict.fromkeys(("no_embed_class", "embed_reg", "pre_norm", "qkv_bias"), (False, True)),
     **dict.fromkeys(("qk_norm", "scale_mlp", "scan"), (False, True)),
 }
@@ -70,6 +72,11 @@ def check_fields(model) -> None:
         raise UserError(
             "model.pool_norm 'after' needs model.pool 'cls' or 'gap' and model.norm 'pre', not "
             f"{model.pool!r} and {model.norm!r}"
+        )
+    if model.residual_dtype is not None and model.norm != "pre":
+        raise UserError(
+            f"config.residual_dtype is {jnp.dtype(model.residual_dtype).name!r}, which needs "
+            f"model.norm 'pre', not {model.norm!r}: its norms change what blocks add to"
         )
     check_tokens(model)
     if model.resnet is not None:

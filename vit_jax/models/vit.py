@@ -183,6 +183,7 @@ class Encoder(nn.Module):
     pool_first: str | None
     dropout_rate: float
     stochastic_depth_rate: float
+    stochastic_depth_profile: str
     scan: bool
     remat: str
 
@@ -202,12 +203,13 @@ class Encoder(nn.Module):
             keys = jax.random.split(self.make_rng("dropout"), 1 + self.depth)
             x = dropout(x, self.dropout_rate, keys[0])
             keys = keys[1:]
-        if self.stochastic_depth_rate:  # linear in depth (arXiv:1603.09382, section 3)
-            rates = jnp.linspace(0.0, self.stochastic_depth_rate, self.depth)
+        if self.stochastic_depth_rate:
+            first = 0.0 if self.stochastic_depth_profile == "linear" else self.stochastic_depth_rate
+            rates = jnp.linspace(first, self.stochastic_depth_rate, self.depth)
         epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
         norm = functools.partial(NORMS[self.block["norm_layer"]], epsilon=epsilon, dtype=dtype)
         if self.pre_norm:
-            x = norm(name="pre_norm")(x)
+            x = norm(name="pre_norm")(x).astype(x.dtype)
         in_blocks = tuple(name for name in capture if name in BLOCK_CAPTURES)
         x, captured = self.blocks(x, mask, coords, rates, keys, in_blocks)
         tokens = x
@@ -261,8 +263,8 @@ class VisionTransformer(nn.Module):
         width, depth, num_heads, mlp_dim: the size of the encoder. mlp_dim None is 4 x width.
         pool: the input of the head. "cls": the class token; "gap": the mean over patches;
             "cls_gap": both joined (DINOv2's linear head, arXiv:2304.07193); "map": attention
-            pooling of the patches; "none": every token, for logits (N, L, num_classes). For features of the
-            patches, capture "tokens" instead.
+            pooling of the patches; "none": every token, for logits (N, L, num_classes). For
+            features of the patches, capture "tokens" instead.
         pool_norm: where the last norm is, if pool is "gap" or "cls": "before" pooling, or "after"
             it (timm's fc_norm).
         class_token: whether there is a class token. None: if pool needs one.
@@ -295,7 +297,9 @@ class VisionTransformer(nn.Module):
         head_bias_init: the initial bias of the head, whose weights start at zero.
         dropout_rate: applied after the position embedding, in the MLPs and after both branches.
         attention_dropout_rate: applied to the attention weights.
-        stochastic_depth_rate: the rate of the last block, decreasing linearly to 0 at the first.
+        stochastic_depth_rate: the rate of the last block.
+        stochastic_depth_profile: the rates of the others: "linear", from 0 at the first
+            (arXiv:1603.09382), or "constant" (arXiv:2204.07118).
         patch_drop_rate: the share of an image's patches that training leaves out of the
             computation, drawn anew each time (arXiv:2212.00794).
         scan: loops over one compiled block; parameters are stacked under `encoderblock`.
@@ -310,8 +314,11 @@ class VisionTransformer(nn.Module):
             change what a model computes, except for rounding. Attention dropout and captured
             attention use a plain implementation instead.
         dtype: the type of matrix products and activations. Parameters, LayerNorm statistics,
-            softmax and logits are always float32. If it is float32, matrix products have full
-            precision: no TF32 on GPUs, no bfloat16 passes on TPUs.
+            softmax and logits are always float32.
+        residual_dtype: the type of the sum that each block adds to; None: that of `dtype`.
+        matmul_precision: of float32 matrix products outside attention kernels, a name of
+            `jax.default_matmul_precision`: "highest", "high" or "default" (TF32 on GPUs, one pass
+            in bfloat16 on TPUs). None: "highest" if dtype is float32.
     """
 
     num_classes: int | None = 1000
@@ -346,11 +353,14 @@ class VisionTransformer(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    stochastic_depth_profile: str = "linear"
     patch_drop_rate: float = 0.0
     scan: bool = False
     remat: str = "auto"
     attention_impl: str = "auto"
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype | None = None
+    matmul_precision: str | None = None
 
     @nn.compact
     def __call__(
@@ -388,8 +398,8 @@ class VisionTransformer(nn.Module):
             raise UserError(f"capture is {capture!r}; it must be a sequence: ({capture!r},)")
         for name in capture:
             check_choice("capture", name, CAPTURES)
-        precision = "float32" if self.dtype == jnp.float32 else None
-        with jax.default_matmul_precision(precision):
+        precision = "highest" if self.dtype == jnp.float32 else None
+        with jax.default_matmul_precision(self.matmul_precision or precision):
             logits, captured = self.logits(images, train, mask, keep, tuple(capture))
         return (logits, captured) if capture else logits
 
@@ -407,7 +417,7 @@ class VisionTransformer(nn.Module):
             name="embedding",
         )(x)  # (N, h, w, D)
         n, h, w, d = x.shape
-        x = x.reshape(n, h * w, d)
+        x = x.reshape(n, h * w, d).astype(self.residual_dtype or x.dtype)
         if self.posemb in posemb.FIXED:
             positions, _ = posemb.FIXED[self.posemb]
             x = x + positions(h, w, d).astype(x.dtype)
@@ -456,6 +466,7 @@ class VisionTransformer(nn.Module):
             pool_first=self.pool if self.pool_norm == "after" else None,
             dropout_rate=self.dropout_rate,
             stochastic_depth_rate=self.stochastic_depth_rate,
+            stochastic_depth_profile=self.stochastic_depth_profile,
             scan=self.scan,
             remat=self.remat,
             name="Transformer",

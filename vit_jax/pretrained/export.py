@@ -20,7 +20,7 @@ from vit_jax.checks import (
     size_pair,
 )
 from vit_jax.errors import UserError
-from vit_jax.models import VisionTransformer, posemb
+from vit_jax.models import FIELDS_OF_TRAINING, VisionTransformer, posemb
 from vit_jax.paths import POSEMB, differing_shapes, unstack_blocks
 from vit_jax.pretrained import architecture, formats, hub
 from vit_jax.pretrained.loading import check_finite
@@ -43,8 +43,7 @@ FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 # fields, the table has the allowed values; a field that isn't in it must have its default.
 ANY_VALUE = (
     *("num_classes", "patch_size", "width", "depth", "num_heads", "mlp_dim", "posemb"),
-    *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
-    *("patch_drop_rate", "scan", "remat", "attention_impl", "dtype"),
+    *FIELDS_OF_TRAINING,
     *("parent", "name"),  # Flax's own
 )
 ANY = "any value"

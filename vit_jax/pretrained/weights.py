@@ -51,12 +51,8 @@ FIELDS_IN_SHAPES = (
     *("representation_size", "reg_tokens", "pre_norm", "norm_layer", "qkv_bias", "qk_norm"),
     *("init_values", "mlp_layer", "scale_mlp", "class_token"),
 )
-FIELDS_OF_TRAINING = (
-    *("head_bias_init", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"),
-    *("patch_drop_rate", "scan", "remat", "attention_impl", "dtype"),
-)
 FIELDS_TO_READ = tuple(
-    field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *FIELDS_OF_TRAINING)
+    field for field in models.FIELDS if field not in (*FIELDS_IN_SHAPES, *models.FIELDS_OF_TRAINING)
 )
 
 logger = logging.getLogger("vit_jax")

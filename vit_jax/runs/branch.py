@@ -33,12 +33,8 @@ logger = logging.getLogger("vit_jax")
 
 FILE = "branch.json"
 MODES = ("weights", "continue")
-# Fields of a model that a branch may change: what training adds to the model, and how it computes.
-# With another value of any other field, the same parameters would be another function.
-MODEL_MAY_CHANGE = (
-    *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias_init"),
-    *("remat", "attention_impl", "dtype"),
-)
+# Fields of a model that a branch may change; `scan` would stack the parameters.
+MODEL_MAY_CHANGE = tuple(name for name in models.FIELDS_OF_TRAINING if name != "scan")
 # (item, what it belongs to, fields that may be at fault if its arrays have other shapes)
 CAUSES = (
     ("params", "model", ("image_size", "dataset.channels", "masked_patches")),

@@ -23,7 +23,13 @@ FAILED, PRUNED, ELSEWHERE = "failed", "pruned", "elsewhere"
 NOT_COMPARED = (
     *resuming.MAY_CHANGE,
     *("total_steps", "num_classes", "dataset.order", "dataset.num_examples", "dataset.exif"),
-    *("dataset.offset", "dataset.fingerprint", "model.representation_size", "init_from"),
+    *(
+        "dataset.parts",
+        "dataset.offset",
+        "dataset.fingerprint",
+        "model.representation_size",
+        "init_from",
+    ),
 )
 
 

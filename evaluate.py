@@ -120,6 +120,10 @@ def open_weights(config, **dataset) -> Target:
     checks.check_is_config(config)
     if not config.init_from:
         raise UserError("config.init_from is unset: set it to the weights to evaluate")
+    if not models.predicts_classes(config):
+        raise UserError(
+            f"config.objective is {config.objective!r}; it must be 'classes', which are evaluated"
+        )
     config = config.copy_and_resolve_references()
     selected = select_dataset(config, **dataset)
     input_pipeline.check(config)

@@ -21,6 +21,10 @@ from configs import common, digits, recipes
 def get_config(arg=None):
     options = common.parse_arg(arg, variant="B/16", dataset="imagenet2012")
     if options.dataset == "digits" and not options.quick:
+        if options.variant != "B/16":
+            raise ValueError(
+                "key 'variant' is not for dataset=digits, which has a model of its own"
+            )
         return on_digits()
     config = common.get_config()
     config.objective = "masked_patches"

@@ -310,6 +310,10 @@ def create(evaluations: Mapping[str, Evaluation], setup: Setup, eval_step: Calla
     def step_for(source):
         if source.max_labels is None:
             return eval_step
+        if not setup.model.num_classes:
+            raise UserError(
+                f"config.evals: {source.name} has sets of labels, and the run predicts no classes"
+            )
         return functools.partial(label_set_step, source.label_shape)
 
     evaluators = {}

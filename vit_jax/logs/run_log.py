@@ -205,8 +205,11 @@ class RunLog:
             speed["mfu"] = rate / self.peak_images_per_second
         self.write(step, "train", metrics | speed)
         mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
-        accuracy = metrics.get("accuracy", metrics.get("patch_accuracy"))
-        accuracy = "" if accuracy is None else f"accuracy {accuracy:.3f}  "
+        accuracy = "".join(
+            f"{name.replace('_', ' ')} {metrics[name]:.3f}  "
+            for name in ("accuracy", "patch_accuracy")
+            if name in metrics
+        )
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0
         logger.info(
             f"step {step}/{self.total_steps}  loss {metrics['loss']:.4f}  "
@@ -424,7 +427,7 @@ class Stopwatch:
 
 def evaluation_line(values: dict[str, float]) -> str:
     """Returns the metrics of an evaluation as text."""
-    names = {"accuracy_top5": "top-5", "patch_accuracy": "accuracy"}
+    names = {"accuracy_top5": "top-5", "patch_accuracy": "patch accuracy"}
     return ", ".join(
         f"{names.get(name, name)} {value:{'.2%' if 'accuracy' in name else '.4f'}}"
         for name, value in values.items()

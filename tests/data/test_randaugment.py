@@ -223,8 +223,9 @@ def as_timm(name, image, level, sign):
     if name in enhancers:
         enhancer = getattr(ImageEnhance, name.capitalize())
         return enhancer(image).enhance(max(1 + 0.9 * strength, 0.1))
-    if name == "posterize":
-        return ImageOps.posterize(image, 4 - int(4 * level))
+    if name == "posterize":  # newer versions of Pillow refuse to keep no bit
+        bits = 4 - int(4 * level)
+        return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
     if name == "solarize":
         return ImageOps.solarize(image, 256 - int(256 * level))
     if name == "solarize_add":

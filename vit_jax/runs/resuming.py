@@ -49,15 +49,15 @@ MAY_CHANGE = (
     "num_epochs",
     "dataset.offset",
 )
-# What recipes set that they didn't before: fields that the code has gained, each with what runs did
-# until then, and a field that changed with them (None: the recorded value).
-SET_BY_RECIPES_SINCE = {
+# Fields that the code gained when recipes began to set them, with what runs did before. A run from
+# before goes on with it, and with the recorded values of CHANGED_WITH_THEM.
+BEFORE = {
     "augment.randaugment_kind": "pillow",
     "augment.crop_distribution": "tensorflow",
     "augment.resize_method": "bilinear",
-    "augment.eval_method": None,
     "dataset.repeats": 1,
 }
+CHANGED_WITH_THEM = ("augment.eval_method",)
 # What names a dataset. It may differ if the dataset is the same: `is_same_dataset`.
 NAMES_OF_DATASET = ("dataset.name", "dataset.train_split")
 # What tells datasets apart.
@@ -73,8 +73,7 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
     """Returns a configuration with what the run that it resumes has settled, if it resumes one.
 
     That is `go_on`, and fields that are read only when a run begins: where its weights came from
-    stays recorded, whatever is given now. A run from before SET_BY_RECIPES_SINCE goes on with what
-    its recipe was.
+    stays recorded, whatever is given now. See also `keep_recipe`.
 
     Raises:
         LostConfigError: the recorded configuration is lost.
@@ -98,18 +97,18 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
 
 
 def keep_recipe(workdir, old: dict, config: ml_collections.ConfigDict) -> None:
-    """Sets SET_BY_RECIPES_SINCE in a configuration as a run did that was recorded before them.
+    """Lets a run go on with what its recipe was, if it is from before the fields of BEFORE.
 
     Args:
         workdir: the run's folder.
         old: its recorded configuration, with dotted names.
         config: the configuration that was given; changes.
     """
-    if any(field in old for field, value in SET_BY_RECIPES_SINCE.items() if value is not None):
+    if any(field in old for field in BEFORE):
         return
     new = as_flat_dict(config)
-    kept = {field: old.get(field, value) for field, value in SET_BY_RECIPES_SINCE.items()}
-    changed = [field for field, value in kept.items() if value != new[field] is not None]
+    kept = BEFORE | {field: old[field] for field in CHANGED_WITH_THEM if field in old}
+    changed = [field for field, value in kept.items() if value != new[field]]
     config.update_from_flattened_dict({field: kept[field] for field in changed})
     if changed:
         settings = ", ".join(f"{field}={kept[field]}" for field in changed)
@@ -299,7 +298,8 @@ def list_changes(
     """Returns what differs from a recorded configuration: {"field", "old", "new"}, for JSON.
 
     A field that wasn't recorded, which the code has gained since then, has no "old", and counts
-    only if it is among `changed_fields`: if its value isn't the default.
+    only if it is among `changed_fields`, whose values aren't the default; unless it has the value
+    in BEFORE.
     """
     first, second = as_flat_dict(old), as_flat_dict(new)
     return [
@@ -309,7 +309,7 @@ def list_changes(
             "new": second.get(field),
         }
         for field in fields_that_differ(old, new)
-        if field in first or field in changed_fields
+        if field in first or (field in changed_fields and second.get(field) != BEFORE.get(field))
     ]
 
 

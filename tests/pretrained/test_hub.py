@@ -193,7 +193,11 @@ def test_hf_names_are_downloaded(monkeypatch):
         ("timm_token", ["dist_token", "head_dist.weight"], "a DeiT with a head for distillation"),
         ("timm_token", ["blocks.0.attn.relative_position_bias_table"], "a BEiT"),
         ("timm_token", ["blocks.0.attn.q_bias"], "give the folder, with config.json"),
-        ("timm_token", ["patch_embed.norm.weight"], "no field .* explains: patch_embed.norm/scale"),
+        (
+            "timm_token",
+            ["patch_embed.norm.weight"],
+            "no field .* explains: patch_embed.norm.weight",
+        ),
         ("hf_vit", ["decoder.decoder_layers.0.output.dense.weight"], "a masked autoencoder"),
         (None, ["layer1.0.conv1.weight", "bn1.running_mean"], "a convolutional network"),
         (None, ["layers.0.blocks.0.attn.relative_position_bias_table"], "a Swin Transformer"),

@@ -9,8 +9,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, tiny_model
-from published import assert_same, compute_logits, random_params
+from conftest import tiny_model
+from published import MODERN, assert_same, compute_logits, random_params, save_again
+from published import MODERN_CASES as CASES
 from safetensors.numpy import load_file, save_file
 
 from vit_jax import Classifier, models, pretrained
@@ -18,8 +19,6 @@ from vit_jax.errors import UserError
 from vit_jax.paths import POSEMB
 from vit_jax.pretrained import architecture, loading, weights
 
-MODERN = GOLDEN / "modern"
-CASES = {case["name"]: case for case in json.loads((MODERN / "index.json").read_text())}
 TOKENS = ("tokens", "last_hidden_state")
 
 
@@ -39,19 +38,10 @@ def test_recorded_outputs(name):
         np.testing.assert_allclose(ours, expected[key], atol=1e-5, rtol=1e-5, err_msg=key)
 
 
-def saved_again(name, folder):
-    """Opens a case, and saves it in its own format; returns the model and its parameters."""
-    source = MODERN / CASES[name]["weights"]
-    model, params = pretrained.open(source)
-    format = source.suffix[1:]
-    pretrained.save(params, folder, format, model=model, image_size=CASES[name]["image_size"])
-    return model, params
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_out_again_is_the_same_file(name, tmp_path):
     """Names and bits are the source's, except for a token for masked patches, which isn't kept."""
-    model, params = saved_again(name, tmp_path)
+    model, params = save_again(name, tmp_path)
     theirs = load_file(MODERN / CASES[name]["weights"] / "model.safetensors")
     ours = load_file(tmp_path / "model.safetensors")
     kept = {key for key in theirs if "mask_token" not in key}
@@ -123,7 +113,7 @@ def test_positions_of_tokens_before_the_patches_are_moved_into_the_tokens(weight
 
 
 def test_positions_are_resized_as_asked(tmp_path):
-    saved_again("timm_dinov2", tmp_path)
+    save_again("timm_dinov2", tmp_path)
     google, torch = (
         positions(pretrained.open(tmp_path, 42, resize=resize)[1]) for resize in ("google", "torch")
     )

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from published import compute_logits
+from published import MODERN, MODERN_CASES, compute_logits, save_again
 from safetensors.numpy import save_file
 
 from vit_jax import Classifier, models, pretrained
@@ -224,6 +224,28 @@ TEXT |= dict(vocab_size=50, bos_token_id=0, eos_token_id=1)
 PAIR = dict(vision_config=WITH_MLP, text_config=TEXT)
 MAE = WITH_MLP | dict(mask_ratio=0.0, decoder_hidden_size=32, decoder_num_hidden_layers=1)
 MAE |= dict(decoder_num_attention_heads=2, decoder_intermediate_size=32)
+
+
+@pytest.mark.parametrize("name", MODERN_CASES)
+def test_other_codebases_load_what_is_saved(name, tmp_path):
+    """From our file, timm and transformers compute what they recorded from theirs."""
+    package = {"timm": "timm", "hf": "transformers"}[name.split("_")[0]]
+    library = pytest.importorskip(package)
+    import torch
+
+    save_again(name, tmp_path)
+    expected = np.load(MODERN / MODERN_CASES[name]["expected"], allow_pickle=False)
+    images = torch.from_numpy(expected["images"].transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        if package == "timm":
+            model = library.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+            outputs = {"tokens": model.forward_features(images)}
+            outputs["features" if "features" in expected else "logits"] = model(images)
+        else:
+            cls = getattr(library, MODERN_CASES[name]["architecture"])
+            outputs = cls.from_pretrained(tmp_path).eval()(images)
+    for key in set(expected.files) - {"images"}:
+        np.testing.assert_allclose(outputs[key], expected[key], atol=1e-5, rtol=1e-5)
 
 
 def run_mae(model, images):

@@ -14,6 +14,19 @@ from vit_jax.runs import run_folder
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
 
+# The Vision Transformers that people use today.
+MODERN = GOLDEN / "modern"
+MODERN_CASES = {case["name"]: case for case in json.loads((MODERN / "index.json").read_text())}
+
+
+def save_again(name, folder):
+    """Opens a case of MODERN_CASES, and saves it in its own format; returns (model, params)."""
+    source = MODERN / MODERN_CASES[name]["weights"]
+    model, params = pretrained.open(source)
+    size = MODERN_CASES[name]["image_size"]
+    pretrained.save(params, folder, source.suffix[1:], model=model, image_size=size)
+    return model, params
+
 
 def golden_model(case, **fields):
     """Returns the model of an entry of tests/golden/index.json, with other fields on request."""

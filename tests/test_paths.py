@@ -20,6 +20,8 @@ MODELS = (
     dict(pool="map", posemb="none"),
     dict(pool="gap", norm="post"),
     dict(resnet=dict(num_layers=(1, 1), width_factor=0.5), patch_size=1),
+    dict(init_values=0.1, qk_norm=True, pre_norm=True, reg_tokens=2, rope="mixed"),
+    dict(mlp_layer="swiglu", scale_mlp=True),
 )
 
 

@@ -1,6 +1,7 @@
 """The command line `python -m vit_jax.pretrained`."""
 
 import json
+import pathlib
 import re
 import runpy
 import sys
@@ -117,3 +118,19 @@ def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, monkeypatch):
     assert exit.value.code == 2
     assert capsys.readouterr().err == f"There is no {missing}\n"
     assert not target.exists()
+
+
+def test_known_weights_are_listed(capsys):
+    """With numbers and sources; docs/published.md has the same table."""
+    assert convert.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = convert.published()
+    assert len(lines) == len(rows) + 1
+    known = next(line for line in lines if "deit3_base_patch16_224.fb_in1k" in line)
+    assert known.split()[1:3] == ["224", "83.8"]
+    documented = (pathlib.Path(__file__).parents[2] / "docs" / "published.md").read_text()
+    for row in rows:
+        cells = (f"`{row['weights']}`", row["image_size"], row["accuracy"], row["of"])
+        assert f"| {' | '.join(cells)} |" in documented
+        assert bool(row["accuracy"]) == bool(row["of"])
+        assert row["source"]

@@ -186,8 +186,11 @@ def test_squeezing_is_saved_for_timm(tmp_path):
         ("google", dict(pool="map"), "pool 'map'.* must be 'cls' or 'gap' or 'none'"),
         ("timm", dict(representation_size=8), "representation_size 8.* must be None"),
         ("timm", dict(norm="post"), "norm 'post'"),
-        ("timm", dict(layer_norm_eps=1e-5), r"layer_norm_eps 1e-05.*approximate=True \(--approx"),
-        ("hf", dict(pool="gap"), "pool 'gap'; in the format 'hf' it must be 'cls'"),
+        ("timm", dict(layer_norm_eps=1e-4), r"layer_norm_eps 0.0001.*approximate=True \(--approx"),
+        ("hf", dict(pool="map"), "pool 'map'; in the format 'hf' it must be 'cls'"),
+        ("hf", dict(qk_norm=True), "qk_norm True; in the format 'hf' it must be False"),
+        ("timm", dict(rope="axial"), "rope 'axial'; in the format 'timm' it must be 'none'"),
+        ("google", dict(reg_tokens=1), "reg_tokens 1; in the format 'google' it must be 0"),
         ("hf", dict(resnet=dict(num_layers=(), width_factor=1), patch_size=2), "has resnet"),
         ("flax", dict(), "format is 'flax'; it must be 'google', 'timm' or 'hf'"),
     ],
@@ -214,11 +217,11 @@ def test_unknown_fields_and_parameters_are_refused(format, tmp_path, monkeypatch
         pretrained.save(params, path, format, model=dataclasses.replace(model, temperature=2.0))
 
     block = params["Transformer"]["encoderblock_1"]
-    block["LayerScale_0"] = {"gamma": np.ones(32, np.float32)}
+    block["NoSuchLayer_0"] = {"gamma": np.ones(32, np.float32)}
     monkeypatch.setattr("vit_jax.pretrained.export.check_shapes", lambda *_: None)
-    with pytest.raises(UserError, match="encoderblock_1/LayerScale_0/gamma: .* no such parameter"):
+    with pytest.raises(UserError, match="encoderblock_1/NoSuchLayer_0/gamma: .* no such parameter"):
         pretrained.save(params, path, format, model=model)
-    del block["LayerScale_0"]
+    del block["NoSuchLayer_0"]
     params["head"]["scale"] = np.ones(10, np.float32)  # its kernel has the name that it would get
     if format != "google":
         with pytest.raises(UserError, match="head/(scale|kernel): .* no such parameter"):

@@ -52,7 +52,7 @@ def test_settings_of_timm(tmp_path):
         (dict(), dict(layer_norm_eps=1e-6), "--config.model.layer_norm_eps=1e-12"),
         (dict(hidden_act="gelu_new"), dict(), "set gelu='tanh' "),
         (dict(num_attention_heads=2), dict(), "set num_heads=2 "),
-        (dict(hidden_act="relu"), dict(), "the activation 'relu'; only 'gelu' and"),
+        (dict(hidden_act="relu"), dict(), "the activation 'relu'; only 'gelu', 'quick"),
         (dict(image_size="224"), dict(), "image_size is '224'; it must be a number of pixels"),
         (dict(layer_norm_eps="1e-12"), dict(), "layer_norm_eps is '1e-12'; it must be a number"),
         (dict(image_size=64), dict(), "17 positions, but .* 64x64 pixels, which are 8x8 patches"),
@@ -190,12 +190,14 @@ def test_hf_names_are_downloaded(monkeypatch):
 @pytest.mark.parametrize(
     ("golden", "names", "description"),
     [
-        ("timm_token", ["dist_token", "head_dist.weight"], "a distilled DeiT"),
-        ("timm_token", ["blocks.0.ls1.gamma"], "a Vision Transformer with LayerScale"),
-        ("timm_token", ["reg_token"], "a Vision Transformer with register tokens"),
-        ("timm_token", ["norm_pre.weight"], "a Vision Transformer with a norm before its blocks"),
-        ("timm_token", ["blocks.0.gamma_1"], "a BEiT"),
-        ("hf_vit", ["vit.encoder.layer.0.layer_scale1.lambda1"], "with LayerScale"),
+        ("timm_token", ["dist_token", "head_dist.weight"], "a DeiT with a head for distillation"),
+        ("timm_token", ["blocks.0.attn.relative_position_bias_table"], "a BEiT"),
+        ("timm_token", ["blocks.0.attn.q_bias"], "give the folder, with config.json"),
+        (
+            "timm_token",
+            ["patch_embed.norm.weight"],
+            "no field .* explains: patch_embed.norm.weight",
+        ),
         ("hf_vit", ["decoder.decoder_layers.0.output.dense.weight"], "a masked autoencoder"),
         (None, ["layer1.0.conv1.weight", "bn1.running_mean"], "a convolutional network"),
         (None, ["layers.0.blocks.0.attn.relative_position_bias_table"], "a Swin Transformer"),
@@ -226,8 +228,9 @@ def test_pooling_and_positions_of_timm(tmp_path):
         load(tensors, model.clone(pool_norm="before"))
     with pytest.raises(UserError, match="pools by 'max', which isn't supported"):
         load(tensors, global_pool="avg", model_args={"global_pool": "max"})
-    with pytest.raises(UserError, match="pools by 'avg' and has a class token"):
-        load(golden_tensors("timm_token"), global_pool="avg")
+    beside = golden_model(CASES["timm_token"], pool="gap", class_token=True, num_classes=5)
+    params = load(golden_tensors("timm_token"), beside, global_pool="avg")
+    assert params["cls"].shape == (1, 1, 32)
     without = {name: value for name, value in tensors.items() if name != "pos_embed"}
     with pytest.raises(UserError, match="--config.model.posemb=none"):
         load(without)

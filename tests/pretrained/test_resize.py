@@ -25,6 +25,32 @@ def test_positions_are_resized_as_by_scipy(old, new, has_class_token):
     np.testing.assert_array_equal(resized[0, :first], positions[0, :first])
 
 
+# PyTorch's `interpolate` of TABLE, rounded: as DINOv2's code calls it, and with antialiasing.
+TABLE = np.arange(12.0).reshape(3, 4) ** 2 / 10
+TORCH = {
+    ((5, 6), False): [
+        [-0.157757, -0.165277, -0.111137, 0.007768, 0.298767, 0.537423],
+        [0.234335, 0.379519, 0.685782, 0.984447, 1.530143, 1.933488],
+        [1.387388, 1.784111, 2.505679, 3.100449, 4.06569, 4.740314],
+        [4.322205, 4.984022, 6.143274, 7.050107, 8.457501, 9.418022],
+        [6.62906, 7.456804, 8.890014, 9.992174, 11.676322, 12.815789],
+    ],
+    ((2, 3), False): [[0.197066, 0.562479, 1.325011], [5.022015, 7.059283, 9.488866]],
+    ((2, 3), True): [[0.421878, 0.974924, 1.857275], [5.048961, 7.04876, 9.377867]],
+}
+
+
+@pytest.mark.parametrize(("new", "has_registers"), TORCH)
+def test_positions_are_resized_as_by_dinov2(new, has_registers):
+    """With registers, DINOv2 resizes with antialiasing and without an offset."""
+    positions = np.concatenate([[-1.0], TABLE.ravel()]).astype(np.float32).reshape(1, 13, 1)
+    resized = resize.resize_positions(positions, (3, 4), new, 1, "torch", has_registers)
+    np.testing.assert_allclose(
+        resized[0, 1:, 0].reshape(new), TORCH[new, has_registers], atol=1e-5, rtol=2e-6
+    )
+    assert resized[0, 0, 0] == -1.0
+
+
 @pytest.mark.parametrize("new", [(8, 8), (9, 13), (16, 16), (12, 8)])
 def test_larger_patches_of_larger_images_give_the_same_tokens(new):
     """The tokens are equal if patches grow (arXiv:2212.08013, section 3.4)."""

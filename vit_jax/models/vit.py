@@ -22,21 +22,9 @@ import jax.numpy as jnp
 
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
-from vit_jax.models import posemb, resnet
+from vit_jax.models import layers, posemb, resnet
 from vit_jax.models.attention import ATTENTION_OUTPUT, MultiHeadDotProductAttention
 from vit_jax.models.checks import check_fields, check_image, check_images, check_parameters
-from vit_jax.models.layers import (
-    NORMS,
-    LayerScale,
-    MAPHead,
-    MlpBlock,
-    draw_patches,
-    drop_path,
-    dropout,
-    mean_patch,
-    take_tokens,
-    xavier_uniform,
-)
 from vit_jax.parallel.sharding import shard_examples
 
 # What the backward pass keeps of a block, for each value of the field `remat` that recomputes the
@@ -98,7 +86,7 @@ class EncoderBlock(nn.Module):
             (N, H, L, L).
         """
         norm = functools.partial(
-            NORMS[self.norm_layer], epsilon=self.layer_norm_eps, dtype=self.dtype
+            layers.NORMS[self.norm_layer], epsilon=self.layer_norm_eps, dtype=self.dtype
         )
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = [] if "attention" in self.capture else None
@@ -107,7 +95,7 @@ class EncoderBlock(nn.Module):
         def attention(y):  # (N, L, D)
             y = MultiHeadDotProductAttention(
                 self.num_heads,
-                xavier_uniform,
+                layers.xavier_uniform,
                 self.dtype,
                 self.attention_dropout_rate,
                 self.attention_impl,
@@ -117,11 +105,11 @@ class EncoderBlock(nn.Module):
                 self.rope_temperature,
                 name="MultiHeadDotProductAttention_0",
             )(y, mask=mask, key=keys[0], weights=weights, coords=coords)
-            y = layer_scale("LayerScale_0", dropout(y, self.dropout_rate, keys[1]))
-            return drop_path(y, drop_path_rate, keys[2])
+            y = layer_scale("LayerScale_0", layers.dropout(y, self.dropout_rate, keys[1]))
+            return layers.drop_path(y, drop_path_rate, keys[2])
 
         def mlp(y):  # (N, L, D)
-            y = MlpBlock(
+            y = layers.MlpBlock(
                 self.mlp_dim,
                 self.gelu,
                 self.dropout_rate,
@@ -130,11 +118,13 @@ class EncoderBlock(nn.Module):
                 norm if self.scale_mlp else None,
                 name="MlpBlock_0",
             )(y, keys[3])
-            y = layer_scale("LayerScale_1", dropout(y, self.dropout_rate, keys[4]))
-            return drop_path(y, drop_path_rate, keys[5])
+            y = layer_scale("LayerScale_1", layers.dropout(y, self.dropout_rate, keys[4]))
+            return layers.drop_path(y, drop_path_rate, keys[5])
 
         def layer_scale(name, y):
-            return y if self.init_values is None else LayerScale(self.init_values, name=name)(y)
+            return (
+                y if self.init_values is None else layers.LayerScale(self.init_values, name=name)(y)
+            )
 
         if self.norm == "pre":
             x = x + attention(norm(name="LayerNorm_0")(x))
@@ -197,24 +187,26 @@ class Encoder(nn.Module):
             span = self.num_prefix_positions, self.num_prefix_tokens
             x = AddPositionEmbs(*span, name="posembed_input")(x)
         if keep is not None:
-            x, mask, coords = (take_tokens(array, keep) for array in (x, mask, coords))
+            x, mask, coords = (layers.take_tokens(array, keep) for array in (x, mask, coords))
         keys = rates = None
         if train and self.uses_randomness():
             keys = jax.random.split(self.make_rng("dropout"), 1 + self.depth)
-            x = dropout(x, self.dropout_rate, keys[0])
+            x = layers.dropout(x, self.dropout_rate, keys[0])
             keys = keys[1:]
         if self.stochastic_depth_rate:
             first = 0.0 if self.stochastic_depth_profile == "linear" else self.stochastic_depth_rate
             rates = jnp.linspace(first, self.stochastic_depth_rate, self.depth)
         epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
-        norm = functools.partial(NORMS[self.block["norm_layer"]], epsilon=epsilon, dtype=dtype)
+        norm = functools.partial(
+            layers.NORMS[self.block["norm_layer"]], epsilon=epsilon, dtype=dtype
+        )
         if self.pre_norm:
             x = norm(name="pre_norm")(x).astype(x.dtype)
         in_blocks = tuple(name for name in capture if name in BLOCK_CAPTURES)
         x, captured = self.blocks(x, mask, coords, rates, keys, in_blocks)
         tokens = x
         if self.pool_first == "gap":
-            x = mean_patch(x, mask, self.num_prefix_tokens)[:, None]
+            x = layers.mean_patch(x, mask, self.num_prefix_tokens)[:, None]
         elif self.pool_first == "cls":
             x = x[:, :1]
         if self.block["norm"] == "pre":
@@ -429,12 +421,14 @@ class VisionTransformer(nn.Module):
         if self.rope != "none":  # prefix tokens are at the origin, so they don't turn
             coords = jnp.pad(posemb.coordinates(h, w, self.rope_grid), (*prefix, (0, 0)))
         if train and self.patch_drop_rate and keep is None:
-            keep = draw_patches(self.make_rng("dropout"), n, h * w, 1.0 - self.patch_drop_rate)
+            keep = layers.draw_patches(
+                self.make_rng("dropout"), n, h * w, 1.0 - self.patch_drop_rate
+            )
         if keep is not None:
             keep = jnp.pad(keep + self.num_prefix_tokens, prefix)
             keep = keep.at[:, : self.num_prefix_tokens].set(jnp.arange(self.num_prefix_tokens))
         x, captured = self.encoder()(x, mask, coords, keep, train, capture)
-        mask = mask if keep is None else take_tokens(mask, keep)
+        mask = mask if keep is None else layers.take_tokens(mask, keep)
         x = shard_examples(self.pooled(x, mask))
         return shard_examples(self.classify(x)), captured
 
@@ -477,10 +471,10 @@ class VisionTransformer(nn.Module):
             return x[:, 0]  # the class token, or the only token: the mean
         first = self.num_prefix_tokens
         if self.pool in ("gap", "cls_gap"):
-            mean = mean_patch(x, mask, first)
+            mean = layers.mean_patch(x, mask, first)
             return mean if self.pool == "gap" else jnp.concatenate([x[:, 0], mean], axis=-1)
         if self.pool == "map":
-            return MAPHead(
+            return layers.MAPHead(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim or 4 * self.width,
                 gelu=self.gelu,

@@ -1,4 +1,4 @@
-"""Runs `python -m vit_jax.pretrained SOURCE TARGET --format=google|timm|hf`."""
+"""Runs `python -m vit_jax.pretrained SOURCE TARGET --format=google|timm|hf`, or `... list`."""
 
 import sys
 

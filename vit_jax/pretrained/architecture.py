@@ -58,7 +58,7 @@ OTHER_ARCHITECTURES = (
 # Patterns of timm's names of architectures -> the fields that they stand for, where they aren't
 # timm's defaults and don't show in the parameters.
 TIMM_FIELDS = (
-    (r"_clip_", dict(layer_norm_eps=1e-5)),
+    (r"^vit_\w+_clip_", dict(layer_norm_eps=1e-5)),
     (r"_quickgelu_", dict(gelu="quick")),
     # The SigLIP models of timm 1.0.31 with the tanh GELU.
     (r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip", dict(gelu="tanh")),

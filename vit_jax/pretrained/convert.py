@@ -1,6 +1,8 @@
-"""Converts weights from one format to another."""
+"""The command line: converts weights from one format to another, and lists known weights."""
 
 import argparse
+import csv
+import importlib.resources
 import logging
 import sys
 from collections.abc import Sequence
@@ -74,9 +76,35 @@ def convert(
     return architecture.describe(weights.model_fields)
 
 
+def published() -> list[dict[str, str]]:
+    """Returns weights that are known to load, with the numbers that were published for them.
+
+    The columns: weights, a path for `open`; image_size; accuracy, in percent on ImageNet, or empty;
+    of: what has this accuracy; source: who says so.
+    """
+    table = importlib.resources.files("vit_jax.pretrained") / "published.csv"
+    return list(csv.DictReader(table.read_text().splitlines()))
+
+
+def published_table() -> list[str]:
+    """Returns the lines of a text with a row for each of `published`."""
+    rows = [{name: name for name in published()[0]}, *published()]
+    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
+    lines = []
+    for row in rows:
+        cells = (
+            row[name].rjust(width) if name in ("image_size", "accuracy") else row[name].ljust(width)
+            for name, width in widths.items()
+        )
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vit_jax.pretrained", description="Converts weights to another format."
+        prog="python -m vit_jax.pretrained",
+        description="Converts weights to another format.",
+        epilog="`python -m vit_jax.pretrained list` lists weights that are known to load.",
     )
     parser.add_argument("source", help="a file, a folder, a run's folder, or hf:owner/name")
     parser.add_argument(
@@ -101,6 +129,9 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    if list(sys.argv[1:] if arguments is None else arguments) == ["list"]:
+        print("\n".join(published_table()))
+        return 0
     args = parse_flags(arguments)
     jax.config.update("jax_platforms", "cpu")  # it computes nothing that an accelerator would help
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

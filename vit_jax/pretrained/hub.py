@@ -220,8 +220,10 @@ def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | 
 
 def check_explained(path: str, params) -> None:
     """Raises UserError naming the parameters that no field of the model explains."""
-    unknown = [re.sub(r"\.\d+\.", ".*.", name) for name in params if not is_known(name)]
-    if unknown := sorted(set(unknown)):
+    unknown = [
+        re.sub(r"/(kernel|scale)$", ".weight", name) for name in params if not is_known(name)
+    ]
+    if unknown := sorted({re.sub(r"\b\d+\b", "*", name).replace("/", ".") for name in unknown}):
         listed = ", ".join(unknown[:MAX_UNKNOWN])
         more = f" and {len(unknown) - MAX_UNKNOWN} more" if len(unknown) > MAX_UNKNOWN else ""
         raise UserError(f"{path} has parts that no field of the model explains: {listed}{more}")

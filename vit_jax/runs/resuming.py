@@ -17,6 +17,7 @@ logger = logging.getLogger("vit_jax")
 # Fields that are read only when a run begins. A run that resumes keeps the recorded values.
 READ_AT_THE_START = (
     *("init_from", "init_mode", "init_from_depth", "init_from_patch", "init_from_grid"),
+    "init_from_resize",
     *("init_from_required", "init_from_hint", "model.head_bias_init"),
 )
 # Fields that may differ when a run is resumed; a group's name covers all its fields. See also

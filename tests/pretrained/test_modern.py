@@ -1,0 +1,217 @@
+"""The Vision Transformers that people use today: recorded outputs, in and out again, and by name.
+
+tests/golden/modern holds what timm and transformers compute; test_peers.py asks them.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_model
+from published import MODERN, assert_same, compute_logits, random_params, save_again
+from published import MODERN_CASES as CASES
+from safetensors.numpy import load_file, save_file
+
+from vit_jax import Classifier, models, pretrained
+from vit_jax.errors import UserError
+from vit_jax.paths import POSEMB
+from vit_jax.pretrained import architecture, loading, weights
+
+TOKENS = ("tokens", "last_hidden_state")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_outputs(name):
+    """Every output that the source gave: logits or features, and all tokens."""
+    expected = np.load(MODERN / CASES[name]["expected"], allow_pickle=False)
+    model, params = pretrained.open(MODERN / CASES[name]["weights"])
+
+    @jax.jit
+    def run(params, images):
+        return model.apply({"params": params}, images, capture=("tokens",))
+
+    outputs, captured = run(params, expected["images"])
+    for key in set(expected.files) - {"images"}:
+        ours = captured["tokens"] if key in TOKENS else outputs
+        np.testing.assert_allclose(ours, expected[key], atol=1e-5, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_out_again_is_the_same_file(name, tmp_path):
+    """Names and bits are the source's, except for a token for masked patches, which isn't kept."""
+    model, params = save_again(name, tmp_path)
+    theirs = load_file(MODERN / CASES[name]["weights"] / "model.safetensors")
+    ours = load_file(tmp_path / "model.safetensors")
+    kept = {key for key in theirs if "mask_token" not in key}
+    assert {key for key in ours if "mask_token" not in key} == kept
+    for key in kept:
+        np.testing.assert_array_equal(theirs[key], ours[key], err_msg=key)
+    same_model, same_params = pretrained.open(tmp_path)
+    assert same_model == model
+    assert_same(same_params, params)
+    config = json.loads((tmp_path / "config.json").read_text())
+    golden = json.loads((MODERN / CASES[name]["weights"] / "config.json").read_text())
+    for key in ("architectures", "model_type", "hidden_act", "mlp_ratio", "num_register_tokens"):
+        assert config.get(key) == golden.get(key)
+
+
+def test_fields_of_training_are_the_caller_s(tmp_path):
+    source = MODERN / CASES["timm_qk_norm"]["weights"]
+    plain, params = pretrained.open(source)
+    model, stacked = pretrained.open(source, 48, scan=True)
+    assert model == plain.clone(scan=True)
+    assert stacked["Transformer"]["encoderblock"]["LayerNorm_0"]["scale"].shape == (3, 48)
+    table = stacked["Transformer"]["posembed_input"]["pos_embedding"]
+    assert table.shape == (1, 37, 48)
+    assert Classifier.load(source).model == plain
+    with pytest.raises(UserError, match="num_heads is 3, but .* has 4 heads: leave it out"):
+        pretrained.open(source, num_heads=3)
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_the_image_half_of_an_image_and_text_model(prefix, tmp_path):
+    """As on the hub: a nested config that leaves out defaults, beside a text model."""
+    source = MODERN / "hf_clip.hf"
+    tensors = load_file(source / "model.safetensors")
+    tensors = {f"vision_model.{name}": value for name, value in tensors.items()}
+    tensors |= {"text_model.embeddings.token_embedding.weight": np.zeros((3, 8), np.float32)}
+    tensors |= {"logit_scale": np.zeros(1, np.float32)}
+    tensors |= {"vision_model.embeddings.position_ids": np.arange(17)[None]}
+    save_file(tensors, tmp_path / "model.safetensors")
+    vision = {"num_attention_heads": 4, "hidden_size": 48, "image_size": 32}
+    config = {"model_type": "clip", "architectures": ["CLIPModel"], "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, params = pretrained.open(tmp_path)
+    same, expected = pretrained.open(source)
+    assert model == same
+    assert_same(params, expected)
+
+
+def positions(params):
+    return params["Transformer"]["posembed_input"]["pos_embedding"]
+
+
+def test_positions_of_tokens_before_the_patches_are_moved_into_the_tokens(weights_file):
+    """A model whose positions are only for patches computes what one with more rows does."""
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    stored_model = tiny_model(reg_tokens=2, embed_reg=True)
+    stored_params = random_params(stored_model)
+    flat = {
+        "/".join(key.key for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(stored_params)
+    }
+    stored = weights.Weights(path="w", params=flat, class_rows=(3,))
+    expected = compute_logits(stored_model, stored_params, images)
+    for fields in (dict(no_embed_class=True), dict(embed_reg=False)):
+        model = stored_model.clone(**{"embed_reg": False, **fields})
+        params = pretrained.load(stored, model)
+        assert positions(params).shape[1] == 16 + model.num_prefix_positions
+        np.testing.assert_allclose(compute_logits(model, params, images), expected, atol=1e-5)
+    assert flat[POSEMB].shape[1] == 19  # the file's own are unchanged
+
+
+def test_positions_are_resized_as_asked(tmp_path):
+    save_again("timm_dinov2", tmp_path)
+    google, torch = (
+        positions(pretrained.open(tmp_path, 42, resize=resize)[1]) for resize in ("google", "torch")
+    )
+    assert np.abs(google - torch).max() > 1e-3
+    np.testing.assert_array_equal(google[:, 0], torch[:, 0])
+    with pytest.raises(UserError, match=r"init_from_resize\) is 'bilinear'; it must be 'google'"):
+        pretrained.open(tmp_path, 42, resize="bilinear")
+
+
+def test_a_run_asks_for_the_way_positions_are_resized(tiny_config):
+    tiny_config.init_from_resize = "cubic"
+    with pytest.raises(UserError, match="config.init_from_resize is 'cubic'; it must be 'google'"):
+        pretrained.check(tiny_config)
+    source = MODERN / "timm_dinov2.timm"
+    model, _ = pretrained.open(source)
+    tiny_config.update(init_from=str(source), init_from_resize="torch")
+    params = loading.from_config(tiny_config, model, (42, 42, 3))
+    assert_same(params, pretrained.open(source, 42, resize="torch")[1])
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("timm_deit3", dict(architecture="vit_base_patch16_rpn_224"), "normalizes the branches'"),
+        ("timm_deit3", dict(architecture="vit_pe_core_base_patch16_224"), "rotary positions of an"),
+        (
+            "timm_deit3",
+            dict(model_args=dict(num_heads=4, scale_attn_norm=True)),
+            "scale_attn_norm=T",
+        ),
+        ("timm_deit3", dict(global_pool="avgmax"), "pools by 'avgmax', which isn't supported"),
+        ("hf_siglip", dict(model_type="siglip2_vision_model"), "its config.json says Siglip"),
+        ("hf_clip", dict(hidden_act="swish"), "has the activation 'swish'"),
+        ("hf_dinov2", dict(model_type="videomae"), "its config.json says Dinov2ForImageClass"),
+    ],
+)
+def test_unknown_architectures_and_settings_are_refused(case, changes, message, tmp_path):
+    folder = shutil.copytree(MODERN / CASES[case]["weights"], tmp_path / "w")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=message) as raised:
+        pretrained.open(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "message"),
+    [
+        (
+            "timm_deit3",
+            ["blocks.{}.attn.norm.weight"],
+            r"explains: blocks\.\*\.attn\.norm\.weight$",
+        ),
+        ("timm_dinov2", ["patch_embed.norm.weight"], "explains: patch_embed.norm.weight$"),
+        ("hf_dinov2", ["dinov2.encoder.layer.{}.gate"], r"encoder\.layer\.\*\.gate$"),
+        ("hf_clip", ["visual_projection.weight"], "explains: visual_projection.weight$"),
+        ("hf_deit", ["distillation_classifier.weight"], "a DeiT with a head for distillation"),
+    ],
+)
+def test_parts_that_no_field_explains_are_named(case, names, message, tmp_path):
+    folder = shutil.copytree(MODERN / CASES[case]["weights"], tmp_path / "w")
+    tensors = load_file(folder / "model.safetensors")
+    added = [name.format(i) for name in names for i in range(3)]
+    added = dict.fromkeys(added, np.ones((4, 4), np.float32)[:, 0 if "norm" in names[0] else ...])
+    save_file(tensors | {k: v.copy() for k, v in added.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message) as raised:
+        pretrained.open(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_without_its_last_norm_is_not_taken_for_a_post_norm_model(tmp_path):
+    tensors = load_file(MODERN / "timm_deit3.timm" / "model.safetensors")
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("norm.")}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="it has no norm after its blocks"):
+        pretrained.open(tmp_path / "w.safetensors", num_heads=4)
+
+
+def test_biases_that_only_some_layers_lack_are_missing(tmp_path):
+    tensors = load_file(MODERN / "timm_deit3.timm" / "model.safetensors")
+    del tensors["blocks.1.attn.qkv.bias"]
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="lacks .*encoderblock_1/.*: the file is incomplete"):
+        pretrained.open(tmp_path / "w.safetensors", num_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit_large_patch14_clip_quickgelu_224", dict(layer_norm_eps=1e-5, gelu="quick")),
+        ("vit_base_patch16_siglip_224", dict()),
+        ("vit_so400m_patch16_siglip_gap_256", dict(gelu="tanh")),
+        ("vit_giant_patch14_reg4_dinov2", dict(num_heads=24, no_embed_class=True)),
+        ("eva02_base_patch14_448", dict(rope="axial", rope_temperature=1e4, rope_grid=(16, 16))),
+        ("vit_base_patch16_rope_mixed_ape_224", dict(rope="mixed", rope_temperature=10.0)),
+    ],
+)
+def test_what_names_of_timm_stand_for(name, fields):
+    known = architecture.timm_fields(name)
+    assert {field: known.get(field) for field in fields} == fields
+    assert set(known) <= set(models.FIELDS)

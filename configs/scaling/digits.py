@@ -1,8 +1,7 @@
 r"""Error against compute and data on scikit-learn's digits: four models, five sizes of the data.
 
 python -m vit_jax.scaling run configs/scaling/digits.py --root=runs/digits_study --workers=2
-python -m vit_jax.scaling fit runs/digits_study/compute --model=model.width
-python -m vit_jax.scaling fit runs/digits_study/data --compute=train_examples
+python -m vit_jax.scaling fit runs/digits_study --model=model.width --size=train_examples
 
 A small copy of the papers' studies: models of width 16 to 128 train on all 1,442 digits for five
 durations, and the largest also on nested subsets of them. docs/scaling.md shows the result.

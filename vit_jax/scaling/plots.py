@@ -58,6 +58,9 @@ def draw_panels(studies: Sequence, columns, panels: Sequence[Callable]):
     for axis, (study, panel) in zip(axes, pairs, strict=True):
         axis.set(xscale="log", yscale="log", ylabel=title_of(study.points.metric))
         panel(axis, study, columns)
+        low, high = axis.get_ylim()  # a band may be much wider than the points
+        errors = study.points.error
+        axis.set_ylim(max(low, errors.min() / 4), min(high, errors.max() * 2))
         finish(axis)
     return figure
 
@@ -88,9 +91,8 @@ def draw_images(axis, study, columns) -> None:
     points = study.points
     for name, color in model_colors(points).items():
         own = points[points.model == name]
-        order = np.argsort(own.images, kind="stable")
         style = dict(marker=".", color=color, linewidth=1, label=name)
-        axis.plot(own.images[order], own.error[order], **style)
+        axis.plot(*lowest(own.images, own.error), **style)
     if study.images:
         draw_law(axis, study.images, known(points.images), "D")
     axis.set_xlabel("images seen D")
@@ -99,18 +101,24 @@ def draw_images(axis, study, columns) -> None:
 def draw_size(axis, study, columns) -> None:
     """Draws error against model size, a line for each number of images if they are few."""
     points = study.points
-    axis.set_xlabel(f"model size N ({UNITS.get(columns.size, columns.size)})")
+    unit = UNITS.get(columns.size)
+    axis.set_xlabel(f"model size N ({unit})" if unit else f"{columns.size} N")
     counts = np.unique(known(points.images))
     colors = colormap(len(counts), "cividis")
     for count, color in zip(counts, colors, strict=True) if len(counts) <= MAX_LINES else ():
         own = points[points.images == count]
-        order = np.argsort(own.size, kind="stable")
         style = dict(marker=".", color=color, linewidth=0.7, label=f"{short(count)} images")
-        axis.plot(own.size[order], own.error[order], **style)
+        axis.plot(*lowest(own.size, own.error), **style)
     if not 0 < len(counts) <= MAX_LINES:
         axis.scatter(points.size, points.error, 15, color="gray")
     if study.size:
         draw_law(axis, study.size, known(points.size), "N")
+
+
+def lowest(x: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values of x in order, and the lowest error at each."""
+    values = np.unique(x)
+    return values, np.array([error[x == value].min() for value in values])
 
 
 def draw_law(axis, fit: Fit, x: np.ndarray, name: str, reach: float | None = None) -> None:

@@ -13,6 +13,7 @@ Columns of a gathered table, in this order:
 In a CSV made elsewhere, any columns will do: `points` says which are used.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -76,9 +77,11 @@ class Points:
         return Points(arrays.pop("metric"), **{name: a[chosen] for name, a in arrays.items()})
 
     def names(self) -> list[str]:
-        """Returns the names of the models, the smallest first."""
-        scale = self.compute if np.isnan(self.size).any() else self.size
+        """Returns the names of the models, the smallest first: by their numbers, or by size."""
         names = np.unique(self.model)
+        with contextlib.suppress(ValueError):
+            return sorted(names, key=float)
+        scale = self.compute if np.isnan(self.size).any() else self.size
         return sorted(names, key=lambda name: scale[self.model == name].min())
 
 

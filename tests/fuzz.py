@@ -52,6 +52,7 @@ MAY_NOT_BE_ZERO = (
     *("model.width", "model.depth", "model.num_heads", "model.mlp_dim", "model.patch_size"),
     *("model.layer_norm_eps", "optimizer.eps", "optimizer.layer_decay", "schedule.timescale"),
     *("schedule.decay_factor", "dataset.channels", "dataset.shuffle_buffer"),
+    *("dataset.repeats", "augment.crop_beta"),
 )
 
 

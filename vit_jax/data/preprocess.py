@@ -8,10 +8,10 @@ randaugment.py has functions of decoded images, uint8 (H, W, C) to the same, suc
 as `solarize(image, threshold)`, `grayscale(image)` and `blend(degenerate, image, factor)`; a row in
 its OPERATIONS would change RandAugment.
 
-All randomness comes from the seed of the image, epoch and copy: for a new augmentation, split off one
-more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond` or
-`tf.where`; a Python `if` can only test settings. To look at the result: python input_pipeline.py
---config=FILE --show=sheet.png
+All randomness comes from the seed of the image, epoch and copy: for a new augmentation, split off
+one more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond`
+or `tf.where`; a Python `if` can only test settings. To look at the result: python
+input_pipeline.py --config=FILE --show=sheet.png
 """
 
 from __future__ import annotations

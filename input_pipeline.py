@@ -88,7 +88,7 @@ def check(config) -> None:
     checks.check_choice("config.dataset.on_error", dataset.on_error, ("stop", "skip"))
     checks.check_ranges("config.dataset", dataset, RANGES)
     checks.check_normalization(augment.mean, augment.std, dataset.channels, "config.augment.")
-    if dataset.repeats > 1 and config.batch_size // config.accum_steps <= dataset.repeats:
+    if dataset.repeats > 1 and config.batch_size <= dataset.repeats * config.accum_steps:
         raise UserError(
             f"config.dataset.repeats is {dataset.repeats}; it must be below the batch size (per "
             "microbatch, with accumulation), so that MixUp and CutMix find another example"

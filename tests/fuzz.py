@@ -53,6 +53,7 @@ MAY_NOT_BE_ZERO = (
     *("model.layer_norm_eps", "optimizer.eps", "optimizer.layer_decay", "schedule.timescale"),
     *("schedule.decay_factor", "dataset.channels", "dataset.shuffle_buffer"),
     *("masked_patches.bits", "masked_patches.share"),
+    *("dataset.repeats", "augment.crop_beta"),
 )
 
 

@@ -124,6 +124,18 @@ def test_all_randomness_comes_from_the_key():
     assert one[1].min() >= 0.1 / 10 - 1e-6
 
 
+def test_repeated_views_are_mixed_with_other_examples():
+    config = common.get_config().augment
+    config.update(mixup_alpha=1.0, flip=False)
+    labels = np.repeat(np.arange(4), 3)
+    images = np.zeros((12, *SIZE, 3), np.uint8)
+    _, targets = augment.train_inputs(images, labels, jax.random.key(1), 4, config, repeats=3)
+    share = targets[0, 0]
+    assert 0 < share < 1
+    expected = np.eye(4)[labels] * share + np.eye(4)[(labels - 1) % 4] * (1 - share)
+    np.testing.assert_allclose(targets, expected, rtol=1e-5)
+
+
 def test_normalize():
     images = np.array([0, 255, 51], np.uint8).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(augment.normalize(images).ravel(), [-1, 1, -0.6], atol=1e-6)

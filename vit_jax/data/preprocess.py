@@ -3,14 +3,15 @@
 To add a host augmentation, apply it in `train_image` here, after `ensure_shape`; add a line to
 `describe`, and its valid values to RANGES (numbers; `checks.SHARE` for a probability) or to `check`
 (others). In configs/common.py, give its settings a default in `config.augment`. A new way to crop
-is a row in CROPS. randaugment.py has functions of decoded images, uint8 (H, W, C) to the same, such
+is a row in CROPS, and another distribution of Inception crops one in CROP_DISTRIBUTIONS.
+randaugment.py has functions of decoded images, uint8 (H, W, C) to the same, such
 as `solarize(image, threshold)`, `grayscale(image)` and `blend(degenerate, image, factor)`; a row in
 its OPERATIONS would change RandAugment.
 
-All randomness comes from the seed of the image and epoch: for a new augmentation, split off one
-more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond` or
-`tf.where`; a Python `if` can only test settings. To look at the result: python input_pipeline.py
---config=FILE --show=sheet.png
+All randomness comes from the seed of the image, epoch and copy: for a new augmentation, split off
+one more seed in `train_image`; the others still draw the same. Conditions on tensors are `tf.cond`
+or `tf.where`; a Python `if` can only test settings. To look at the result: python
+input_pipeline.py --config=FILE --show=sheet.png
 """
 
 from __future__ import annotations

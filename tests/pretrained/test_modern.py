@@ -144,6 +144,11 @@ def test_a_run_asks_for_the_way_positions_are_resized(tiny_config):
             dict(model_args=dict(num_heads=4, scale_attn_norm=True)),
             "scale_attn_norm=T",
         ),
+        (
+            "timm_swiglu",
+            dict(model_args=dict(act_layer="gelu")),
+            "gated MLPs have 'gelu'; only 'si",
+        ),
         ("timm_deit3", dict(global_pool="avgmax"), "pools by 'avgmax', which isn't supported"),
         ("hf_siglip", dict(model_type="siglip2_vision_model"), "its config.json says Siglip"),
         ("hf_clip", dict(hidden_act="swish"), "has the activation 'swish'"),

@@ -16,7 +16,7 @@ from vit_jax.parallel import sharding
 from vit_jax.parallel.mesh import create_mesh
 from vit_jax.paths import stack_blocks, unstack_blocks
 from vit_jax.pretrained.weights import Weights
-from vit_jax.scaling.flops import forward_flops
+from vit_jax.scaling.flops import forward_flops, training_flops
 
 # Every field at once, as far as they go together.
 ALL = dict(
@@ -293,6 +293,12 @@ def test_flops_of_a_swiglu_and_of_both_pools():
     both = tiny_model(pool="cls_gap")
     added = forward_flops(both, (32, 32, 3)) - forward_flops(plain, (32, 32, 3))
     assert added == 2 * 32 * 10
+    dropped = tiny_model(patch_drop_rate=0.75)
+    assert forward_flops(dropped, (32, 32, 3)) == forward_flops(plain, (32, 32, 3))
+    saved = training_flops(plain, (32, 32, 3)) - training_flops(dropped, (32, 32, 3))
+    per_token = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # projections and MLP of a block
+    pairs = 2 * 2 * 32 * (17**2 - 5**2)  # scores and weighted sums
+    assert saved == 3 * 2 * (12 * per_token + pairs)
 
 
 @pytest.mark.parametrize(

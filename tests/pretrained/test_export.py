@@ -189,6 +189,7 @@ def test_squeezing_is_saved_for_timm(tmp_path):
         ("timm", dict(layer_norm_eps=1e-4), r"layer_norm_eps 0.0001.*approximate=True \(--approx"),
         ("hf", dict(pool="map"), "pool 'map'; in the format 'hf' it must be 'cls'"),
         ("hf", dict(qk_norm=True), "qk_norm True; in the format 'hf' it must be False"),
+        ("timm", dict(mlp_layer="swiglu", pool="map"), "'swiglu' and pool 'map', whose activation"),
         ("timm", dict(rope="axial"), "rope 'axial'; in the format 'timm' it must be 'none'"),
         ("google", dict(reg_tokens=1), "reg_tokens 1; in the format 'google' it must be 0"),
         ("hf", dict(resnet=dict(num_layers=(), width_factor=1), patch_size=2), "has resnet"),

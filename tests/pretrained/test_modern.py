@@ -89,6 +89,23 @@ def test_the_image_half_of_an_image_and_text_model(prefix, tmp_path):
     assert_same(params, expected)
 
 
+def test_a_model_without_the_file_s_parts_is_told_to_set_them_all():
+    source = MODERN / "timm_dinov2_reg4.timm"
+    model, _ = pretrained.open(source)
+    plain = tiny_model(width=48, depth=3, num_heads=4, mlp_dim=192, patch_size=7, num_classes=None)
+    with pytest.raises(UserError) as error:
+        pretrained.load(source, plain)
+    assert "set reg_tokens=4, init_values=1e-05, gelu='exact' (--config.model.reg" in str(
+        error.value
+    )
+    assert "no_embed_class" not in str(error.value)  # which is adapted
+    adapted = plain.clone(reg_tokens=4, init_values=0.1, gelu="exact")
+    params = pretrained.load(source, adapted)
+    images = np.random.default_rng(0).normal(size=(1, 28, 28, 3)).astype(np.float32)
+    expected = compute_logits(model, pretrained.open(source)[1], images)
+    np.testing.assert_allclose(compute_logits(adapted, params, images), expected, atol=1e-5)
+
+
 def positions(params):
     return params["Transformer"]["posembed_input"]["pos_embedding"]
 
@@ -143,6 +160,11 @@ def test_a_run_asks_for_the_way_positions_are_resized(tiny_config):
             "timm_deit3",
             dict(model_args=dict(num_heads=4, scale_attn_norm=True)),
             "scale_attn_norm=T",
+        ),
+        (
+            "timm_swiglu",
+            dict(model_args=dict(act_layer="gelu")),
+            "gated MLPs have 'gelu'; only 'si",
         ),
         ("timm_deit3", dict(global_pool="avgmax"), "pools by 'avgmax', which isn't supported"),
         ("hf_siglip", dict(model_type="siglip2_vision_model"), "its config.json says Siglip"),

@@ -282,6 +282,11 @@ def check_model(model, format: str, approximate: bool) -> None:
     table = REPRESENTABLE[format]
     if format == "hf":
         table = table | HF_OTHERS.get(hf_model_type(model, approximate), {})
+    if format == "timm" and model.mlp_layer == "swiglu" and model.pool == "map":
+        raise UserError(
+            "The model has mlp_layer 'swiglu' and pool 'map', whose activation differs; in the "
+            "format 'timm' it must be the same"
+        )
     for field, allowed, approximable in unrepresentable(model, table, approximate):
         value, hint = getattr(model, field), ""
         if approximable:
@@ -419,7 +424,8 @@ def write_files(folder: epath.Path, files: dict) -> None:
 def timm_config(export: Export) -> dict:
     """Returns timm's config.json; its arguments turn timm's B/16 into this model."""
     model, channels = export.model, export.channels
-    architecture, activation = "vit_base_patch16_224", "gelu"
+    activations = {"tanh": "gelu_tanh", "exact": "gelu", "quick": "quick_gelu"}
+    architecture, activation = "vit_base_patch16_224", activations[model.gelu]
     if model.layer_norm_eps == 1e-5:
         architecture = "vit_base_patch16_clip_224"
     if model.mlp_layer == "swiglu":
@@ -437,7 +443,7 @@ def timm_config(export: Export) -> dict:
         "class_token": model.has_class_token,
         "fc_norm": model.pool_norm == "after",
         "no_embed_class": model.no_embed_class,
-        "act_layer": {"tanh": "gelu_tanh", "quick": "quick_gelu"}.get(model.gelu, activation),
+        "act_layer": activation,
     }
     arguments |= {  # of models that have these parts
         argument: value

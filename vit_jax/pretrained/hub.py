@@ -305,7 +305,11 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
         "pool": timm_pool(path, tensors, config, arguments),
         "pool_norm": "after" if "fc_norm.weight" in tensors else "before",
     }
-    if not formats.has_swiglu(tensors):
+    if formats.has_swiglu(tensors):
+        activation = get_setting(arguments, path, "act_layer", str, "silu")
+        if activation not in ("silu", "swish"):
+            raise UserError(f"{path}: its gated MLPs have {activation!r}; only 'silu' is supported")
+    else:
         activation = {"tanh": "gelu_tanh", "quick": "quick_gelu"}.get(known.get("gelu"), "gelu")
         activation = get_setting(arguments, path, "act_layer", str, activation)
         fields["gelu"] = gelu_field(path, activation)

@@ -36,6 +36,9 @@ logger = logging.getLogger("vit_jax")
 KERNEL = f"{EMBEDDING}/kernel"
 HEAD_KERNEL, HEAD_BIAS = f"{HEAD}/kernel", f"{HEAD}/bias"
 DEPTHS = ("stack", "append")
+# Fields of parts that a model has or lacks.
+PARTS = ("reg_tokens", "pre_norm", "norm_layer", "qkv_bias", "qk_norm", "init_values")
+PARTS += ("mlp_layer", "scale_mlp")
 
 
 def load(
@@ -206,9 +209,10 @@ def check_settings(weights: Weights, model, mean=None, std=None) -> None:
 
     Lists all that differs in one message, with how to set it in Python and as flags.
     """
+    stored = {**parts(weights, model), **weights.fields}
     differing = [  # (group of the configuration, field, the file's value, the model's value)
         ("model", field, value, getattr(model, field))
-        for field, value in weights.fields.items()
+        for field, value in stored.items()
         # The positions themselves are compared, and adapted, whatever their kind and rows.
         if value != getattr(model, field)
         and field not in ("no_embed_class", "embed_reg")
@@ -230,6 +234,20 @@ def check_settings(weights: Weights, model, mean=None, std=None) -> None:
         raise UserError(
             f"{weights.path} was trained with {theirs}, not {ours}: set {arguments} ({flags})"
         )
+
+
+def parts(weights: Weights, model) -> dict:
+    """Returns the fields that show in the file's parameters, and aren't sizes.
+
+    A LayerScale has the model's initial value, which doesn't matter.
+    """
+    fields = {field: weights.model_fields[field] for field in PARTS}
+    if fields["init_values"] is not None and model.init_values is not None:
+        fields["init_values"] = model.init_values
+    has_class_token = CLS in weights.params
+    if weights.model_fields["pool"] == model.pool and has_class_token != model.has_class_token:
+        fields["class_token"] = has_class_token
+    return fields
 
 
 def same_per_channel(a, b) -> bool:

@@ -37,15 +37,22 @@ def check_image(model, image_shape: tuple[int, int, int]) -> None:
         )
 
 
-def forward_flops(model, image_shape: tuple[int, int, int]) -> int:
+def training_tokens(model, image_shape: tuple[int, int, int]) -> int:
+    """Returns how many tokens the blocks see in training: without dropped patches."""
+    patches = model.num_tokens(image_shape) - model.num_prefix_tokens
+    return model.num_prefix_tokens + max(1, int(patches * (1.0 - model.patch_drop_rate)))
+
+
+def forward_flops(model, image_shape: tuple[int, int, int], num_tokens: int | None = None) -> int:
     """Returns the operations in the forward pass of one image.
 
     Args:
         model: the VisionTransformer.
         image_shape: (H, W, C).
+        num_tokens: how many tokens the blocks see; None: all.
     """
     d, mlp_dim = model.width, model.mlp_dim or 4 * model.width
-    tokens = model.num_tokens(image_shape)
+    tokens = num_tokens or model.num_tokens(image_shape)
     flops = sum(input_flops(model, image_shape))
     flops += model.depth * block_flops(tokens, tokens, d, mlp_dim, model.mlp_layer)
     if model.pool == "map":
@@ -68,7 +75,8 @@ def training_flops(model, image_shape: tuple[int, int, int]) -> int:
     Args:
         model, image_shape: see `forward_flops`.
     """
-    return 3 * forward_flops(model, image_shape) - input_flops(model, image_shape)[0]
+    forward = forward_flops(model, image_shape, training_tokens(model, image_shape))
+    return 3 * forward - input_flops(model, image_shape)[0]
 
 
 def input_flops(model, image_shape: tuple[int, int, int]) -> list[int]:
@@ -168,6 +176,7 @@ def activation_bytes(model, image_shape: tuple[int, int, int], training: bool) -
     """
     item = jnp.dtype(model.dtype).itemsize
     tokens, d = model.num_tokens(image_shape), model.width
+    tokens = training_tokens(model, image_shape) if training else tokens
     mlp_dim = model.mlp_dim or 4 * d
     scores = model.num_heads * tokens**2 * (4 + item) if model.attention_impl == "xla" else 0
     convs = [] if model.resnet is None else stem_convs(image_shape, **model.resnet)

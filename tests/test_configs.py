@@ -33,12 +33,7 @@ class TrainingSplit:
     exif, fingerprint = False, None
 
 
-# DeiT III's model has fields that another change adds.
-IS_DEIT3_READY = "init_values" in common.get_config().model
-RECIPES = [recipe for recipe in common.RECIPES if recipe != "deit3" or IS_DEIT3_READY]
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", common.RECIPES)
 @pytest.mark.parametrize("quick", ["", ",quick"])
 def test_recipes_can_be_resolved(recipe, quick):
     config = train.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit())
@@ -85,7 +80,6 @@ def test_deit():
     assert config.ema_decay == 0.99996
 
 
-@pytest.mark.skipif(not IS_DEIT3_READY, reason="needs config.model.init_values")
 def test_deit3():
     """Progressive resolution: B at 192 px and then 224; S is fine-tuned at 384."""
     config = vit_b16.get_config("recipe=deit3")

@@ -39,11 +39,9 @@ from vit_jax.logs.run_log import NonFiniteError
 from vit_jax.parallel import feeding
 from vit_jax.parallel import mesh as meshes
 from vit_jax.runs import run_folder
-from vit_jax.training import metrics, optim, schedules, steps
+from vit_jax.training import metrics, schedules, steps
 
-# DeiT III needs fields and an optimizer that other changes add.
-IS_DEIT3_READY = "init_values" in common.get_config().model and "lamb" in optim.OPTIMIZERS
-RECIPES = [r for r in common.RECIPES if r != "base" and (r != "deit3" or IS_DEIT3_READY)]
+RECIPES = [recipe for recipe in common.RECIPES if recipe != "base"]
 PRESETS = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")

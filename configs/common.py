@@ -297,7 +297,7 @@ def imagenet(variant: str, options: ConfigDict) -> ConfigDict:
         raise ValueError(f"key 'recipe' is {options.recipe!r}; it must be {one_of(RECIPES)}")
     if on_21k:
         recipes.imagenet21k(config)
-        if options.recipe == "deit3":
+        if options.recipe in ("deit3", "modern"):
             recipes.deit3_21k(config)
     else:
         config.dataset.name = options.dataset

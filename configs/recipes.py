@@ -141,7 +141,9 @@ def deit3(config) -> None:
     """Applies DeiT III's recipe from scratch (arXiv:2204.07118), for `deit3_finetune` to follow.
 
     All but S/16 train at a lower resolution than they are tested at. Differences from DeiT III:
-    those of `deit`, and color jitter has a fixed order.
+    those of `deit`; color jitter has a fixed order, and the blur is exactly a Gaussian; LAMB scales
+    the kernels of queries, keys and values each by its own norm, and leaves out the head, which
+    starts at zero; other kernels start as in the ViT paper.
     """
     settings = deit3_settings(config)
     deit3_model(config)
@@ -150,7 +152,7 @@ def deit3(config) -> None:
     config.batch_size = 2048
     config.loss = "sigmoid"
     config.loss_args = dict(binary=True, mean=True)
-    config.optimizer.name = "lamb"
+    config.optimizer.update(name="lamb", mu_dtype="float32")
     config.optimizer.weight_decay = 0.05
     config.schedule.base_lr = settings["lr"]
     config.schedule.end_lr = 1e-5
@@ -212,7 +214,7 @@ def deit3_settings(config) -> dict:
     """Returns the row of DEIT3 of a configuration's variant."""
     variant = config.model.variant
     if variant not in DEIT3:
-        raise ValueError(f"recipe=deit3 is for {', '.join(DEIT3)}, not for {variant}")
+        raise ValueError(f"recipes deit3 and modern are for {', '.join(DEIT3)}, not for {variant}")
     return DEIT3[variant]
 
 

@@ -97,6 +97,21 @@ def test_deit3():
     assert (config.loss, config.augment.crop, config.dataset.repeats) == ("softmax", "simple", 1)
 
 
+def test_modern():
+    """ViT-5's model with DeiT III's training, on ImageNet-21k too."""
+    model = vit_b16.get_config("recipe=modern").model
+    assert (model.norm_layer, model.qk_norm, model.qkv_bias) == ("rmsnorm", True, False)
+    assert (model.reg_tokens, model.rope, model.posemb) == (4, "axial", "learned")
+    assert (model.init_values, model.no_embed_class) == (1e-4, True)
+    for dataset in ("imagenet2012", "imagenet21k"):
+        ours, theirs = (
+            vit_b16.get_config(f"recipe={recipe},dataset={dataset}").to_dict()
+            for recipe in ("modern", "deit3")
+        )
+        assert ours.pop("model") != theirs.pop("model")
+        assert ours == theirs
+
+
 def test_recipes_take_the_crops_and_randaugment_that_they_were_run_with():
     """And the default is that of runs from before there was a choice."""
     for recipe, kind in (("augreg", "tensorflow"), ("plain", "tensorflow"), ("base", "pillow")):
@@ -129,7 +144,7 @@ def test_cifar10():
     )
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "quick"])
+@pytest.mark.parametrize("recipe", [*common.RECIPES, "quick"])
 @pytest.mark.parametrize("quick", ["", ",quick"])
 def test_recipes_make_a_model(recipe, quick):
     if recipe == "quick":
@@ -234,7 +249,11 @@ def test_finetuning_without_weights_says_where_to_find_them():
         (vit_s16, "recipe=deit,epochs=10", "key 'epochs' is for recipe=plain, not recipe=deit"),
         (vit_s16, "finetune", "key 'finetune' is for recipe=deit3, not recipe=base"),
         (vit_s16, "recipe=deit3,finetune,dataset=imagenet21k", "key 'finetune' is for ImageNet"),
-        (vit_ti16, "recipe=deit3", "recipe=deit3 is for S/16, B/16, L/16, H/14, not for Ti/16"),
+        (
+            vit_ti16,
+            "recipe=deit3",
+            "recipes deit3 and modern are for S/16, B/16, L/16, H/14, not for Ti/16",
+        ),
         (vit_s16, "recipe=plain,epochs", "key 'epochs' needs a value: epochs=VALUE"),
         (finetune, "layer_decay,quick", "key 'layer_decay' needs a value"),
         (finetune, "steps=-5", "key 'steps' is -5; it must be at least 1"),

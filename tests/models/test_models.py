@@ -321,7 +321,11 @@ def apply_to_others(model, image_shape):
             lambda: tiny_model(norm="post", residual_dtype="float32"),
             "residual_dtype is 'float32', which needs model.norm 'pre', not 'post'",
         ),
-        (lambda: tiny_model(matmul_precision="bf16"), "matmul_precision is 'bf16'"),
+        (
+            lambda: tiny_model(residual_dtype="bfloat16"),
+            "residual_dtype is 'bfloat16', which needs config.dtype 'bfloat16', not 'float32'",
+        ),
+        (lambda: tiny_model(matmul_precision="bf16"), "config.matmul_precision is 'bf16'"),
         (lambda: tiny_model(attention_impl="flash"), "attention_impl is 'flash'; .*'pallas'"),
         (lambda: tiny_model(dtype="float16"), "dtype is 'float16'"),
         (

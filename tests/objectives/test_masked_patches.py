@@ -131,8 +131,9 @@ def test_loss_of_corrupted_patches_only(target, images):
 
 
 def test_gradients_reach_the_mask_token_and_the_encoder(config, images):
-    for pool in ("cls", "gap"):
-        config.model.pool = pool
+    of_today = dict(reg_tokens=2, class_token=True, pre_norm=True, rope="axial", qk_norm=True)
+    for pool, fields in (("cls", {}), ("gap", {}), ("gap", of_today)):
+        config.model.update(pool=pool, **fields)
         model = models.from_config(config)
         module = trained_module(model, config)
         params = random_params(module)
@@ -261,6 +262,7 @@ def test_a_run_without_classes(whole, tmp_path, capsys):
         ({"masked_patches.mask_share": 0.95}, "mask_share 0.95 and random_share 0.1 add up to"),
         ({"masked_patches.target": "downsized", "model.patch_size": 2}, "4 must divide the patch"),
         ({"model.patch_size": 16}, "images of several patches; images of 16x16"),
+        ({"model.patch_drop_rate": 0.5}, "patch_drop_rate is 0.5; with .* it must be 0"),
         ({"model.pool": "map"}, "config.model.pool is for the classifier .* not 'map'"),
         ({"model.pool": "gap", "model.pool_norm": "after"}, "not 'gap' and 'after'"),
         ({"augment.mixup_alpha": 0.2}, "config.augment.mixup_alpha is 0.2; it belongs to the pred"),

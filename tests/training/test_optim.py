@@ -54,7 +54,9 @@ def constant(config, **optimizer):
             lambda mask: optax.chain(
                 optax.scale_by_adam(),
                 optax.add_decayed_weights(0.3, mask),
-                optax.masked(optax.scale_by_trust_ratio(), mask),
+                optax.masked(
+                    optax.scale_by_trust_ratio(), lambda tree: {**mask(tree), "head": False}
+                ),
                 optax.scale(-0.1),
             ),
         ),

@@ -1,7 +1,8 @@
 """RandAugment (arXiv:1909.13719), 3-Augment (arXiv:2204.07118) and color jitter, in TensorFlow.
 
 All operations are stateless. Images are uint8 (H, W, C). Operations that Pillow has give Pillow's
-results. RandAugment is one of three kinds, `config.augment.randaugment_kind`:
+results, except for `gaussian_blur`, which Pillow approximates. RandAugment is one of three kinds,
+`config.augment.randaugment_kind`:
 
 * "pillow": the operations and magnitudes that the ViT recipes were published with (`randaug(n, m)`
   of big_vision, from TensorFlow's AutoAugment): strengths grow linearly with the magnitude, and 10

@@ -22,11 +22,11 @@ CHOICES = {
     "mlp_layer": ("mlp", "swiglu"),
     "stochastic_depth_profile": ("linear", "constant"),
     "attention_impl": IMPLS,
-    "matmul_precision": (None, "default", "high", "highest"),
     **dict.fromkeys(("no_embed_class", "embed_reg", "pre_norm", "qkv_bias"), (False, True)),
     **dict.fromkeys(("qk_norm", "scale_mlp", "scan"), (False, True)),
 }
 
+PRECISIONS = (None, "default", "high", "highest")
 WIDTH = Range(1, 2**20, whole=True)
 OPTIONAL_WIDTH = dataclasses.replace(WIDTH, optional=True)
 RATE = Range(0, 1, below=True)
@@ -54,6 +54,7 @@ def check_fields(model) -> None:
     """Raises UserError for a field with an impossible value, or conflicting fields."""
     for field, choices in CHOICES.items():
         check_choice(f"model.{field}", getattr(model, field), choices)
+    check_choice("config.matmul_precision", model.matmul_precision, PRECISIONS)
     size_pair("model.patch_size", model.patch_size)
     for field, valid in RANGES.items():
         check_range(f"model.{field}", getattr(model, field), valid)
@@ -72,6 +73,11 @@ def check_fields(model) -> None:
         raise UserError(
             "model.pool_norm 'after' needs model.pool 'cls' or 'gap' and model.norm 'pre', not "
             f"{model.pool!r} and {model.norm!r}"
+        )
+    if model.residual_dtype == jnp.bfloat16 and model.dtype != jnp.bfloat16:
+        raise UserError(
+            "config.residual_dtype is 'bfloat16', which needs config.dtype 'bfloat16', not "
+            f"{jnp.dtype(model.dtype).name!r}"
         )
     if model.residual_dtype is not None and model.norm != "pre":
         raise UserError(

@@ -162,8 +162,7 @@ class MaskedPatchPredictor(VisionTransformer):
         with nn.intercept_methods(corrupt):
             _, captured = super().__call__(images, train=train, capture=("tokens",))
         tokens = captured["tokens"]
-        num_patches = math.prod(self.grid(images.shape[1:3]))
-        x = tokens[:, tokens.shape[1] - num_patches :].astype(jnp.float32)  # not the class token
+        x = tokens[:, self.num_prefix_tokens :].astype(jnp.float32)  # of patches only
         outputs = self.settings.num_outputs(self.patch_shape, images.shape[-1])
         head = nn.Dense(
             outputs, precision="float32", kernel_init=nn.initializers.zeros, name=PATCH_HEAD
@@ -333,6 +332,11 @@ def check(config, model: VisionTransformer, image_shape: tuple[int, int, int]) -
             f"{objective} predicts from every patch, after the last LayerNorm: config.model.pool "
             "is for the classifier that is fine-tuned later, and must be 'cls' or 'gap', with "
             f"config.model.pool_norm 'before', not {model.pool!r} and {model.pool_norm!r}"
+        )
+    if model.patch_drop_rate:
+        raise UserError(
+            f"config.model.patch_drop_rate is {model.patch_drop_rate}; with {objective} it must be "
+            "0, since every patch is predicted"
         )
     if config.masked_patches.target == "downsized" and any(side % SIDE for side in patch):
         raise UserError(

@@ -51,14 +51,15 @@ MAY_CHANGE = (
     "dataset.offset",
 )
 # Fields that the code gained when recipes began to set them, with what runs did before. A run from
-# before goes on with it, and with the recorded values of CHANGED_WITH_THEM.
+# before goes on with it, and with the recorded values of CHANGED_WITH_THEM (or, of one from before
+# these too, the values here).
 BEFORE = {
     "augment.randaugment_kind": "pillow",
     "augment.crop_distribution": "tensorflow",
     "augment.resize_method": "bilinear",
     "dataset.repeats": 1,
 }
-CHANGED_WITH_THEM = ("augment.eval_method",)
+CHANGED_WITH_THEM = {"augment.eval_method": "bilinear"}
 # What names a dataset. It may differ if the dataset is the same: `is_same_dataset`.
 NAMES_OF_DATASET = ("dataset.name", "dataset.train_split")
 # What tells datasets apart.
@@ -108,7 +109,7 @@ def keep_recipe(workdir, old: dict, config: ml_collections.ConfigDict) -> None:
     if any(field in old for field in BEFORE):
         return
     new = as_flat_dict(config)
-    kept = BEFORE | {field: old[field] for field in CHANGED_WITH_THEM if field in old}
+    kept = BEFORE | {field: old.get(field, value) for field, value in CHANGED_WITH_THEM.items()}
     changed = [field for field, value in kept.items() if value != new[field]]
     config.update_from_flattened_dict({field: kept[field] for field in changed})
     if changed:
@@ -310,8 +311,13 @@ def list_changes(
             "new": second.get(field),
         }
         for field in fields_that_differ(old, new)
-        if field in first or (field in changed_fields and second.get(field) != BEFORE.get(field))
+        if field in first or (field in changed_fields and not is_as_before(field, second))
     ]
+
+
+def is_as_before(field: str, new: dict) -> bool:
+    """Whether a field that wasn't recorded has the value in BEFORE."""
+    return field in BEFORE and new.get(field) == BEFORE[field]
 
 
 def describe_change(change: dict) -> str:

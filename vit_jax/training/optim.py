@@ -19,7 +19,9 @@ import optax
 from vit_jax import checks
 from vit_jax.errors import UserError
 from vit_jax.paths import (
+    HEAD,
     OUT,
+    PATCH_HEAD,
     block_index,
     block_parameter,
     is_input_layer,
@@ -163,9 +165,16 @@ def lamb(config) -> optax.GradientTransformation:
     """LAMB (arXiv:1904.00962): AdamW whose update of a kernel is as large as the kernel.
 
     Other parameters, which have no weight decay either, take Adam's update as it is, as in the
-    authors' code.
+    authors' code. So do heads: they start at zero, from where a relative update hardly moves them.
     """
-    kernels = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
+
+    def has_trust_ratio(params):
+        def is_scaled(path, kernel):
+            return kernel and path_name(path).partition("/")[0] not in (HEAD, PATCH_HEAD)
+
+        return jax.tree.map_with_path(is_scaled, is_kernel(params))
+
+    kernels = optax.masked(optax.scale_by_trust_ratio(), has_trust_ratio)
     return optax.chain(scale_by_adam(config), weight_decay(config), *for_each_layer(kernels))
 
 

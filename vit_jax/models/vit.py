@@ -258,7 +258,7 @@ class VisionTransformer(nn.Module):
         rope: rotary positions, alone or beside `posemb` (arXiv:2403.13298): "none"; "axial": half
             of a head's channels turn with the row, half with the column; "mixed": with both, by
             learned frequencies.
-        rope_temperature: how many times slower their slowest pair of channels turns than the fastest.
+        rope_temperature: about how much slower their slowest channels turn than the fastest.
         rope_grid: what they count. "index": patches; (rows, columns): patches of an image resized
             to so many (EVA-02, arXiv:2303.11331); "centered": from -1 to 1, times 2 pi (DINOv3,
             arXiv:2508.10104).

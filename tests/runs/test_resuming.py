@@ -38,6 +38,7 @@ FREE = (
     *("log_every_steps", "wandb", "eval_every_steps", "evals", "report", "mesh", "num_epochs"),
     *("checkpoint_every_steps", "keep_every_steps", "best_metric", "on_nonfinite", "init_from"),
     *("init_mode", "init_from_depth", "init_from_patch", "init_from_grid", "init_from_required"),
+    "init_from_resize",
     *("init_from_hint", "dataset.on_error", "dataset.data_dir", "dataset.offset"),
     *("dataset.eval_cache_mb", "dataset.in_memory_mb", "dataset.shuffle_buffer"),
     *("model.attention_impl", "model.remat", "model.head_bias_init"),

@@ -5,6 +5,8 @@ tests/golden/modern holds what timm and transformers compute; test_peers.py asks
 
 import json
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -85,6 +87,17 @@ def test_the_image_half_of_an_image_and_text_model(prefix, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, params = pretrained.open(tmp_path)
     same, expected = pretrained.open(source)
+    assert model == same
+    assert_same(params, expected)
+
+
+def test_weights_by_name(monkeypatch):
+    source = MODERN / "timm_dinov2_reg4.timm"
+    hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: str(source))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model, params = pretrained.open("hf:timm/vit_small_patch14_reg4_dinov2.lvd142m")
+    same, expected = pretrained.open(source)
+    assert (model.reg_tokens, model.no_embed_class, model.num_classes) == (4, True, None)
     assert model == same
     assert_same(params, expected)
 

@@ -59,6 +59,32 @@ def test_out_again_is_the_same_file(name, tmp_path):
         assert config.get(key) == golden.get(key)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(pool="cls", mlp_layer="swiglu", reg_tokens=2, num_classes=None),
+        dict(pool="cls_gap", num_classes=5, gelu="exact", init_values=1e-5),
+        dict(pool="none", num_classes=None, gelu="exact"),
+        dict(posemb="none", rope="axial", rope_grid="centered", reg_tokens=4, num_classes=None),
+    ],
+)
+def test_models_of_our_own_as_those_of_transformers(fields, tmp_path):
+    """DINOv2 with registers and SwiGLU, its classifier, I-JEPA, DINOv3: out, and in again."""
+    has_layer_scale = fields["pool"] != "none" if "pool" in fields else True
+    fields = {"init_values": 1e-5 if has_layer_scale else None, **fields}
+    model = tiny_model(**fields)
+    params = random_params(model)
+    for block in [params["Transformer"][f"encoderblock_{i}"] for i in range(2)]:
+        if model.rope != "none":  # DINOv3's keys have no biases
+            block["MultiHeadDotProductAttention_0"]["key"]["bias"][:] = 0
+    pretrained.save(params, tmp_path, "hf", model=model, image_size=32)
+    same, again = pretrained.open(tmp_path, 32)
+    assert_same(again, params)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    expected = compute_logits(model, params, images)
+    np.testing.assert_array_equal(compute_logits(same, again, images), expected)
+
+
 def test_fields_of_training_are_the_caller_s(tmp_path):
     source = MODERN / CASES["timm_qk_norm"]["weights"]
     plain, params = pretrained.open(source)

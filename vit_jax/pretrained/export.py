@@ -104,6 +104,16 @@ HF_OTHERS = {
         gelu=ANY, pool=("map",), class_token=(None, False), num_classes=(None,)
     ),
     "ijepa": dict(pool=("gap", "none"), class_token=(None, False)),
+    "dinov3_vit": dict(
+        num_classes=(None,),
+        init_values=ANY,
+        mlp_layer=ANY,
+        reg_tokens=ANY,
+        posemb=("none",),
+        rope=("axial",),
+        rope_temperature=ANY,
+        rope_grid=("centered",),
+    ),
 }
 HF_CLASSES = {  # model_type -> its class, and its class with a head
     "vit": ("ViTModel", "ViTForImageClassification"),
@@ -116,6 +126,7 @@ HF_CLASSES = {  # model_type -> its class, and its class with a head
     "clip_vision_model": ("CLIPVisionModel", None),
     "siglip_vision_model": ("SiglipVisionModel", None),
     "ijepa": ("IJepaModel", "IJepaForImageClassification"),
+    "dinov3_vit": ("DINOv3ViTModel", None),
 }
 # Fields that may have these other values if `approximate` is set.
 APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
@@ -211,7 +222,7 @@ def save(
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
     check_normalization(mean, std, num_channels(flat))
-    if model.posemb != "learned":
+    if model.posemb != "learned" and model.rope == "none":
         num_prefix = model.num_prefix_positions
         flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, num_prefix)
     export = Export(flat, model, size, mean, std, eval_crop, eval_method, class_names)
@@ -321,11 +332,12 @@ def hf_model_type(model, approximate: bool = False) -> str:
     for model_type, fields in HF_OTHERS.items():
         if is_vit:
             break
-        if model_type.startswith("dinov2"):  # its head takes the class token and the mean
-            has_layer_scale = model.init_values is not None
-            if not has_layer_scale or bool(model.num_classes) != (model.pool == "cls_gap"):
-                continue
-        if model_type == "ijepa" and bool(model.num_classes) != (model.pool == "gap"):
+        if model_type.startswith("dino") and model.init_values is None:
+            continue
+        has_head = bool(model.num_classes)
+        if model_type.startswith("dinov2") and has_head != (model.pool == "cls_gap"):
+            continue
+        if model_type == "ijepa" and has_head != (model.pool == "gap"):
             continue
         if not any(unrepresentable(model, REPRESENTABLE["hf"] | fields, approximate)):
             return model_type
@@ -516,8 +528,20 @@ def hf_config(export: Export, model_type: str) -> dict:
             "layerscale_value": model.init_values,
             "use_mask_token": model_type != "dinov2",
         }
-    if model_type == "dinov2_with_registers":
+    if model_type in ("dinov2_with_registers", "dinov3_vit"):
         config["num_register_tokens"] = model.reg_tokens
+    if model_type == "dinov3_vit":
+        is_gated = model.mlp_layer == "swiglu"
+        config |= {
+            "use_gated_mlp": is_gated,
+            "hidden_act": "silu" if is_gated else config["hidden_act"],
+            "layerscale_value": model.init_values,
+            "query_bias": True,
+            "key_bias": formats.has_key_biases(export.params),
+            "value_bias": True,
+            "rope_theta": model.rope_temperature,
+            "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_temperature},
+        }
     if model.num_classes:
         names = export.class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}

@@ -85,6 +85,13 @@ def test_models_of_our_own_as_those_of_transformers(fields, tmp_path):
     np.testing.assert_array_equal(compute_logits(same, again, images), expected)
 
 
+def test_a_dinov2_whose_mlp_transformers_cannot_have(tmp_path):
+    for fields, nearest in ((dict(mlp_dim=50), 64), (dict(mlp_dim=60, mlp_layer="swiglu"), 64)):
+        model = tiny_model(init_values=0.1, num_classes=None, **fields)
+        with pytest.raises(UserError, match=f"DINOv2 of width 32 can have {nearest}$"):
+            pretrained.save(random_params(model), tmp_path, "hf", model=model, image_size=32)
+
+
 def test_fields_of_training_are_the_caller_s(tmp_path):
     source = MODERN / CASES["timm_qk_norm"]["weights"]
     plain, params = pretrained.open(source)

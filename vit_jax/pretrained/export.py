@@ -520,10 +520,9 @@ def hf_config(export: Export, model_type: str) -> dict:
         "attention_probs_dropout_prob": 0.0,
     }
     if model_type.startswith("dinov2"):
-        ratio = config.pop("intermediate_size") / model.width
         is_swiglu = model.mlp_layer == "swiglu"
         config |= {
-            "mlp_ratio": round(ratio * 3 / 2 if is_swiglu else ratio),
+            "mlp_ratio": dinov2_mlp_ratio(model.width, config.pop("intermediate_size"), is_swiglu),
             "use_swiglu_ffn": is_swiglu,
             "layerscale_value": model.init_values,
             "use_mask_token": model_type != "dinov2",
@@ -547,6 +546,24 @@ def hf_config(export: Export, model_type: str) -> dict:
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     return config
+
+
+def dinov2_mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
+    """Returns the whole number from which DINOv2 of transformers computes mlp_dim.
+
+    Raises:
+        UserError: there is none.
+    """
+    ratio = round(mlp_dim / width * (3 / 2 if is_swiglu else 1))
+    hidden = ratio * width
+    if is_swiglu:  # two thirds, rounded up to a multiple of 8
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    if hidden != mlp_dim:
+        raise UserError(
+            f"The model has mlp_dim {mlp_dim}; in the format 'hf', a DINOv2 of width {width} can "
+            f"have {hidden}"
+        )
+    return ratio
 
 
 def hf_processor(export: Export) -> dict:

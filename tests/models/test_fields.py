@@ -268,13 +268,18 @@ def test_all_fields_with_fsdp_and_tensor_parallelism(plain, images):
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_captures_attention_growth_and_resolution(name, images):
-    """The plain attention of captures agrees; deeper models and larger images start from it."""
+    """The plain attention of captures agrees, and so does bfloat16.
+
+    Deeper models for larger images start from the parameters.
+    """
     fields = COMBINATIONS[name]
     model = tiny_model(**fields)
     variables = init(model, images)
     logits, captured = apply(model, variables, images, capture=("attention", "blocks"))
     np.testing.assert_allclose(logits, apply(model, variables, images), atol=2e-5, rtol=2e-5)
     assert captured["attention"].shape[-1] == model.num_tokens((32, 32))
+    half = apply(model.clone(dtype=jnp.bfloat16), variables, images)
+    np.testing.assert_allclose(half, logits, atol=0.03)
     flat = {
         "/".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(variables["params"])

@@ -5,6 +5,8 @@ tests/golden/modern holds what timm and transformers compute; test_peers.py asks
 
 import json
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -57,6 +59,39 @@ def test_out_again_is_the_same_file(name, tmp_path):
         assert config.get(key) == golden.get(key)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(pool="cls", mlp_layer="swiglu", reg_tokens=2, num_classes=None),
+        dict(pool="cls_gap", num_classes=5, gelu="exact", init_values=1e-5),
+        dict(pool="none", num_classes=None, gelu="exact"),
+        dict(posemb="none", rope="axial", rope_grid="centered", reg_tokens=4, num_classes=None),
+    ],
+)
+def test_models_of_our_own_as_those_of_transformers(fields, tmp_path):
+    """DINOv2 with registers and SwiGLU, its classifier, I-JEPA, DINOv3: out, and in again."""
+    has_layer_scale = fields["pool"] != "none" if "pool" in fields else True
+    fields = {"init_values": 1e-5 if has_layer_scale else None, **fields}
+    model = tiny_model(**fields)
+    params = random_params(model)
+    for block in [params["Transformer"][f"encoderblock_{i}"] for i in range(2)]:
+        if model.rope != "none":  # DINOv3's keys have no biases
+            block["MultiHeadDotProductAttention_0"]["key"]["bias"][:] = 0
+    pretrained.save(params, tmp_path, "hf", model=model, image_size=32)
+    same, again = pretrained.open(tmp_path, 32)
+    assert_same(again, params)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    expected = compute_logits(model, params, images)
+    np.testing.assert_array_equal(compute_logits(same, again, images), expected)
+
+
+def test_a_dinov2_whose_mlp_transformers_cannot_have(tmp_path):
+    for fields, nearest in ((dict(mlp_dim=50), 64), (dict(mlp_dim=60, mlp_layer="swiglu"), 64)):
+        model = tiny_model(init_values=0.1, num_classes=None, **fields)
+        with pytest.raises(UserError, match=f"DINOv2 of width 32 can have {nearest}$"):
+            pretrained.save(random_params(model), tmp_path, "hf", model=model, image_size=32)
+
+
 def test_fields_of_training_are_the_caller_s(tmp_path):
     source = MODERN / CASES["timm_qk_norm"]["weights"]
     plain, params = pretrained.open(source)
@@ -85,6 +120,17 @@ def test_the_image_half_of_an_image_and_text_model(prefix, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, params = pretrained.open(tmp_path)
     same, expected = pretrained.open(source)
+    assert model == same
+    assert_same(params, expected)
+
+
+def test_weights_by_name(monkeypatch):
+    source = MODERN / "timm_dinov2_reg4.timm"
+    hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: str(source))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model, params = pretrained.open("hf:timm/vit_small_patch14_reg4_dinov2.lvd142m")
+    same, expected = pretrained.open(source)
+    assert (model.reg_tokens, model.no_embed_class, model.num_classes) == (4, True, None)
     assert model == same
     assert_same(params, expected)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from published import MODERN, MODERN_CASES, compute_logits, save_again
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from vit_jax import Classifier, models, pretrained
 from vit_jax.errors import UserError
@@ -300,3 +300,23 @@ def test_outputs_of_models_of_transformers(name, config, settings, run, tmp_path
     model.save_pretrained(tmp_path)
     for theirs, ours in outputs_of_both(model, tmp_path, run):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_dinov3_of_transformers_is_saved_again(gated, tmp_path):
+    """With the same tensors, except for a token for masked patches; transformers loads it."""
+    transformers = pytest.importorskip("transformers")
+    activation = "silu" if gated else "gelu"
+    settings = WITH_MLP | dict(use_gated_mlp=gated, hidden_act=activation, num_register_tokens=4)
+    model = randomize(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**settings)))
+    model.save_pretrained(tmp_path / "theirs")
+    ours, params = pretrained.open(tmp_path / "theirs")
+    folder = tmp_path / "ours"
+    pretrained.save(params, folder, "hf", model=ours, image_size=32)
+    saved, stored = (load_file(tmp_path / n / "model.safetensors") for n in ("ours", "theirs"))
+    assert set(stored) - set(saved) == {"embeddings.mask_token"}
+    for name, value in saved.items():
+        np.testing.assert_array_equal(value, stored[name])
+    again = transformers.DINOv3ViTModel.from_pretrained(folder).eval()
+    for theirs, mine in outputs_of_both(again, folder, run_model):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)

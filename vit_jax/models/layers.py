@@ -26,6 +26,11 @@ GELUS = {
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
+def norm(kind: str, epsilon: float, dtype) -> Callable:
+    """Returns what makes norms of one kind, a key of NORMS, given their names."""
+    return functools.partial(NORMS[kind], epsilon=epsilon, dtype=dtype)
+
+
 class MlpBlock(nn.Module):
     """Two dense layers with an activation in between: the MLP of Eq. 3.
 
@@ -60,12 +65,17 @@ class MlpBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiplies each channel of a residual branch by a learned weight (arXiv:2103.17239)."""
+    """Multiplies each channel of a residual branch by a learned weight (arXiv:2103.17239).
 
-    init_value: float
+    Without an initial value it is the identity.
+    """
+
+    init_value: float | None
 
     @nn.compact
     def __call__(self, x):  # (N, L, D)
+        if self.init_value is None:
+            return x
         gamma = self.param("gamma", nn.initializers.constant(self.init_value), x.shape[-1:])
         return x * gamma.astype(x.dtype)
 
@@ -92,8 +102,7 @@ class MAPHead(nn.Module):
             impl=self.attention_impl,
             name="MultiHeadDotProductAttention_0",
         )(probe, x, mask=mask)
-        norm = NORMS[self.norm_layer](self.layer_norm_eps, dtype=self.dtype, name="LayerNorm_0")
-        y = norm(x)
+        y = norm(self.norm_layer, self.layer_norm_eps, self.dtype)(name="LayerNorm_0")(x)
         x = x + MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, name="MlpBlock_0")(y)
         return x[:, 0]
 

@@ -85,9 +85,7 @@ class EncoderBlock(nn.Module):
             x (N, L, D), and a dict of what `capture` names: blocks (N, L, D), attention
             (N, H, L, L).
         """
-        norm = functools.partial(
-            layers.NORMS[self.norm_layer], epsilon=self.layer_norm_eps, dtype=self.dtype
-        )
+        norm = layers.norm(self.norm_layer, self.layer_norm_eps, self.dtype)
         keys = [None] * 6 if key is None else list(jax.random.split(key, 6))
         weights = [] if "attention" in self.capture else None
         x = shard_examples(x)
@@ -105,7 +103,8 @@ class EncoderBlock(nn.Module):
                 self.rope_temperature,
                 name="MultiHeadDotProductAttention_0",
             )(y, mask=mask, key=keys[0], weights=weights, coords=coords)
-            y = layer_scale("LayerScale_0", layers.dropout(y, self.dropout_rate, keys[1]))
+            y = layers.dropout(y, self.dropout_rate, keys[1])
+            y = layers.LayerScale(self.init_values, name="LayerScale_0")(y)
             return layers.drop_path(y, drop_path_rate, keys[2])
 
         def mlp(y):  # (N, L, D)
@@ -118,13 +117,9 @@ class EncoderBlock(nn.Module):
                 norm if self.scale_mlp else None,
                 name="MlpBlock_0",
             )(y, keys[3])
-            y = layer_scale("LayerScale_1", layers.dropout(y, self.dropout_rate, keys[4]))
+            y = layers.dropout(y, self.dropout_rate, keys[4])
+            y = layers.LayerScale(self.init_values, name="LayerScale_1")(y)
             return layers.drop_path(y, drop_path_rate, keys[5])
-
-        def layer_scale(name, y):
-            return (
-                y if self.init_values is None else layers.LayerScale(self.init_values, name=name)(y)
-            )
 
         if self.norm == "pre":
             x = x + attention(norm(name="LayerNorm_0")(x))
@@ -196,10 +191,7 @@ class Encoder(nn.Module):
         if self.stochastic_depth_rate:
             first = 0.0 if self.stochastic_depth_profile == "linear" else self.stochastic_depth_rate
             rates = jnp.linspace(first, self.stochastic_depth_rate, self.depth)
-        epsilon, dtype = self.block["layer_norm_eps"], self.block["dtype"]
-        norm = functools.partial(
-            layers.NORMS[self.block["norm_layer"]], epsilon=epsilon, dtype=dtype
-        )
+        norm = layers.norm(*(self.block[n] for n in ("norm_layer", "layer_norm_eps", "dtype")))
         if self.pre_norm:
             x = norm(name="pre_norm")(x).astype(x.dtype)
         in_blocks = tuple(name for name in capture if name in BLOCK_CAPTURES)
@@ -268,7 +260,7 @@ class VisionTransformer(nn.Module):
         rope: rotary positions, alone or beside `posemb` (arXiv:2403.13298): "none"; "axial": half
             of a head's channels turn with the row, half with the column; "mixed": with both, by
             learned frequencies.
-        rope_temperature: their longest wavelength is about 2 pi times this, in patches.
+        rope_temperature: about how much slower their slowest channels turn than the fastest.
         rope_grid: what they count. "index": patches; (rows, columns): patches of an image resized
             to so many (EVA-02, arXiv:2303.11331); "centered": from -1 to 1, times 2 pi (DINOv3,
             arXiv:2508.10104).

@@ -103,6 +103,16 @@ HF_OTHERS = {
         gelu=ANY, pool=("map",), class_token=(None, False), num_classes=(None,)
     ),
     "ijepa": dict(pool=("gap", "none"), class_token=(None, False)),
+    "dinov3_vit": dict(
+        num_classes=(None,),
+        init_values=ANY,
+        mlp_layer=ANY,
+        reg_tokens=ANY,
+        posemb=("none",),
+        rope=("axial",),
+        rope_temperature=ANY,
+        rope_grid=("centered",),
+    ),
 }
 HF_CLASSES = {  # model_type -> its class, and its class with a head
     "vit": ("ViTModel", "ViTForImageClassification"),
@@ -115,6 +125,7 @@ HF_CLASSES = {  # model_type -> its class, and its class with a head
     "clip_vision_model": ("CLIPVisionModel", None),
     "siglip_vision_model": ("SiglipVisionModel", None),
     "ijepa": ("IJepaModel", "IJepaForImageClassification"),
+    "dinov3_vit": ("DINOv3ViTModel", None),
 }
 # Fields that may have these other values if `approximate` is set.
 APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
@@ -210,7 +221,7 @@ def save(
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
     check_normalization(mean, std, num_channels(flat))
-    if model.posemb != "learned":
+    if model.posemb != "learned" and model.rope == "none":
         num_prefix = model.num_prefix_positions
         flat[POSEMB] = posemb.table(model.posemb, *model.grid(size), model.width, num_prefix)
     export = Export(flat, model, size, mean, std, eval_crop, eval_method, class_names)
@@ -320,11 +331,12 @@ def hf_model_type(model, approximate: bool = False) -> str:
     for model_type, fields in HF_OTHERS.items():
         if is_vit:
             break
-        if model_type.startswith("dinov2"):  # its head takes the class token and the mean
-            has_layer_scale = model.init_values is not None
-            if not has_layer_scale or bool(model.num_classes) != (model.pool == "cls_gap"):
-                continue
-        if model_type == "ijepa" and bool(model.num_classes) != (model.pool == "gap"):
+        if model_type.startswith("dino") and model.init_values is None:
+            continue
+        has_head = bool(model.num_classes)
+        if model_type.startswith("dinov2") and has_head != (model.pool == "cls_gap"):
+            continue
+        if model_type == "ijepa" and has_head != (model.pool == "gap"):
             continue
         if not any(unrepresentable(model, REPRESENTABLE["hf"] | fields, approximate)):
             return model_type
@@ -507,21 +519,50 @@ def hf_config(export: Export, model_type: str) -> dict:
         "attention_probs_dropout_prob": 0.0,
     }
     if model_type.startswith("dinov2"):
-        ratio = config.pop("intermediate_size") / model.width
         is_swiglu = model.mlp_layer == "swiglu"
         config |= {
-            "mlp_ratio": round(ratio * 3 / 2 if is_swiglu else ratio),
+            "mlp_ratio": dinov2_mlp_ratio(model.width, config.pop("intermediate_size"), is_swiglu),
             "use_swiglu_ffn": is_swiglu,
             "layerscale_value": model.init_values,
             "use_mask_token": model_type != "dinov2",
         }
-    if model_type == "dinov2_with_registers":
+    if model_type in ("dinov2_with_registers", "dinov3_vit"):
         config["num_register_tokens"] = model.reg_tokens
+    if model_type == "dinov3_vit":
+        is_gated = model.mlp_layer == "swiglu"
+        config |= {
+            "use_gated_mlp": is_gated,
+            "hidden_act": "silu" if is_gated else config["hidden_act"],
+            "layerscale_value": model.init_values,
+            "query_bias": True,
+            "key_bias": formats.has_key_biases(export.params),
+            "value_bias": True,
+            "rope_theta": model.rope_temperature,
+            "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_temperature},
+        }
     if model.num_classes:
         names = export.class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     return config
+
+
+def dinov2_mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
+    """Returns the whole number from which DINOv2 of transformers computes mlp_dim.
+
+    Raises:
+        UserError: there is none.
+    """
+    ratio = round(mlp_dim / width * (3 / 2 if is_swiglu else 1))
+    hidden = ratio * width
+    if is_swiglu:  # two thirds, rounded up to a multiple of 8
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    if hidden != mlp_dim:
+        raise UserError(
+            f"The model has mlp_dim {mlp_dim}; in the format 'hf', a DINOv2 of width {width} can "
+            f"have {hidden}"
+        )
+    return ratio
 
 
 def hf_processor(export: Export) -> dict:

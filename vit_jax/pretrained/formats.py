@@ -408,6 +408,11 @@ def reorder_rope(params: Flat, layout: str) -> Flat:
     return reordered
 
 
+def has_key_biases(params: Flat) -> bool:
+    """Whether a key has a bias that isn't zero."""
+    return any(name.endswith(f"{KEY}/bias") and value.any() for name, value in params.items())
+
+
 def from_hf(stored: Flat, num_heads: int, model_type: str) -> Flat:
     """Converts parameters of transformers.
 
@@ -460,8 +465,10 @@ def to_hf(params: Flat, model_type: str) -> Flat:
         UserError: a parameter that transformers has no name for.
     """
     names = HF_NAMES[model_type]
-    if any(MLP_GATE in name for name in params):
+    if names is HF_DINOV2 and any(MLP_GATE in name for name in params):
         names = HF_DINOV2_SWIGLU
+    if names is HF_DINOV3 and not has_key_biases(params):
+        params = {n: value for n, value in params.items() if not n.endswith(f"{KEY}/bias")}
     has_head = any(name.startswith(f"{HEAD}/") for name in params)
     prefix = f"{model_type}." if has_head else ""
     return {

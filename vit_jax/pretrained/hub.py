@@ -196,26 +196,23 @@ def convert(path: str, tensors, config: dict, processor: dict, num_heads: int | 
     if vision and f"{model_type}_vision_model" in FAMILIES:  # an image-and-text model
         model_type = f"{model_type}_vision_model"
         config = {"image_size": 224, **vision, "model_type": model_type}
-    is_supported = model_type in FAMILIES
-    check = [] if model_type in formats.WITH_OTHER_PARTS else tensors
-    if not is_supported or architecture.recognize_other_model(check):
+    compared = [] if model_type in formats.WITH_OTHER_PARTS else tensors
+    if model_type not in FAMILIES or architecture.recognize_other_model(compared):
         raise UserError(f"{path} can't be read: {describe_contents(tensors, config)}")
-    read = None
+    prefix = formats.HF_PREFIXES.get(model_type, f"{model_type}.")
     for kernel, convert_tensors in (
         ("embeddings.patch_embeddings.projection.weight", convert_hf),
         ("embeddings.patch_embeddings.weight", convert_hf),
         ("embeddings.patch_embedding.weight", convert_hf),
         ("patch_embed.proj.weight", convert_timm),
     ):
-        prefix = formats.HF_PREFIXES.get(model_type, f"{model_type}.")
         for name in (kernel, f"{prefix}{kernel}"):
             if name in tensors and tensors[name].ndim == 4:
                 width = len(tensors[name])
                 read = convert_tensors(path, tensors, width, config, processor, num_heads)
-    if read is None:
-        raise UserError(f"{path} holds no Vision Transformer: {describe_contents(tensors, config)}")
-    check_explained(path, read["params"])
-    return read
+                check_explained(path, read["params"])
+                return read
+    raise UserError(f"{path} holds no Vision Transformer: {describe_contents(tensors, config)}")
 
 
 def check_explained(path: str, params) -> None:
@@ -296,7 +293,8 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
     name = get_setting(config, path, "architecture", str, "")
     check_timm(path, tensors, name, arguments)
     known = architecture.timm_fields(name)
-    num_heads = get_setting(arguments, path, "num_heads", int, num_heads or known.get("num_heads"))
+    num_heads = known.get("num_heads") if num_heads is None else num_heads
+    num_heads = get_setting(arguments, path, "num_heads", int, num_heads)
     fields = {
         "layer_norm_eps": 1e-6,
         "norm": "pre",

@@ -209,6 +209,35 @@ def test_patches_that_are_left_out_might_as_well_be_masked(name, images):
     assert np.abs(apply(model, variables, images) - expected).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(keep=np.full((4, 3), 16)), r"keep has the index 16; those of the 16 patches are 0 "),
+        (dict(keep=np.array([[5, -1]] * 4)), "keep has the index -1; those of the 16 patches are "),
+        (dict(keep=np.arange(4)), r"keep is int64 \(4,\); it must be integers \(N, K\), with N 4"),
+        (dict(keep=np.zeros((3, 2), int)), r"keep is int64 \(3, 2\); .* with N 4 and K from 1 to"),
+        (dict(keep=np.zeros((4, 17), int)), r"keep is int64 \(4, 17\); .* K from 1 to 16, the num"),
+        (dict(keep=np.zeros((4, 0), int)), r"keep is int64 \(4, 0\)"),
+        (dict(keep=np.zeros((4, 2))), r"keep is float64 \(4, 2\); it must be integers"),
+        (dict(mask=np.ones((4, 17), bool)), r"mask is bool \(4, 17\); it must be bool \(4, 16\)"),
+        (dict(mask=np.ones(16, bool)), r"mask is bool \(16,\); it must be bool \(4, 16\)"),
+        (dict(mask=np.ones((4, 16))), r"mask is float64 \(4, 16\); it must be bool"),
+    ],
+)
+def test_masks_and_indices_of_no_patch_are_named(given, message, images):
+    model = tiny_model(reg_tokens=1)
+    params = random_params(model)
+    with pytest.raises(UserError, match=message) as raised:
+        model.apply({"params": params}, images, **given)
+    assert "\n" not in str(raised.value)
+    if "index" not in message:  # what shapes show is also found while JAX traces
+        with pytest.raises(UserError):
+            jax.eval_shape(
+                lambda given: model.apply({"params": params}, images, **given),
+                given,
+            )
+
+
 def test_patch_dropout_leaves_out_a_share_drawn_for_each_image(images):
     kept = np.asarray(draw_patches(jax.random.key(0), 1000, 16, 0.75))
     assert kept.shape == (1000, 12)

@@ -10,7 +10,7 @@ from published import random_params
 from vit_jax import pretrained
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
-from vit_jax.models.layers import MlpBlock, draw_patches
+from vit_jax.models.layers import draw_patches
 from vit_jax.models.vit import EncoderBlock
 from vit_jax.parallel import sharding
 from vit_jax.parallel.mesh import create_mesh
@@ -80,19 +80,23 @@ def run_block(coords=None, **fields):
     return params, x, np.asarray(y)
 
 
+def attend(z, p, norm=lambda x, name: x):
+    """The attention of a block; `norm` is applied to queries and keys."""
+
+    def project(name):  # (N, H, L, d)
+        return np.einsum("nld,dhe->nhle", z, p[name]["kernel"]) + p[name]["bias"][:, None]
+
+    query, key = norm(project("query"), "query_ln"), norm(project("key"), "key_ln")
+    weights = softmax(query @ key.swapaxes(2, 3) / np.sqrt(8))
+    out = np.einsum("nhle,hed->nld", weights @ project("value"), p["out"]["kernel"])
+    return out + p["out"]["bias"]
+
+
 def test_a_block_with_qk_norm_and_layer_scale_follows_its_formula():
     p, x, y = run_block(qk_norm=True, init_values=1.0)
     a = p["MultiHeadDotProductAttention_0"]
-    z = layer_norm(x, p["LayerNorm_0"])
-
-    def project(name):  # (N, H, L, d)
-        return np.einsum("nld,dhe->nhle", z, a[name]["kernel"]) + a[name]["bias"][:, None]
-
-    query = layer_norm(project("query"), a["query_ln"])
-    key = layer_norm(project("key"), a["key_ln"])
-    weights = softmax(query @ key.swapaxes(2, 3) / np.sqrt(8))
-    out = np.einsum("nhle,hed->nld", weights @ project("value"), a["out"]["kernel"])
-    x = x + (out + a["out"]["bias"]) * p["LayerScale_0"]["gamma"]
+    out = attend(layer_norm(x, p["LayerNorm_0"]), a, lambda x, name: layer_norm(x, a[name]))
+    x = x + out * p["LayerScale_0"]["gamma"]
     hidden = dense(layer_norm(x, p["LayerNorm_1"]), p["MlpBlock_0"]["Dense_0"])
     hidden /= 1 + np.exp(-1.702 * hidden)  # quick GELU
     x = x + dense(hidden, p["MlpBlock_0"]["Dense_1"]) * p["LayerScale_1"]["gamma"]
@@ -101,16 +105,13 @@ def test_a_block_with_qk_norm_and_layer_scale_follows_its_formula():
 
 def test_swiglu_with_a_norm_of_the_hidden_layer_follows_its_formula():
     p, x, y = run_block(mlp_layer="swiglu", scale_mlp=True)
-    mlp = MlpBlock(12, layer="swiglu")
-    inputs = x[0]
-    params = {name: p["MlpBlock_0"][name] for name in ("Dense_0", "Dense_1", "gate")}
-    gate = dense(inputs, params["gate"])
-    hidden = gate / (1 + np.exp(-gate)) * dense(inputs, params["Dense_0"])
-    expected = dense(hidden, params["Dense_1"])
-    out = mlp.apply({"params": params}, inputs)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-    assert p["MlpBlock_0"]["LayerNorm_0"]["scale"].shape == (12,)
-    assert not np.allclose(y, run_block(mlp_layer="swiglu")[2])
+    mlp = p["MlpBlock_0"]
+    x = x + attend(layer_norm(x, p["LayerNorm_0"]), p["MultiHeadDotProductAttention_0"])
+    inputs = layer_norm(x, p["LayerNorm_1"])
+    gate = dense(inputs, mlp["gate"])
+    hidden = gate / (1 + np.exp(-gate)) * dense(inputs, mlp["Dense_0"])
+    x = x + dense(layer_norm(hidden, mlp["LayerNorm_0"]), mlp["Dense_1"])
+    np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-4)
 
 
 def test_rms_norms_do_not_subtract_the_mean():
@@ -206,6 +207,35 @@ def test_patches_that_are_left_out_might_as_well_be_masked(name, images):
     expected = apply(model, variables, images, mask=mask)
     np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=2e-5)
     assert np.abs(apply(model, variables, images) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(keep=np.full((4, 3), 16)), r"keep has the index 16; those of the 16 patches are 0 "),
+        (dict(keep=np.array([[5, -1]] * 4)), "keep has the index -1; those of the 16 patches are "),
+        (dict(keep=np.arange(4)), r"keep is int64 \(4,\); it must be integers \(N, K\), with N 4"),
+        (dict(keep=np.zeros((3, 2), int)), r"keep is int64 \(3, 2\); .* with N 4 and K from 1 to"),
+        (dict(keep=np.zeros((4, 17), int)), r"keep is int64 \(4, 17\); .* K from 1 to 16, the num"),
+        (dict(keep=np.zeros((4, 0), int)), r"keep is int64 \(4, 0\)"),
+        (dict(keep=np.zeros((4, 2))), r"keep is float64 \(4, 2\); it must be integers"),
+        (dict(mask=np.ones((4, 17), bool)), r"mask is bool \(4, 17\); it must be bool \(4, 16\)"),
+        (dict(mask=np.ones(16, bool)), r"mask is bool \(16,\); it must be bool \(4, 16\)"),
+        (dict(mask=np.ones((4, 16))), r"mask is float64 \(4, 16\); it must be bool"),
+    ],
+)
+def test_masks_and_indices_of_no_patch_are_named(given, message, images):
+    model = tiny_model(reg_tokens=1)
+    params = random_params(model)
+    with pytest.raises(UserError, match=message) as raised:
+        model.apply({"params": params}, images, **given)
+    assert "\n" not in str(raised.value)
+    if "index" not in message:  # what shapes show is also found while JAX traces
+        with pytest.raises(UserError):
+            jax.eval_shape(
+                lambda given: model.apply({"params": params}, images, **given),
+                given,
+            )
 
 
 def test_patch_dropout_leaves_out_a_share_drawn_for_each_image(images):

@@ -127,10 +127,12 @@ def test_known_weights_are_listed(capsys):
     rows = convert.published()
     assert len(lines) == len(rows) + 1
     known = next(line for line in lines if "deit3_base_patch16_224.fb_in1k" in line)
-    assert known.split()[1:3] == ["224", "83.8"]
+    assert known.split()[1:6] == ["224", "83.8", "224", "the", "model"]
+    rows_of_dinov2 = [row for row in rows if "dinov2" in row["weights"]]
+    assert {(row["image_size"], row["eval_size"]) for row in rows_of_dinov2} == {("518", "224")}
     documented = (pathlib.Path(__file__).parents[2] / "docs" / "published.md").read_text()
     for row in rows:
-        cells = (f"`{row['weights']}`", row["image_size"], row["accuracy"], row["of"])
-        assert f"| {' | '.join(cells)} |" in documented
-        assert bool(row["accuracy"]) == bool(row["of"])
+        numbers = (row["image_size"], row["accuracy"], row["eval_size"], row["measured"])
+        assert f"| `{row['weights']}` | {' | '.join(numbers)} |" in documented
+        assert bool(row["accuracy"]) == bool(row["measured"]) == bool(row["eval_size"])
         assert row["source"]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from vit_jax import models, pretrained
 from vit_jax.errors import UserError
-from vit_jax.pretrained import weights
+from vit_jax.pretrained import export, weights
 
 # Name -> format, fields of the model, and the image size if it isn't 32x32.
 MODELS = {
@@ -190,6 +190,17 @@ def test_squeezing_is_saved_for_timm(tmp_path):
         ("hf", dict(pool="map"), "pool 'map'; in the format 'hf' it must be 'cls'"),
         ("hf", dict(qk_norm=True), "qk_norm True; in the format 'hf' it must be False"),
         ("timm", dict(mlp_layer="swiglu", pool="map"), "'swiglu' and pool 'map', whose activation"),
+        (
+            "timm",
+            dict(mlp_layer="swiglu", layer_norm_eps=1e-5),
+            "'swiglu' and layer_norm_eps 1e-05",
+        ),
+        ("hf", dict(init_values=1.0, num_classes=None, mlp_dim=40), "40; .* must be 32 or 64"),
+        (
+            "hf",
+            dict(init_values=1.0, num_classes=None, mlp_layer="swiglu", mlp_dim=40),
+            "40; with width 32 and mlp_layer 'swiglu', .* must be 24 or 48",
+        ),
         ("timm", dict(rope="axial"), "rope 'axial'; in the format 'timm' it must be 'none'"),
         ("google", dict(reg_tokens=1), "reg_tokens 1; in the format 'google' it must be 0"),
         ("hf", dict(resnet=dict(num_layers=(), width_factor=1), patch_size=2), "has resnet"),
@@ -201,6 +212,39 @@ def test_fields_that_a_format_cannot_represent_are_refused(format, fields, messa
     with pytest.raises(UserError, match=message):
         pretrained.save({}, tmp_path / "w", format, model=model)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "approximated"),
+    [
+        (dict(scale_mlp=True, gelu="exact"), {}),
+        (dict(scale_mlp=True, layer_norm_eps=1e-5, qk_norm=True, gelu="quick"), {}),
+        (dict(scale_mlp=True, mlp_layer="swiglu", mlp_dim=36), {}),
+        (dict(scale_mlp=True, pool="map"), {}),
+        (dict(mlp_layer="swiglu", layer_norm_eps=1e-5), dict(layer_norm_eps=1e-6)),
+    ],
+)
+def test_timm_has_every_field_that_was_saved(fields, approximated, pre_norm, tmp_path):
+    """All fields come back from the names of timm's architectures and arguments."""
+    model = tiny_model(**fields, pre_norm=pre_norm)
+    params = random_params(model)
+    pretrained.save(params, tmp_path, "timm", model=model, approximate=bool(approximated))
+    same, same_params = pretrained.open(tmp_path)
+    assert same == model.clone(**approximated)
+    assert_same(same_params, params)
+    arguments = json.loads((tmp_path / "config.json").read_text())["model_args"]
+    assert arguments.get("scale_mlp_norm", False) == model.scale_mlp
+
+
+@pytest.mark.parametrize(
+    ("mlp_layer", "width", "mlp_dim", "ratio"),
+    [("mlp", 16, 32, 2), ("swiglu", 16, 16, 1), ("swiglu", 16, 24, 2), ("swiglu", 1536, 4096, 4)],
+)
+def test_ratio_of_dinov2_gives_the_size_in_transformers(mlp_layer, width, mlp_dim, ratio):
+    """The last row is the giant's, as published."""
+    model = tiny_model(mlp_layer=mlp_layer, width=width, mlp_dim=mlp_dim)
+    assert export.dinov2_mlp_ratio(model) == ratio
 
 
 @pytest.mark.parametrize("format", ["google", "timm", "hf"])

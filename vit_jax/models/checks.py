@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
@@ -150,6 +151,35 @@ def check_images(images) -> None:
         raise UserError(
             f"images are {images.dtype}; they must be floating point, normalized as in training "
             "(vit_jax.training.augment.normalize)"
+        )
+
+
+def check_tokens_chosen(mask, keep, num_images: int, num_patches: int) -> None:
+    """Raises UserError if `mask` isn't bool (N, L), or `keep` no indices (N, K) below L.
+
+    Indices are only compared with L if their values are known: not while JAX traces.
+    """
+    if mask is not None and (mask.shape != (num_images, num_patches) or mask.dtype != bool):
+        raise UserError(
+            f"mask is {mask.dtype} {mask.shape}; it must be bool {(num_images, num_patches)}: "
+            "(N, L), one for each patch"
+        )
+    if keep is None:
+        return
+    has_rows = keep.ndim == 2 and len(keep) == num_images and 0 < keep.shape[1] <= num_patches
+    if not has_rows or not jnp.issubdtype(keep.dtype, jnp.integer):
+        raise UserError(
+            f"keep is {keep.dtype} {keep.shape}; it must be integers (N, K), with N {num_images} "
+            f"and K from 1 to {num_patches}, the number of patches"
+        )
+    if isinstance(keep, jax.core.Tracer):
+        return
+    smallest, largest = int(keep.min()), int(keep.max())
+    if smallest < 0 or largest >= num_patches:
+        wrong = smallest if smallest < 0 else largest
+        raise UserError(
+            f"keep has the index {wrong}; those of the {num_patches} patches are 0 to "
+            f"{num_patches - 1}"
         )
 
 

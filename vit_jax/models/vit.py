@@ -24,7 +24,13 @@ from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import layers, posemb, resnet
 from vit_jax.models.attention import ATTENTION_OUTPUT, MultiHeadDotProductAttention
-from vit_jax.models.checks import check_fields, check_image, check_images, check_parameters
+from vit_jax.models.checks import (
+    check_fields,
+    check_image,
+    check_images,
+    check_parameters,
+    check_tokens_chosen,
+)
 from vit_jax.parallel.sharding import shard_examples
 
 # What the backward pass keeps of a block, for each value of the field `remat` that recomputes the
@@ -357,8 +363,9 @@ class VisionTransformer(nn.Module):
             train: turns on all that drops something, which draws from rngs={"dropout": key}.
             mask: bool (N, L) over the patches in row order; False hides a patch from attention
                 and pooling.
-            keep: int (N, K), the indices of each image's patches to compute with, in row order;
-                the others are left out after their positions were added. None: all.
+            keep: int (N, K), the indices of each image's patches to compute with, in row order,
+                from 0 to L - 1; the others are left out after their positions were added. None:
+                all.
             capture: intermediate arrays to return too. "blocks": each block's output, before the
                 last LayerNorm, (depth, N, L, D). "attention": each block's weights after
                 softmax, (depth, N, H, L, L). "tokens": the input of pooling, (N, L, D): after
@@ -370,14 +377,16 @@ class VisionTransformer(nn.Module):
             head. With `capture`, a pair of that and a dict of the captured arrays.
 
         Raises:
-            UserError: images of another type or shape, images that the patch size doesn't divide
-                or that the parameters aren't for, or an unknown capture.
+            UserError: images, a mask or indices of another type or shape, indices of no patch,
+                images that the patch size doesn't divide or that the parameters aren't for, or an
+                unknown capture.
         """
         check_fields(self)
         check_choice("model.remat", self.remat, REMAT)
         check_images(images)
         check_image(self, images.shape[1:3])
         check_parameters(self, self.variables.get("params", {}), images.shape[1:])
+        check_tokens_chosen(mask, keep, len(images), math.prod(self.grid(images.shape[1:])))
         if isinstance(capture, str):
             raise UserError(f"capture is {capture!r}; it must be a sequence: ({capture!r},)")
         for name in capture:

@@ -77,13 +77,17 @@ def convert(
 
 
 def published() -> list[dict[str, str]]:
-    """Returns weights that are known to load, with the numbers that were published for them.
+    """Returns weights whose architecture loads, with the numbers that were published for them.
 
-    The columns: weights, a path for `open`; image_size; accuracy, in percent on ImageNet, or empty;
-    of: what has this accuracy; source: who says so.
+    The columns: weights, a path for `open`; image_size, in pixels, of its positions or settings;
+    accuracy, in percent on ImageNet, or empty; eval_size, in pixels, of the images that it was
+    measured with; measured: what has this accuracy; source: who says so.
     """
     table = importlib.resources.files("vit_jax.pretrained") / "published.csv"
     return list(csv.DictReader(table.read_text().splitlines()))
+
+
+NUMBERS = ("image_size", "accuracy", "eval_size")  # columns of `published`
 
 
 def published_table() -> list[str]:
@@ -93,7 +97,7 @@ def published_table() -> list[str]:
     lines = []
     for row in rows:
         cells = (
-            row[name].rjust(width) if name in ("image_size", "accuracy") else row[name].ljust(width)
+            row[name].rjust(width) if name in NUMBERS else row[name].ljust(width)
             for name, width in widths.items()
         )
         lines.append("  ".join(cells).rstrip())
@@ -104,7 +108,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.pretrained",
         description="Converts weights to another format.",
-        epilog="`python -m vit_jax.pretrained list` lists weights that are known to load.",
+        epilog="`python -m vit_jax.pretrained list` lists weights whose architecture loads.",
     )
     parser.add_argument("source", help="a file, a folder, a run's folder, or hf:owner/name")
     parser.add_argument(

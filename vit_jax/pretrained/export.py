@@ -292,12 +292,12 @@ def check_model(model, format: str, approximate: bool) -> None:
     """Raises UserError for a field that the format can't represent."""
     table = REPRESENTABLE[format]
     if format == "hf":
-        table = table | HF_OTHERS.get(hf_model_type(model, approximate), {})
-    if format == "timm" and model.mlp_layer == "swiglu" and model.pool == "map":
-        raise UserError(
-            "The model has mlp_layer 'swiglu' and pool 'map', whose activation differs; in the "
-            "format 'timm' it must be the same"
-        )
+        model_type = hf_model_type(model, approximate)
+        table = table | HF_OTHERS.get(model_type, {})
+        if model_type.startswith("dinov2"):
+            dinov2_mlp_ratio(model)
+    if format == "timm" and model.mlp_layer == "swiglu":
+        check_timm_swiglu(model, approximate)
     for field, allowed, approximable in unrepresentable(model, table, approximate):
         value, hint = getattr(model, field), ""
         if approximable:
@@ -305,6 +305,21 @@ def check_model(model, format: str, approximate: bool) -> None:
         raise UserError(
             f"The model has {field} {value!r}; in the format {format!r} it must be "
             f"{' or '.join(map(repr, allowed))}{hint}"
+        )
+
+
+def check_timm_swiglu(model, approximate: bool) -> None:
+    """Raises UserError for what timm's architecture with a SwiGLU can't have beside it."""
+    if model.pool == "map":
+        raise UserError(
+            "The model has mlp_layer 'swiglu' and pool 'map', whose activation differs; in the "
+            "format 'timm' it must be the same"
+        )
+    if model.layer_norm_eps == 1e-5 and not approximate:  # no argument of timm's sets it
+        raise UserError(
+            "The model has mlp_layer 'swiglu' and layer_norm_eps 1e-05; with 'swiglu', in the "
+            "format 'timm' it must be 1e-06: approximate=True (--approximate) writes the "
+            "parameters anyway"
         )
 
 
@@ -464,6 +479,7 @@ def timm_config(export: Export) -> dict:
             ("pre_norm", model.pre_norm, architecture == "vit_base_patch16_clip_224"),
             ("qkv_bias", model.qkv_bias, True),
             ("qk_norm", model.qk_norm, False),
+            ("scale_mlp_norm", model.scale_mlp, False),
             ("init_values", model.init_values, 1e-5 if model.mlp_layer == "swiglu" else None),
         )
         if value != default
@@ -519,10 +535,10 @@ def hf_config(export: Export, model_type: str) -> dict:
         "attention_probs_dropout_prob": 0.0,
     }
     if model_type.startswith("dinov2"):
-        is_swiglu = model.mlp_layer == "swiglu"
+        del config["intermediate_size"]
         config |= {
-            "mlp_ratio": dinov2_mlp_ratio(model.width, config.pop("intermediate_size"), is_swiglu),
-            "use_swiglu_ffn": is_swiglu,
+            "mlp_ratio": dinov2_mlp_ratio(model),
+            "use_swiglu_ffn": model.mlp_layer == "swiglu",
             "layerscale_value": model.init_values,
             "use_mask_token": model_type != "dinov2",
         }
@@ -547,22 +563,25 @@ def hf_config(export: Export, model_type: str) -> dict:
     return config
 
 
-def dinov2_mlp_ratio(width: int, mlp_dim: int, is_swiglu: bool) -> int:
-    """Returns the whole number from which DINOv2 of transformers computes mlp_dim.
+def dinov2_mlp_ratio(model) -> int:
+    """Returns the ratio, a whole number, from which transformers' DINOv2 computes mlp_dim.
 
     Raises:
         UserError: there is none.
     """
-    ratio = round(mlp_dim / width * (3 / 2 if is_swiglu else 1))
-    hidden = ratio * width
-    if is_swiglu:  # two thirds, rounded up to a multiple of 8
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-    if hidden != mlp_dim:
-        raise UserError(
-            f"The model has mlp_dim {mlp_dim}; in the format 'hf', a DINOv2 of width {width} can "
-            f"have {hidden}"
-        )
-    return ratio
+    mlp_dim, is_swiglu = model.mlp_dim or 4 * model.width, model.mlp_layer == "swiglu"
+    sizes = {}  # ratio -> what transformers computes from it
+    exact = mlp_dim / model.width * (3 / 2 if is_swiglu else 1)
+    for ratio in (math.floor(exact) or 1, math.ceil(exact)):
+        size = ratio * model.width
+        sizes[ratio] = (int(size * 2 / 3) + 7) // 8 * 8 if is_swiglu else size
+        if sizes[ratio] == mlp_dim:
+            return ratio
+    raise UserError(
+        f"The model has mlp_dim {mlp_dim}; with width {model.width} and mlp_layer "
+        f"{model.mlp_layer!r}, in the format 'hf' DINOv2's must be "
+        f"{' or '.join(map(str, sizes.values()))}"
+    )
 
 
 def hf_processor(export: Export) -> dict:

@@ -62,7 +62,7 @@ TIMM_ARGUMENTS = (
     *("scale_mlp", "use_abs_pos_emb", "use_rot_pos_emb", "use_pre_transformer_norm"),
     *("use_post_transformer_norm", "rope_type", "rope_grid_indexing", "rope_temperature"),
     *("rope_rotate_half", "ref_feat_shape", "attn_type", "rope_shift_coords"),
-    *("rope_jitter_coords", "rope_rescale_coords", "patch_drop_rate"),
+    *("rope_jitter_coords", "rope_rescale_coords", "scale_mlp_norm"),
 )
 
 # Types in .safetensors files that safetensors doesn't convert to NumPy's.

@@ -497,7 +497,7 @@ def test_a_truncated_checkpoint_is_set_aside(finished, tmp_path):
         ({"augment.erasing_area": ("x", 1)}, "erasing_area is .*; it must be numbers"),
         ({"optimizer.lr_multipliers": ("ab",)}, "lr_multipliers is .*; it must be pairs"),
         ({"optimizer.frozen": (1,)}, r"frozen is \(1,\); it must be patterns"),
-        ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; it must be 'adamw'"),
+        ({"optimizer.name": "adamax"}, "optimizer.name is 'adamax'; it must be 'adamw'"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin'"),
         ({"schedule.warmup_steps": 60}, "warmup_steps 60 must be below the run's 60 steps"),
         ({"best_metric": "f1"}, "best_metric is 'f1'"),

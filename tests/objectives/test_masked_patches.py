@@ -167,6 +167,7 @@ def masked_run(config, mesh, images):
     return losses, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_every_mesh_computes_what_one_device_does(config, one_device):
     """With accumulation, scan, rematerialization and dropout."""
     config.accum_steps = 2
@@ -200,6 +201,7 @@ def whole(tmp_path_factory, one_device):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_resumes_to_the_bit(whole, tmp_path, monkeypatch, on_one_device):
     evaluated = [row for row in rows(whole) if "val/loss" in row]
     assert set(evaluated[0]) == {"step", "val/loss", "val/patch_accuracy"}
@@ -212,6 +214,7 @@ def test_a_run_learns_and_resumes_to_the_bit(whole, tmp_path, monkeypatch, on_on
     assert_same_run(tmp_path / "stopped", whole)
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_the_encoder(whole, tmp_path, on_one_device):
     """With its class token and positions, to the bit; the new head starts at zero."""
     _, params = checkpoint.restore_params(whole)
@@ -226,6 +229,7 @@ def test_fine_tuning_takes_the_encoder(whole, tmp_path, on_one_device):
     assert "cls" in tuned
 
 
+@pytest.mark.slow
 def test_masked_training_starts_from_weights(whole, tmp_path, on_one_device):
     """The mask token and the head of patches are new."""
     config = masked_config(total_steps=1, init_from=str(whole))
@@ -241,6 +245,7 @@ def test_masked_training_starts_from_weights(whole, tmp_path, on_one_device):
     assert_same(more, params)
 
 
+@pytest.mark.slow
 def test_a_run_without_classes(whole, tmp_path, capsys):
     """evaluate.py and predict.py say so in one line; its encoder and its figures can be had."""
     with pytest.raises(UserError, match="has no classes to evaluate: it was trained to predict"):

@@ -16,6 +16,7 @@ from vit_jax.training.program import (
 )
 
 
+@pytest.mark.slow
 def test_as_little_is_recomputed_as_fits(one_device, tiny_config):
     """remat="auto" keeps all activations, or those between blocks, and resumes with the same."""
     tiny_config.batch_size = 64

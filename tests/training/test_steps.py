@@ -171,7 +171,7 @@ EVERYTHING = DROP | dict(remat="full", scan=True)
     ("axes", "fields"),
     [
         (dict(data=2, fsdp=2, tensor=2), EVERYTHING),
-        (dict(data=4, fsdp=2, slices=2), EVERYTHING),
+        slow(dict(data=4, fsdp=2, slices=2), EVERYTHING),
         slow(dict(data=8), EVERYTHING),
         slow(dict(fsdp=8), EVERYTHING),
         slow(dict(data=2, fsdp=4), EVERYTHING),

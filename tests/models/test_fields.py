@@ -314,7 +314,7 @@ def test_captures_attention_growth_and_resolution(name, images):
         "/".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(variables["params"])
     }
-    stored = Weights(path="w", params=flat, class_rows=(model.num_prefix_positions,))
+    stored = Weights(path="w", params=flat, prefix_rows=(model.num_prefix_positions,))
     deeper = tiny_model(**fields, depth=4, scan=True)
     params = pretrained.load(stored, deeper, (48, 40), depth="stack")
     large = jax.random.normal(jax.random.key(0), (1, 48, 40, 3))

@@ -161,7 +161,7 @@ def test_timm_without_a_position_for_the_class_token(tmp_path):
         assert not table[:, 0].any()
 
     check(tmp_path / "model.safetensors", grid=(4, 4))
-    with pytest.raises(UserError, match="has 15 positions beside the class token's .* give grid="):
+    with pytest.raises(UserError, match="has 15 positions of patches .* give grid="):
         pretrained.load(tmp_path / "model.safetensors", model, (32, 32))
     for config in (  # what timm's config.json has for other models, and for FlexiViT
         {"model_args": {"no_embed_class": True}},
@@ -178,5 +178,5 @@ def test_number_of_timm_positions_that_happens_to_be_a_square(tmp_path):
     pretrained.save(params, path, "timm", model=model, image_size=(32, 48))
     assert_same(pretrained.load(path, model.clone(gelu="exact"), (32, 48)), params)
     for size in ((40, 40), (64, 64)):
-        with pytest.raises(UserError, match="has 24 positions beside the class token's"):
+        with pytest.raises(UserError, match="has 24 positions of patches and doesn't"):
             pretrained.load(path, model.clone(gelu="exact"), size)

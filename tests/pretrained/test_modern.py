@@ -165,7 +165,7 @@ def test_positions_of_tokens_before_the_patches_are_moved_into_the_tokens(weight
         "/".join(key.key for key in path): leaf
         for path, leaf in jax.tree.leaves_with_path(stored_params)
     }
-    stored = weights.Weights(path="w", params=flat, class_rows=(3,))
+    stored = weights.Weights(path="w", params=flat, prefix_rows=(3,))
     expected = compute_logits(stored_model, stored_params, images)
     for fields in (dict(no_embed_class=True), dict(embed_reg=False)):
         model = stored_model.clone(**{"embed_reg": False, **fields})

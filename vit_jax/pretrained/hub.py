@@ -265,7 +265,7 @@ def convert_hf(path: str, tensors, width: int, config: dict, processor: dict, nu
     return dict(
         params=params,
         fields=fields,
-        class_rows=(1 + num_reg * fields.get("embed_reg", False),),
+        prefix_rows=(1 + num_reg * fields.get("embed_reg", False),),
         mean=get_numbers(processor, path, "image_mean") if normalizes else (0.0,),
         std=get_numbers(processor, path, "image_std") if normalizes else (1.0,),
         image_size=get_size(config, path, "image_size"),
@@ -327,7 +327,7 @@ def convert_timm(path: str, tensors, width: int, config: dict, processor: dict, 
     return dict(
         params=params,
         # timm's default is a row, but its FlexiViT models have none and don't say so.
-        class_rows=(num_rows, 0) if no_embed_class is None else (num_rows * (not no_embed_class),),
+        prefix_rows=(num_rows, 0) if no_embed_class is None else (num_rows * (not no_embed_class),),
         fields=fields,
         mean=get_numbers(pretrained, path, "mean"),
         std=get_numbers(pretrained, path, "std"),

@@ -29,7 +29,7 @@ from vit_jax.paths import (
 )
 from vit_jax.pretrained import architecture
 from vit_jax.pretrained.resize import METHODS, resize_patches, resize_positions
-from vit_jax.pretrained.weights import Weights, num_class_rows, read
+from vit_jax.pretrained.weights import Weights, num_prefix_rows, read
 
 logger = logging.getLogger("vit_jax")
 
@@ -281,19 +281,19 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int,
     if POSEMB not in weights.params:
         return None, 0
     length = weights.params[POSEMB].shape[1]
-    class_rows = num_class_rows(weights)
+    prefix_rows = num_prefix_rows(weights)
     if grid is not None:
         check_grid("grid (--config.init_from_grid)", grid)
-        if length - math.prod(grid) not in class_rows:
+        if length - math.prod(grid) not in prefix_rows:
             raise UserError(
                 f"grid (--config.init_from_grid) is {tuple(grid)}; it must have the "
-                f"{' or '.join(str(length - n) for n in class_rows)} positions of {weights.path}"
+                f"{' or '.join(str(length - n) for n in prefix_rows)} positions of {weights.path}"
             )
         return tuple(grid), length - math.prod(grid)
     if weights.image_size:
         stored_model = model.clone(patch_size=weights.params[KERNEL].shape[:2])
         grid = stored_model.grid(weights.image_size)
-        if length - math.prod(grid) not in class_rows:
+        if length - math.prod(grid) not in prefix_rows:
             rows, columns = grid
             height, width = weights.image_size
             raise UserError(
@@ -303,19 +303,18 @@ def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int,
                 "--grid rows columns)"
             )
         return grid, length - math.prod(grid)
-    num_positions = length - class_rows[0]
+    num_positions = length - prefix_rows[0]
     square = (math.isqrt(num_positions),) * 2
     candidates = {square, model.grid(image_size) if image_size else square}
     candidates = sorted(grid for grid in candidates if math.prod(grid) == num_positions)
     if len(candidates) != 1:
         possible = " or ".join(f"{rows}x{columns}" for rows, columns in candidates)
-        beside = " beside the class token's" if class_rows[0] else ""
         raise UserError(
-            f"{weights.path} has {num_positions} positions{beside} and doesn't specify their grid, "
-            f"which is {f'{possible}' if possible else 'no square'}: give grid=(rows, columns) "
+            f"{weights.path} has {num_positions} positions of patches and doesn't specify their "
+            f"grid, which is {possible or 'no square'}: give grid=(rows, columns) "
             '(--config.init_from_grid="(rows, columns)"; to convert, --grid rows columns)'
         )
-    return candidates[0], class_rows[0]
+    return candidates[0], prefix_rows[0]
 
 
 def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:

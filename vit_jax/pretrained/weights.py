@@ -71,7 +71,7 @@ class Weights:
     Attributes:
         path: the path as it was given.
         params: name -> array, with this code's names and unstacked blocks.
-        class_rows: how many rows of the positions belong to the class token and the register
+        prefix_rows: how many rows of the positions belong to the class token and the register
             tokens, if there are any: such as (1,) or (0,); if the file doesn't specify it, both,
             the usual one first.
         fields: fields of the model that the file determines besides those in the shapes.
@@ -86,7 +86,7 @@ class Weights:
 
     path: str
     params: dict[str, np.ndarray]
-    class_rows: tuple[int, ...] = (1,)
+    prefix_rows: tuple[int, ...] = (1,)
     fields: dict = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -109,12 +109,12 @@ class Weights:
         is_needed = fields["pool"] in ("cls", "cls_gap")
         has_class_token = CLS in self.params
         fields["class_token"] = None if has_class_token == is_needed else has_class_token
-        if fields["posemb"] == "learned" and CLS in self.params and self.class_rows == (0,):
+        if fields["posemb"] == "learned" and CLS in self.params and self.prefix_rows == (0,):
             fields.setdefault("no_embed_class", True)
         num_registers = fields["reg_tokens"]
-        if num_registers and self.class_rows == (num_registers + has_class_token,):
+        if num_registers and self.prefix_rows == (num_registers + has_class_token,):
             fields.setdefault("embed_reg", fields["posemb"] == "learned")
-        elif num_registers and not has_class_token and self.class_rows == (0,):
+        elif num_registers and not has_class_token and self.prefix_rows == (0,):
             fields.setdefault("no_embed_class", fields["posemb"] == "learned")
         return fields
 
@@ -222,16 +222,16 @@ def check_positions(weights: Weights) -> None:
     if POSEMB not in weights.params:
         return
     shape = weights.params[POSEMB].shape
-    if len(shape) != 3 or shape[0] != 1 or shape[1] <= min(num_class_rows(weights)):
+    if len(shape) != 3 or shape[0] != 1 or shape[1] <= min(num_prefix_rows(weights)):
         raise UserError(
             f"{weights.path}: the positions are of shape {shape}; it must be (1, length, width)"
         )
 
 
-def num_class_rows(weights: Weights) -> tuple[int, ...]:
+def num_prefix_rows(weights: Weights) -> tuple[int, ...]:
     """Returns how many rows the tokens before the patches may have, the likeliest first."""
     has_prefix = CLS in weights.params or REG in weights.params
-    return weights.class_rows if has_prefix else (0,)
+    return weights.prefix_rows if has_prefix else (0,)
 
 
 def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weights:
@@ -272,7 +272,7 @@ def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str |
     return Weights(
         path=name,
         params=formats.from_flax(params),
-        class_rows=(model.num_prefix_positions,),
+        prefix_rows=(model.num_prefix_positions,),
         fields={field: getattr(model, field) for field in FIELDS_TO_READ},
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
@@ -294,7 +294,7 @@ def read_npz(name: str, path: epath.Path) -> Weights:
     return Weights(
         path=name,
         params=formats.from_flax(stored),
-        class_rows=(1,) if is_google else (0, 1),
+        prefix_rows=(1,) if is_google else (0, 1),
         fields=FLAX_FIELDS,
         mean=MEAN,
         std=STD,

@@ -15,7 +15,7 @@ PARTS = {
     "no biases": {"model.qkv_bias": True},
     "registers": {"model.reg_tokens": 0},
     "rotary": {"model.rope": "none"},
-    "learned positions": {"model.posemb": "none"},
+    "learned positions": {"model.posemb": "none", "model.no_embed_class": False},
     "LayerScale": {"model.init_values": None},
 }
 

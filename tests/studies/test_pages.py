@@ -69,6 +69,30 @@ def test_stages(tmp_path):
     assert (overrides["seed"], overrides["init_from"]) == (7, "root/first/depth=2")
 
 
+def test_images_seen_are_divided_by_the_batch_size_that_a_cell_has(tmp_path):
+    """Inherited, of the best candidate, or drawn: never by the batch size of another cell."""
+    stages = {
+        "first": {"axes": {"batch_size": (64, 16)}, "set": {"images": 6400}},
+        "second": {"after": "first", "inherit": ("images",), "set": {"batch_size": 32}},
+        "third": {"best": "first", "over": ("batch_size",)},
+        "fourth": {"best": "first", "over": ("batch_size",), "set": {"total_steps": 7}},
+        "durations": {"axes": {"images": (640, 1280)}, "set": {"batch_size": 64}},
+        "longest": {"best": "durations", "over": ("images",), "set": {"batch_size": 32}},
+    }
+    study = load(tmp_path, {"stages": stages})
+    cells = {cell.name: cell for cell in study.cells}
+
+    def steps(name, **values):
+        return cells[name].overrides("root", **values)["total_steps"]
+
+    assert (steps("first/batch_size=64"), steps("first/batch_size=16")) == (100, 400)
+    assert steps("second/batch_size=64") == steps("second/batch_size=16") == 200
+    assert steps("third/run", best=cells["first/batch_size=16"]) == 400
+    assert steps("fourth/run", best=cells["first/batch_size=16"]) == 7
+    assert steps("longest/run", best=cells["durations/images=1280"]) == 40
+    assert steps("first/batch_size=64", drawn={"batch_size": 8}) == 800
+
+
 @pytest.mark.parametrize(
     ("study", "message"),
     [

@@ -153,9 +153,8 @@ class Launch:
             return
         try:
             chosen = cells.best(self.root, cell, self.study)
-            overrides = cell.overrides(self.root, chosen)
-            if self.search is not None and cell.search:
-                overrides |= self.search.values(cell)
+            drawn = self.search.values(cell) if self.search is not None and cell.search else {}
+            overrides = cell.overrides(self.root, chosen, drawn)
         except UserError as error:
             self.end(cell, FAILED, str(error))
             release(held)

@@ -35,6 +35,7 @@ import itertools
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -67,6 +68,7 @@ class Cell:
         candidates: cells of which the best gives the fields in `over`.
         over: see `candidates`.
         search: {field: distribution} that the cell's values are drawn from; empty: none are.
+        images: images seen, which with the batch size give total_steps; None: it is set otherwise.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Cell:
     candidates: tuple["Cell", ...] = ()
     over: tuple[str, ...] = ()
     search: dict[str, dict] = dataclasses.field(default_factory=dict)
+    images: float | None = None
 
     @property
     def needs(self) -> tuple["Cell", ...]:
@@ -88,16 +91,23 @@ class Cell:
     def stage(self) -> str:
         return self.name.rpartition("/")[0]
 
-    def overrides(self, root, best: "Cell | None" = None) -> dict[str, object]:
+    def overrides(
+        self, root, best: "Cell | None" = None, drawn: Mapping = types.MappingProxyType({})
+    ) -> dict[str, object]:
         """Returns {field: value} for a study in the folder `root`.
 
         Args:
             root: the study's folder.
             best: the best of `candidates`.
+            drawn: {field: value} that a search has drawn.
         """
-        fields = dict(self.fields)
+        fields, images = dict(self.fields), self.images
         if best is not None:
             fields |= {name: best.fields[name] for name in self.over}
+            images = best.images if "total_steps" in self.over else images
+        fields |= drawn
+        if images is not None and "total_steps" not in drawn:
+            fields["total_steps"] = steps_of(images, fields, self.config)
         if self.parent is None:
             return fields
         folder = f"{str(root).rstrip('/')}/{self.parent.name}"
@@ -212,9 +222,8 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
         shown = {**(parent.axes if parent else {}), **{a: text(v) for a, v in chosen.items()}}
         if trial is not None:
             shown["trial"] = f"{trial:03d}"
-        config, args, fields = settle(
-            preset, {**inherited, **content.get("set", {}), **chosen}, axes
-        )
+        values = inherited | content.get("set", {}) | chosen
+        config, args, fields, images = settle(preset, values, axes)
         parts = [parent.name.rpartition("/")[2]] if parent else []
         own = {axis: text(value) for axis, value in chosen.items()}
         own |= {"trial": shown["trial"]} if trial is not None else {}
@@ -227,6 +236,7 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
             fields=fields,
             parent=parent,
             search=search,
+            images=images,
         )
 
 
@@ -242,8 +252,11 @@ def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> I
         if missing := [name for name in names if name not in first.fields]:
             raise UserError(f"stage {stage!r}: 'over' has {missing[0]!r}, which is no axis there")
         others = {name: value for name, value in first.fields.items() if name not in names}
+        if first.images is not None and "total_steps" in others:
+            del others["total_steps"]
+            others["images"] = first.images
         chosen = {**first.args, **others, **content.get("set", {})}
-        config, args, fields = settle(preset, chosen, {})
+        config, args, fields, images = settle(preset, chosen, {})
         name = "_".join(f"{short(axis)}={label}" for axis, label in kept) or "run"
         yield Cell(
             name=f"{stage}/{name}".lstrip("/"),
@@ -254,6 +267,7 @@ def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> I
             parent=first.parent,
             candidates=tuple(cells),
             over=names,
+            images=images,
         )
 
 
@@ -265,14 +279,20 @@ def labels(values) -> list:
 def inherited_value(parent: Cell | None, axis: str, file: str):
     """Returns the value of one of the parent's axes."""
     known = {} if parent is None else parent.fields | parent.args
+    if axis == "images" and parent is not None and parent.images is not None:
+        return parent.images
+    if axis == "images" and "total_steps" in known:
+        raise UserError(f"{file}: 'inherit' has 'images'; the stage in 'after' sets 'total_steps'")
     field = ALIASES.get(axis, axis)
     if field not in known:
         raise UserError(f"{file}: 'inherit' has {axis!r}, which the stage in 'after' doesn't set")
     return known[field]
 
 
-def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict]:
-    """Returns a cell's `config`, `args` and `fields` for the values of axes.
+def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict, float | None]:
+    """Returns a cell's `config`, `args`, `fields` and `images` for the values of axes.
+
+    Of `images` and `total_steps`, the one that comes last counts.
 
     Raises:
         UserError: an axis isn't a field, or its value has another type.
@@ -293,10 +313,19 @@ def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict
     config = configuration(preset)
     for name, value in fields.items():
         fields[name] = as_type(config, name, value, preset)
-    if "images" in values:
-        batch_size = fields.get("batch_size", config.batch_size)
-        fields["total_steps"] = max(round(values["images"] / batch_size), 1)
-    return preset, args, fields
+    lengths = [axis for axis in values if axis in ("images", "total_steps")]
+    if lengths[-1:] != ["images"]:
+        return preset, args, fields, None
+    images = values["images"]
+    fields["total_steps"] = steps_of(images, fields, preset)
+    return preset, args, fields, images
+
+
+def steps_of(images: float, fields: Mapping, preset: str) -> int:
+    """Returns the steps in which a cell with some fields sees so many images."""
+    if type(images) not in (int, float) or images <= 0:
+        raise UserError(f"{preset}: 'images' is {images!r}; it must be a number above 0")
+    return max(round(images / fields.get("batch_size", configuration(preset).batch_size)), 1)
 
 
 def as_type(config: ConfigDict, field: str, value, preset: str):

@@ -18,7 +18,7 @@ from whole_runs import ONE_DEVICE, ROOT, rows, steps_in
 from vit_jax.errors import UserError
 from vit_jax.scaling import command
 from vit_jax.storage import lease
-from vit_jax.studies import cells, launching
+from vit_jax.studies import cells, launching, pages
 
 FAKE = pathlib.Path(__file__).with_name("fake_train.py")
 
@@ -152,6 +152,31 @@ def test_a_study_that_has_changed(root, tmp_path, capsys):
     assert (root / "depth=1" / "metrics.jsonl").exists()
     assert cells.strays(root, study) == []
     assert cells.strays(root, load(tmp_path, {"axes": {"model.depth": (2, 3)}})) == ["depth=1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ({"num_epochs": 2}, {"num_epochs": 200}, "num_epochs: 2.0 -> 200.0"),
+        ({"total_steps": 60}, {"total_steps": 80}, "total_steps: 60 -> 80"),
+        ({"init_from": "a.npz"}, {"init_from": "b.npz"}, "init_from: 'a.npz' -> 'b.npz'"),
+        ({"num_epochs": 2, "total_steps": 60}, {"num_epochs": 200, "total_steps": 60}, ""),
+        ({"mesh.fsdp": 1}, {"mesh.fsdp": 2}, ""),
+    ],
+)
+def test_what_counts_as_a_change_of_a_cell(root, tmp_path, old, new, message):
+    before, after = (load(tmp_path, {"set": fields}) for fields in (old, new))
+    (cell,) = before.cells
+    recorded = pages.configured(cell.config, cell.fields)
+    recorded.total_steps = recorded.total_steps or 60  # as train.py
+    (root / cell.name).mkdir(parents=True)
+    (root / cell.name / "config.json").write_text(recorded.to_json_best_effort())
+    cells.check_unchanged(root, before)
+    if not message:
+        cells.check_unchanged(root, after)
+        return
+    with pytest.raises(UserError, match=rf"run \({message}\)"):
+        cells.check_unchanged(root, after)
 
 
 def test_early_stopping(root, tmp_path):

@@ -19,7 +19,9 @@ from vit_jax.training import metrics as known_metrics
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
 FAILED, PRUNED, ELSEWHERE = "failed", "pruned", "elsewhere"
 
-# What train.py fills in or may change, and where the runs are, which may be elsewhere now.
+# What train.py fills in or may change, and where the runs are, which may be elsewhere now; of
+# these, `check_unchanged` compares what decides a cell's length and, unless it is another cell's
+# run, what it starts from.
 NOT_COMPARED = (
     *resuming.MAY_CHANGE,
     *("total_steps", "num_classes", "dataset.order", "dataset.num_examples", "dataset.exif"),
@@ -143,12 +145,14 @@ def check_unchanged(root, study: pages.Study) -> None:
         recorded = run_folder.require_config(workdir)
         config = pages.configured(cell.config, cell.overrides(root, chosen))
         old, new = resuming.as_flat_dict(recorded), resuming.as_flat_dict(config)
-        skipped = [name for name in NOT_COMPARED if name != "total_steps"]
-        skipped += ["total_steps"] if new.get("total_steps") is None else ["num_epochs"]
+        compared = {"num_epochs" if new.get("total_steps") is None else "total_steps"}
+        if cell.parent is None:
+            compared.add("init_from")
         differing = [
             f"{field}: {old[field]!r} -> {new[field]!r}"
             for field in resuming.fields_that_differ(recorded, config)
-            if field in old and field in new and not resuming.is_in(field, skipped)
+            if field in old and field in new
+            if field in compared or not resuming.is_in(field, NOT_COMPARED)
         ]
         if differing:
             changed.append(f"{cell.name} ({', '.join(differing)})")

@@ -114,7 +114,7 @@ def best_of(study: pages.Study, search, name: str, args) -> Iterator[str]:
         rows.append((cell, trial.get("state", ""), *shown, showing.number(trial.get("value"))))
     yield from showing.columns(rows)
     best = next(cell for cell in study.cells if cell.name == name)
-    overrides = best.overrides(args.root, drawn=search.values(best))
+    overrides = best.overrides(args.root, drawn=search.trials[name]["values"])
     flags = launching.arguments(study, best, args.root, overrides)
     yield f"Best: {name}\n  python train.py {shlex.join(flags)}"
 

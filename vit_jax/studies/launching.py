@@ -229,8 +229,9 @@ class Launch:
                 self.leave(active.cell)  # a run whose launch was killed had just begun
             else:
                 self.end(active.cell, FAILED, f"exit code {code}: {line}")
-            if self.search is not None and active.cell.search:
-                self.search.tell(active.cell, self.status[active.cell.name])
+            ended = self.status[active.cell.name]
+            if self.search is not None and active.cell.search and ended.state != ELSEWHERE:
+                self.search.tell(active.cell, ended)
             release(active.lease)
 
     def end(self, cell: pages.Cell, state: str, message: str) -> None:

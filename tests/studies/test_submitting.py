@@ -60,6 +60,61 @@ def test_slurm_arrays(tmp_path):
     ]
 
 
+LOOKUP = """#!/usr/bin/env bash
+[[ $* == *--command_of=final/run ]] || exit 9
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [("echo python train.py --config=found.py", 0), ("echo Why >&2; exit 2", 2), ("", 2)],
+)
+def test_a_lookup_that_fails_fails_the_job(tmp_path, capsys, found, code):
+    """A job whose command isn't found out, by an error or for nothing printed, doesn't succeed."""
+    stages = {"sweep": {"axes": {"lr": (0.1, 0.2)}}, "final": {"best": "sweep", "over": ("lr",)}}
+    page, root = write_page(tmp_path, {"stages": stages}), tmp_path / "a study"
+    assert run_command(page, root, "--slurm") == 0
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "slurm.sh").write_text(LAUNCH)
+    python = tmp_path / "python"
+    python.write_text(LOOKUP % found)
+    python.chmod(0o755)
+    calls = tmp_path / "calls"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "PYTHON": "python"}
+    environment["SLURM_ARRAY_TASK_ID"] = "1"
+    script = ["bash", root / "slurm" / "final.sh"]
+    assert subprocess.run(script, env=environment, cwd=tmp_path, check=False).returncode == code
+    assert calls.exists() == (code == 0)
+    if code == 0:
+        assert calls.read_text().splitlines() == ["train.py", "--config=found.py"]
+
+    capsys.readouterr()
+    assert run_command(page, root, "--print", "--cells=final/*") == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    python.write_text((LOOKUP % found).replace("[[", "[[ $1 == train.py ]] && exit 0\n[[", 1))
+    shell = subprocess.run(["sh", "-c", line], env=environment, cwd=tmp_path, check=False)
+    assert (shell.returncode == 0) == (code == 0)
+
+
+def test_the_command_of_a_cell(tmp_path, capsys):
+    stages = {"sweep": {"axes": {"lr": (0.1, 0.2)}}, "final": {"best": "sweep", "over": ("lr",)}}
+    page, root = write_page(tmp_path, {"stages": stages}), tmp_path / "study"
+    assert run_command(page, root, "--command_of=sweep/lr=0.1") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("python train.py ")
+    assert line.endswith("/sweep/lr=0.1")
+    for name, message in {
+        "final/run": "'final/run', which needs sweep/lr=0.1, and 2 of the cells",
+        "sweep/lr=0.3": "'sweep/lr=0.3', which is no cell: did you mean 'sweep/lr=0.",
+    }.items():
+        assert run_command(page, root, f"--command_of={name}") == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert message in err
+        assert err.count("\n") == 1
+
+
 def test_xpk_workloads(tmp_path):
     root = tmp_path / "study"
     page = write_page(tmp_path, {"stages": STAGES})

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry_run", action="store_true", help="print the cells and what they cost")
     how.add_argument("--print", action="store_true", help="print the cells' commands")
+    how.add_argument("--command_of", metavar="CELL", help="print the command of one cell")
     how.add_argument("--slurm", action="store_true", help="write job arrays to ROOT/slurm/")
     how.add_argument("--xpk", action="store_true", help="write xpk workloads to ROOT/xpk/")
     how.add_argument("--status", action="store_true", help="print how far the cells are")
@@ -49,8 +50,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.dry_run:
         yield from dry_run(study, args.root, args.compile_for)
         return
+    if args.command_of and any(cell.name == args.command_of for cell in study.cells):
+        study = selected(study, args.command_of)
     cells.check_unchanged(args.root, study)
-    if args.print:
+    if args.command_of:
+        yield submitting.command_of(study, args.command_of, args.root)
+    elif args.print:
         yield from submitting.commands(study, args.root)
     elif args.slurm:
         yield from submitting.slurm_files(study, args.root, args.workers)

@@ -150,6 +150,11 @@ def dry_run(study: pages.Study, root, machine: str | None) -> Iterator[str]:
     yield "GFLOPs: of the forward pass of one image. exaFLOPs: three times the forward passes."
     if any(row["images"] is None for row in found):
         yield "?: the size of the dataset decides. The sums are of the other cells."
+    if assumed := sorted({row["assumed"] for row in found if row["assumed"]}):
+        classes = f"{costs.ASSUMED_CLASSES:,}"
+        yield f"Classes of {', '.join(assumed)} aren't known: counted with {classes}."
+    if any(cell.search or cell.candidates for cell in study.cells):
+        yield "Values that a search draws, or the best cell decides, are counted at the preset's."
     if machine:
         yield (
             f"hours: on {machine}, of training steps alone, as --compile_for predicts; ?: the run "

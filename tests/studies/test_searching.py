@@ -122,12 +122,12 @@ def test_the_best_command(root, tmp_path, capsys):  # noqa: F811
         ({"choices": ()}, "has no choices"),
         ({"log_uniform": (0, 1)}, r"it must be \(low, high\), 0 < low < high"),
         ({"uniform": (2, 1)}, r"it must be \(low, high\), low < high"),
+        ({"uniform": ("1", "2")}, r"it must be \(low, high\), low < high"),
     ],
 )
 def test_mistakes_in_a_search(way, message, tmp_path):
-    study = load(tmp_path, {"search": {"schedule.base_lr": way}})
     with pytest.raises(UserError, match=message):
-        searching.Search(tmp_path, study)
+        load(tmp_path, {"search": {"schedule.base_lr": way}})
 
 
 def test_a_search_over_an_unknown_field(tmp_path):

@@ -14,33 +14,12 @@ import zlib
 
 import numpy as np
 
-from vit_jax.errors import UserError
 from vit_jax.storage.files import read_json_object, write_atomically
 from vit_jax.studies import cells, pages
 
 logger = logging.getLogger("vit_jax")
 
-DISTRIBUTIONS = ("log_uniform", "uniform", "choices")
 SEED = 0
-
-
-def check(field: str, way) -> None:
-    """Raises UserError unless a distribution is valid."""
-    kind = next(iter(way)) if isinstance(way, dict) and len(way) == 1 else None
-    if kind not in DISTRIBUTIONS:
-        raise UserError(
-            f"The search over {field} is {way!r}; it must have one of {', '.join(DISTRIBUTIONS)}, "
-            "such as {'log_uniform': (1e-4, 1e-2)}"
-        )
-    values = way[kind]
-    if kind == "choices":
-        if not values:
-            raise UserError(f"The search over {field} has no choices")
-        return
-    is_pair = isinstance(values, (tuple, list)) and len(values) == 2
-    if not is_pair or not values[0] < values[1] or (kind == "log_uniform" and values[0] <= 0):
-        above = "0 < low < high" if kind == "log_uniform" else "low < high"
-        raise UserError(f"The search over {field} is {way!r}; it must be (low, high), {above}")
 
 
 class Search:
@@ -51,16 +30,9 @@ class Search:
     """
 
     def __init__(self, root, study: pages.Study):
-        """Goes on with the search in the folder `root`.
-
-        Raises:
-            UserError: a distribution isn't valid.
-        """
+        """Goes on with the search in the folder `root`."""
         self.root, self.study, self.trials = root, study, {}
         self.metric = study.collect[0]
-        for cell in study.cells:
-            for field, way in cell.search.items():
-                check(field, way)
         self.read()
         self.sampler = None
         if importlib.util.find_spec("optuna"):

@@ -112,19 +112,26 @@ def forget(root, cell: pages.Cell) -> None:
 
 
 def best(root, cell: pages.Cell, study: pages.Study) -> pages.Cell | None:
-    """Returns the best of a cell's candidates by the first metric; None until all are finished."""
-    found = [status(root, candidate, study) for candidate in cell.candidates]
-    if not found or any(s.state != FINISHED for s in found):
+    """Returns the best of a cell's candidates that finished, by the first metric.
+
+    Returns:
+        The best; None as long as one of them has neither finished nor failed, or if all failed.
+
+    Raises:
+        UserError: a candidate that finished has no such metric.
+    """
+    found = {c.name: status(root, c, study) for c in cell.candidates}
+    if any(s.state not in (FINISHED, FAILED) for s in found.values()):
         return None
+    finished = [c for c in cell.candidates if found[c.name].state == FINISHED]
     metric = study.collect[0]
-    values = [s.values.get(metric) for s in found]
+    values = [found[c.name].values.get(metric) for c in finished]
     if None in values:
-        missing = cell.candidates[values.index(None)].name
         raise UserError(
-            f"{missing} has no {metric!r}, which decides which cell is the best: change "
-            "'collect' in the study's page"
+            f"{finished[values.index(None)].name} has no {metric!r}, which decides which cell is "
+            "the best: change 'collect' in the study's page"
         )
-    return cell.candidates[values.index(better(metric)(values))]
+    return finished[values.index(better(metric)(values))] if finished else None
 
 
 def better(metric: str):
@@ -146,6 +153,8 @@ def check_unchanged(root, study: pages.Study) -> None:
         config = pages.configured(cell.config, cell.overrides(root, chosen))
         old, new = resuming.as_flat_dict(recorded), resuming.as_flat_dict(config)
         compared = {"num_epochs" if new.get("total_steps") is None else "total_steps"}
+        # The best may be another one, once a candidate that had failed is finished.
+        follows = (*cell.over, "total_steps") if cell.candidates else ()
         if cell.parent is None:
             compared.add("init_from")
         differing = [
@@ -153,6 +162,7 @@ def check_unchanged(root, study: pages.Study) -> None:
             for field in resuming.fields_that_differ(recorded, config)
             if field in old and field in new
             if field in compared or not resuming.is_in(field, NOT_COMPARED)
+            if field not in follows
         ]
         if differing:
             changed.append(f"{cell.name} ({', '.join(differing)})")

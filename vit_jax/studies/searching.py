@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.storage.files import read_json_object, write_atomically
 from vit_jax.studies import cells, pages
 
@@ -71,7 +72,16 @@ class Search:
         return self.sampler is not None and self.sampler.prunes(cell, found)
 
     def tell(self, cell: pages.Cell, found: cells.Status) -> None:
-        """Records how a cell ended."""
+        """Records how a cell ended.
+
+        Raises:
+            UserError: it is finished, and has no value of the metric that decides.
+        """
+        if found.state == cells.FINISHED and self.metric not in found.values:
+            raise UserError(
+                f"{cell.name} has no {self.metric!r}, which decides which cell is the best: change "
+                "'collect' in the study's page"
+            )
         self.trials[cell.name] |= {
             "state": found.state,
             "value": found.values.get(self.metric),

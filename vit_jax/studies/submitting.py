@@ -46,7 +46,9 @@ def command_of(study: pages.Study, name: str, root) -> str:
         raise UserError(f"--command_of is {name!r}, which is no cell: did you mean {near[0]!r}?")
     if cell.search:
         raise UserError(f"--command_of is {name!r}, whose values a launch draws: run the search")
-    if left := [needed.name for needed in cell.needs if not is_finished(root, needed, study)]:
+    needed = [] if cells.best(root, cell, study) else list(cell.candidates)
+    needed += [cell.parent] if cell.parent else []
+    if left := [other.name for other in needed if not is_finished(root, other, study)]:
         raise UserError(
             f"--command_of is {name!r}, which needs {left[0]}, and {len(left)} of the cells that "
             "it needs aren't finished"

@@ -473,6 +473,10 @@ def test_a_smaller_subset_is_a_part_of_a_larger_one(source):
     assert chosen(source, 9) != chosen(source, 9, seed=1)
     with pytest.raises(UserError, match="which would be 1,000 examples; .* has"):
         subset(source, 1000, 0, False)
+    with pytest.raises(UserError, match="is 1, which could be all examples or one: for all, leave"):
+        subset(source, 1.0, 0, False)
+    with pytest.raises(UserError, match="is 1.7; it must be a whole number, or a share below 1"):
+        subset(source, 1.7, 0, False)
 
 
 def test_balanced_subsets(source):

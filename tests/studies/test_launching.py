@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from pages_of_tests import STUDIES, load, write_page
@@ -18,7 +19,7 @@ from whole_runs import ONE_DEVICE, ROOT, rows, steps_in
 from vit_jax.errors import UserError
 from vit_jax.scaling import command
 from vit_jax.storage import lease
-from vit_jax.studies import cells, launching
+from vit_jax.studies import cells, launching, pages, showing
 
 FAKE = pathlib.Path(__file__).with_name("fake_train.py")
 
@@ -74,6 +75,62 @@ def test_stages_follow_each_other(root, tmp_path):
         assert names.index(f"depth={depth}") > max(sweep)
     (last,) = (row for row in rows(root / "final" / "depth=2") if row["step"] == 30)
     assert last["val/accuracy"] == 1 - 1 / 30  # at 0.01
+
+
+def test_the_best_of_those_that_finished(root, tmp_path, caplog):
+    """A candidate that fails is left out by name; without any that finished, nothing is run."""
+    stages = {
+        "sweep": {"axes": {"model.depth": (13, 1), "lr": (0.1, 0.01)}},
+        "final": {"best": "sweep", "over": ("model.depth", "lr"), "set": {"seed": 7}},
+        "none": {"axes": {"model.depth": (13, 14)}},
+        "never": {"best": "none", "over": ("model.depth",)},
+    }
+    study = load(tmp_path, {"stages": stages})
+    states = launch(root, study)
+    assert states["final/run"] == "finished"
+    assert states["never/run"] == "waiting"
+    assert json.loads((root / "final/run/config.json").read_text())["schedule"]["base_lr"] == 0.01
+    left_out = "sweep/depth=13_lr=0.1, sweep/depth=13_lr=0.01, which failed"
+    assert f"final/run: the best without {left_out}" in caplog.text
+    cells.check_unchanged(root, study)
+
+
+def test_a_cell_that_cannot_be_read_does_not_end_the_launch(root, tmp_path, caplog, monkeypatch):
+    study = load(tmp_path, {"axes": {"model.depth": (1, 2)}})
+    known, failures = cells.status, []
+
+    def status(root, cell, study):
+        if cell.name == "depth=1" and len(failures) < 2:
+            failures.append(cell.name)
+            raise [OSError("gone"), UserError("no row")][len(failures) - 1]
+        return known(root, cell, study)
+
+    monkeypatch.setattr(cells, "status", status)
+    assert set(launch(root, study).values()) == {"finished"}
+    assert caplog.text.count("depth=1 can't be read: ") == 1
+
+
+def test_signals_reach_each_process_once(root, tmp_path):
+    """Also one that was started while the first signal arrived; a second signal kills."""
+    study = load(tmp_path, {"axes": {"model.depth": (1,)}})
+    run = launching.Launch(study, root, 1)
+    sent = []
+
+    def active(name):
+        calls = {n: (lambda n=n: sent.append((name, n))) for n in ("terminate", "kill")}
+        return launching.Active(study.cells[0], types.SimpleNamespace(**calls), root, None, 0)
+
+    run.active = [active("first")]
+    with run.signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not sent
+        run.active.append(active("second"))
+        for _ in range(2):
+            run.pass_on_signals()
+        assert sent == [("first", "terminate"), ("second", "terminate")]
+        os.kill(os.getpid(), signal.SIGINT)
+        run.pass_on_signals()
+    assert sent[2:] == [("first", "kill"), ("second", "kill")]
 
 
 def test_two_launches_run_each_cell_once(root, tmp_path):
@@ -154,6 +211,42 @@ def test_a_study_that_has_changed(root, tmp_path, capsys):
     assert cells.strays(root, load(tmp_path, {"axes": {"model.depth": (2, 3)}})) == ["depth=1"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ({"num_epochs": 2}, {"num_epochs": 200}, "num_epochs: 2.0 -> 200.0"),
+        ({"total_steps": 60}, {"total_steps": 80}, "total_steps: 60 -> 80"),
+        ({"init_from": "a.npz"}, {"init_from": "b.npz"}, "init_from: 'a.npz' -> 'b.npz'"),
+        ({"num_epochs": 2, "total_steps": 60}, {"num_epochs": 200, "total_steps": 60}, ""),
+        ({"mesh.fsdp": 1}, {"mesh.fsdp": 2}, ""),
+    ],
+)
+def test_what_counts_as_a_change_of_a_cell(root, tmp_path, old, new, message):
+    before, after = (load(tmp_path, {"set": fields}) for fields in (old, new))
+    (cell,) = before.cells
+    recorded = pages.configured(cell.config, cell.fields)
+    recorded.total_steps = recorded.total_steps or 60  # as train.py
+    (root / cell.name).mkdir(parents=True)
+    (root / cell.name / "config.json").write_text(recorded.to_json_best_effort())
+    cells.check_unchanged(root, before)
+    if not message:
+        cells.check_unchanged(root, after)
+        return
+    with pytest.raises(UserError, match=rf"run \({message}\)"):
+        cells.check_unchanged(root, after)
+
+
+def test_a_status_without_the_length_of_the_run(root, tmp_path):
+    study = load(tmp_path, {"axes": {"model.depth": (1, 2)}})
+    status = {
+        "depth=1": cells.Status("stopped", 1000, None),
+        "depth=2": cells.Status("running", 1000, 2000),
+    }
+    _, first, second, _ = showing.status_lines(study, status)
+    assert first.split() == ["depth=1", "stopped", "1,000"]
+    assert second.split() == ["depth=2", "running", "1,000/2,000"]
+
+
 def test_early_stopping(root, tmp_path):
     """A cell then counts with its best evaluation."""
     study = load(tmp_path, {"collect": ("val/accuracy", "val/loss"), "early_stopping": True})
@@ -174,6 +267,10 @@ def test_gpus_are_divided_among_workers(root, tmp_path, monkeypatch):
     run = launching.Launch(study, root, 2)
     found = [run.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
     assert found == ["0,3", "1,5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(launching.glob, "glob", lambda _: ["/dev/nvidia2", "/dev/nvidia10"])
+    assert launching.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3,5")
     with pytest.raises(UserError, match="--workers=5 is more than the 4 GPUs here"):
         launching.Launch(study, root, 5)
 
@@ -227,11 +324,11 @@ def test_printed_commands_run_the_cells(root, tmp_path, capsys):
         python, script, *flags = shlex.split(line)
         assert (python, script) == ("python", "train.py")
         subprocess.run([sys.executable, FAKE, *flags], check=True)
-    assert lines[4].startswith('eval "$(python -m vit_jax.scaling run ')
-    lookup = shlex.split(lines[4].removeprefix('eval "$(').removesuffix(')"'))
+    assert lines[4].startswith("found=$(python -m vit_jax.scaling run ")
+    lookup = shlex.split(lines[4].removeprefix("found=$(").partition(")")[0])
+    assert lookup[-1] == "--command_of=final/run"
     assert command.main(lookup[3:]) == 0
-    comment, line = capsys.readouterr().out.splitlines()
-    assert comment.startswith("#")
+    (line,) = capsys.readouterr().out.splitlines()
     assert "--config.schedule.base_lr=0.01 " in line
     assert line.endswith("/final/run")
 

@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 
+import numpy as np
 import pytest
 from pages_of_tests import STUDIES, load, write_page
 
@@ -40,6 +41,22 @@ def test_values_of_several_fields_and_of_the_argument(tmp_path):
     assert study.cells[1].config.endswith("page.py:quick=True,quick")
 
 
+def test_numbers_of_numpy(tmp_path):
+    assert pages.plain({"a": (np.int64(3), [np.float32(0.5)]), "b": np.arange(2)}) == {
+        "a": (3, [0.5]),
+        "b": [0, 1],
+    }
+    page = pathlib.Path(write_page(tmp_path, {}).removesuffix(":quick"))
+    axes = "{'lr': np.array([0.5, 0.25]), 'model.depth': [np.int64(2)]}"
+    page.write_text(
+        "import numpy as np\nfrom configs.digits import get_config\n"
+        f"def get_study(arg=None): return {{'axes': {axes}}}\n"
+    )
+    study = pages.load(str(page))
+    assert names(study) == ["lr=0.5_depth=2", "lr=0.25_depth=2"]
+    assert [type(value) for value in study.cells[0].fields.values()] == [float, int]
+
+
 def test_stages(tmp_path):
     stages = {
         "first": {"axes": {"model.depth": (1, 2)}},
@@ -67,6 +84,30 @@ def test_stages(tmp_path):
     overrides = third.overrides("root", best=study.cells[5])
     assert overrides["schedule.base_lr"] == 0.2
     assert (overrides["seed"], overrides["init_from"]) == (7, "root/first/depth=2")
+
+
+def test_images_seen_are_divided_by_the_batch_size_that_a_cell_has(tmp_path):
+    """Inherited, of the best candidate, or drawn: never by the batch size of another cell."""
+    stages = {
+        "first": {"axes": {"batch_size": (64, 16)}, "set": {"images": 6400}},
+        "second": {"after": "first", "inherit": ("images",), "set": {"batch_size": 32}},
+        "third": {"best": "first", "over": ("batch_size",)},
+        "fourth": {"best": "first", "over": ("batch_size",), "set": {"total_steps": 7}},
+        "durations": {"axes": {"images": (640, 1280)}, "set": {"batch_size": 64}},
+        "longest": {"best": "durations", "over": ("images",), "set": {"batch_size": 32}},
+    }
+    study = load(tmp_path, {"stages": stages})
+    cells = {cell.name: cell for cell in study.cells}
+
+    def steps(name, **values):
+        return cells[name].overrides("root", **values)["total_steps"]
+
+    assert (steps("first/batch_size=64"), steps("first/batch_size=16")) == (100, 400)
+    assert steps("second/batch_size=64") == steps("second/batch_size=16") == 200
+    assert steps("third/run", best=cells["first/batch_size=16"]) == 400
+    assert steps("fourth/run", best=cells["first/batch_size=16"]) == 7
+    assert steps("longest/run", best=cells["durations/images=1280"]) == 40
+    assert steps("first/batch_size=64", drawn={"batch_size": 8}) == 800
 
 
 @pytest.mark.parametrize(
@@ -100,6 +141,31 @@ def test_stages(tmp_path):
             {"stages": {"a": {"axes": {"lr": (0.1,)}}, "b": {"best": "a", "over": ("seed",)}}},
             "'over' has 'seed', which is no axis there",
         ),
+        ({"axes": ["lr"]}, r"'axes' is \['lr'\]; it must be a dictionary {axis: values}"),
+        ({"set": ["lr"]}, "'set' is .* must be a dictionary"),
+        ({"search": ["lr"]}, "'search' is .* must be a dictionary"),
+        ({"stages": [{}]}, r"'stages' is \[{}\]; it must be a dictionary {name: stage}"),
+        ({"cells": {"lr": 1}}, "'cells' is .* must be a list of dictionaries"),
+        ({"cells": [1, 2]}, r"'cells' is \[1, 2\]; it must be a list of dictionaries"),
+        ({"axes": {7: (1,)}}, "'axes' is .* must be a dictionary"),
+        ({"search": {"lr": {"choices": (1,)}}, "trials": "3"}, "'trials' is '3'; .* whole number"),
+        ({"set": {"images": "1e6"}}, "'images' is '1e6'; it must be a number above 0"),
+        ({"axes": {"size": {"small": 3}}}, "'size' has 3 for 'small'; it must be a dictionary"),
+        ({"collect": "val/loss"}, "'collect' is 'val/loss'; it must be a sequence of metrics"),
+        ({"collect": ()}, r"'collect' is \(\); it must be a sequence of metrics"),
+        ({"early_stopping": "no"}, "'early_stopping' is 'no'; it must be True or False"),
+        (
+            {"stages": {"a": {}, "b": {"best": "a", "over": ("lr",), "axes": {"seed": (1,)}}}},
+            "a stage can't have both 'best' and 'axes'",
+        ),
+        (
+            {"stages": {"a": {}, "b": {"best": "a", "after": "a"}}},
+            "a stage can't have both 'best' and 'after'",
+        ),
+        ({"over": ("lr",)}, "'over' needs 'best' in the same stage"),
+        ({"trials": 3}, "'trials' needs 'search' in the same stage"),
+        ({"inherit": ("lr",)}, "'inherit' needs 'after' in the same stage"),
+        ({"set": {"init_from": "{parent}"}}, "run has '{parent}', but its stage has no 'after'"),
         ([], r"get_study returns \[\]; it must return a dictionary"),
     ],
 )

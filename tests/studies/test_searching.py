@@ -62,6 +62,27 @@ def test_a_search_goes_on_where_it_ended(root, tmp_path, sampler):  # noqa: F811
     assert len({trial["values"]["schedule.base_lr"] for trial in trials(root).values()}) == 7
 
 
+def test_two_launches_of_a_search_share_its_trials(root, tmp_path, sampler):  # noqa: F811
+    """Values that another launch has drawn are kept, its results count, and no draw is repeated."""
+    study = load(tmp_path, STUDY)
+    first, second = (searching.Search(root, study) for _ in range(2))
+    drawn = first.values(study.cells[0])
+    assert second.values(study.cells[0]) == drawn
+    others = [first.values(study.cells[1]), second.values(study.cells[2])]
+    assert len({values["schedule.base_lr"] for values in (drawn, *others)}) == 3
+    evaluated = ((10, 0.5), (20, 0.7))
+    for search, cell, value in ((first, 1, 0.7), (second, 2, 0.8), (second, 3, None)):
+        search.values(study.cells[cell])
+        found = launching.cells.Status("finished", 20, 20, {"val/accuracy": value}, evaluated)
+        if value is not None:
+            search.tell(study.cells[cell], found)
+    assert first.best() == second.best() == "trial=002"
+    first.values(study.cells[4])  # knows what the second launch has found
+    if sampler == "optuna":
+        values = [trial.value for trial in first.sampler.study.trials]
+        assert sorted(value for value in values if value is not None) == [0.7, 0.8]
+
+
 def test_a_cell_that_falls_behind_is_pruned(root, tmp_path):  # noqa: F811
     pytest.importorskip("optuna")
     study = load(tmp_path, STUDY)
@@ -84,6 +105,7 @@ def test_the_best_command(root, tmp_path, capsys):  # noqa: F811
     for number, cell in enumerate(study.cells[:2]):
         values = search.values(cell)
         search.trials[cell.name] |= {"state": "finished", "value": number / 10}
+        search.save(cell)
     args = type("Args", (), {"root": "runs/study"})
     *table, best, line = "\n".join(command.best_of(study, search, search.best(), args)).splitlines()
     assert len(table) == 3
@@ -100,12 +122,12 @@ def test_the_best_command(root, tmp_path, capsys):  # noqa: F811
         ({"choices": ()}, "has no choices"),
         ({"log_uniform": (0, 1)}, r"it must be \(low, high\), 0 < low < high"),
         ({"uniform": (2, 1)}, r"it must be \(low, high\), low < high"),
+        ({"uniform": ("1", "2")}, r"it must be \(low, high\), low < high"),
     ],
 )
 def test_mistakes_in_a_search(way, message, tmp_path):
-    study = load(tmp_path, {"search": {"schedule.base_lr": way}})
     with pytest.raises(UserError, match=message):
-        searching.Search(tmp_path, study)
+        load(tmp_path, {"search": {"schedule.base_lr": way}})
 
 
 def test_a_search_over_an_unknown_field(tmp_path):

@@ -218,14 +218,25 @@ def subset(source: Source, examples: float, seed: int, balanced: bool) -> Source
 
     Args:
         source: the split.
-        examples: how many; below 1: which share of the split.
+        examples: how many, above 1; below 1: which share of the split.
         seed: decides which. A subset consists of the first examples of a permutation.
         balanced: whether each class has as many, or one more or less, as long as it has so many.
             The labels of all examples are read first.
 
     Raises:
-        UserError: the split has fewer, or the share is less than one example.
+        UserError: the split has fewer, or the share is less than one example; or it is neither a
+            share nor a whole number above 1.
     """
+    if examples == 1:
+        raise UserError(
+            "config.dataset.examples is 1, which could be all examples or one: for all, leave it "
+            "None; a number must be above 1, and a share below 1"
+        )
+    if examples > 1 and int(examples) != examples:
+        raise UserError(
+            f"config.dataset.examples is {examples:,}; it must be a whole number, or a share below "
+            "1"
+        )
     count = round(examples * source.num_examples) if examples < 1 else int(examples)
     if not 1 <= count <= source.num_examples:
         raise UserError(

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry_run", action="store_true", help="print the cells and what they cost")
     how.add_argument("--print", action="store_true", help="print the cells' commands")
+    how.add_argument("--command_of", metavar="CELL", help="print the command of one cell")
     how.add_argument("--slurm", action="store_true", help="write job arrays to ROOT/slurm/")
     how.add_argument("--xpk", action="store_true", help="write xpk workloads to ROOT/xpk/")
     how.add_argument("--status", action="store_true", help="print how far the cells are")
@@ -49,8 +50,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.dry_run:
         yield from dry_run(study, args.root, args.compile_for)
         return
+    if args.command_of and any(cell.name == args.command_of for cell in study.cells):
+        study = selected(study, args.command_of)
     cells.check_unchanged(args.root, study)
-    if args.print:
+    if args.command_of:
+        yield submitting.command_of(study, args.command_of, args.root)
+    elif args.print:
         yield from submitting.commands(study, args.root)
     elif args.slurm:
         yield from submitting.slurm_files(study, args.root, args.workers)
@@ -114,7 +119,7 @@ def best_of(study: pages.Study, search, name: str, args) -> Iterator[str]:
         rows.append((cell, trial.get("state", ""), *shown, showing.number(trial.get("value"))))
     yield from showing.columns(rows)
     best = next(cell for cell in study.cells if cell.name == name)
-    overrides = best.overrides(args.root) | search.values(best)
+    overrides = best.overrides(args.root, drawn=search.trials[name]["values"])
     flags = launching.arguments(study, best, args.root, overrides)
     yield f"Best: {name}\n  python train.py {shlex.join(flags)}"
 
@@ -145,6 +150,11 @@ def dry_run(study: pages.Study, root, machine: str | None) -> Iterator[str]:
     yield "GFLOPs: of the forward pass of one image. exaFLOPs: three times the forward passes."
     if any(row["images"] is None for row in found):
         yield "?: the size of the dataset decides. The sums are of the other cells."
+    if assumed := sorted({row["assumed"] for row in found if row["assumed"]}):
+        classes = f"{costs.ASSUMED_CLASSES:,}"
+        yield f"Classes of {', '.join(assumed)} aren't known: counted with {classes}."
+    if any(cell.search or cell.candidates for cell in study.cells):
+        yield "Values that a search draws, or the best cell decides, are counted at the preset's."
     if machine:
         yield (
             f"hours: on {machine}, of training steps alone, as --compile_for predicts; ?: the run "

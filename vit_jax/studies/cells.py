@@ -19,7 +19,9 @@ from vit_jax.training import metrics as known_metrics
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
 FAILED, PRUNED, ELSEWHERE = "failed", "pruned", "elsewhere"
 
-# What train.py fills in or may change, and where the runs are, which may be elsewhere now.
+# What train.py fills in or may change, and where the runs are, which may be elsewhere now; of
+# these, `check_unchanged` compares what decides a cell's length and, unless it is another cell's
+# run, what it starts from.
 NOT_COMPARED = (
     *resuming.MAY_CHANGE,
     *("total_steps", "num_classes", "dataset.order", "dataset.num_examples", "dataset.exif"),
@@ -110,19 +112,26 @@ def forget(root, cell: pages.Cell) -> None:
 
 
 def best(root, cell: pages.Cell, study: pages.Study) -> pages.Cell | None:
-    """Returns the best of a cell's candidates by the first metric; None until all are finished."""
-    found = [status(root, candidate, study) for candidate in cell.candidates]
-    if not found or any(s.state != FINISHED for s in found):
+    """Returns the best of a cell's candidates that finished, by the first metric.
+
+    Returns:
+        The best; None as long as one of them has neither finished nor failed, or if all failed.
+
+    Raises:
+        UserError: a candidate that finished has no such metric.
+    """
+    found = {c.name: status(root, c, study) for c in cell.candidates}
+    if any(s.state not in (FINISHED, FAILED) for s in found.values()):
         return None
+    finished = [c for c in cell.candidates if found[c.name].state == FINISHED]
     metric = study.collect[0]
-    values = [s.values.get(metric) for s in found]
+    values = [found[c.name].values.get(metric) for c in finished]
     if None in values:
-        missing = cell.candidates[values.index(None)].name
         raise UserError(
-            f"{missing} has no {metric!r}, which decides which cell is the best: change "
-            "'collect' in the study's page"
+            f"{finished[values.index(None)].name} has no {metric!r}, which decides which cell is "
+            "the best: change 'collect' in the study's page"
         )
-    return cell.candidates[values.index(better(metric)(values))]
+    return finished[values.index(better(metric)(values))] if finished else None
 
 
 def better(metric: str):
@@ -143,12 +152,17 @@ def check_unchanged(root, study: pages.Study) -> None:
         recorded = run_folder.require_config(workdir)
         config = pages.configured(cell.config, cell.overrides(root, chosen))
         old, new = resuming.as_flat_dict(recorded), resuming.as_flat_dict(config)
-        skipped = [name for name in NOT_COMPARED if name != "total_steps"]
-        skipped += ["total_steps"] if new.get("total_steps") is None else ["num_epochs"]
+        compared = {"num_epochs" if new.get("total_steps") is None else "total_steps"}
+        # The best may be another one, once a candidate that had failed is finished.
+        follows = (*cell.over, "total_steps") if cell.candidates else ()
+        if cell.parent is None:
+            compared.add("init_from")
         differing = [
             f"{field}: {old[field]!r} -> {new[field]!r}"
             for field in resuming.fields_that_differ(recorded, config)
-            if field in old and field in new and not resuming.is_in(field, skipped)
+            if field in old and field in new
+            if field in compared or not resuming.is_in(field, NOT_COMPARED)
+            if field not in follows
         ]
         if differing:
             changed.append(f"{cell.name} ({', '.join(differing)})")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import glob
+import logging
 import os
 import pathlib
 import shlex
@@ -18,6 +19,8 @@ from vit_jax.storage import buckets, lease
 from vit_jax.storage.files import open_path
 from vit_jax.studies import cells, pages
 from vit_jax.studies.cells import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING, STOPPED, WAITING
+
+logger = logging.getLogger("vit_jax")
 
 EXIT_PREEMPTED = 75  # as in command_line.py
 POLL_SECONDS = 0.5
@@ -55,6 +58,7 @@ class Active:
     lease: object
     slot: int
     pruned: bool = False
+    num_signals: int = 0  # sent to it
 
 
 class Launch:
@@ -82,11 +86,23 @@ class Launch:
         if self.gpus and workers > len(self.gpus):
             raise UserError(f"--workers={workers} is more than the {len(self.gpus)} GPUs here")
         self.active: list[Active] = []
-        self.stopping = False
+        self.stopping, self.num_signals = False, 0
         self.script = pages.repository() / "train.py"
-        self.status = {c.name: cells.status(root, c, study) for c in study.cells}
+        self.status, self.unreadable = {}, set()
+        for cell in study.cells:
+            self.status[cell.name] = self.read_status(cell)
         self.next_try = {}  # of cells that another launch runs, when to look again
         self.tried = set()  # cells whose attempt in this launch has ended
+
+    def read_status(self, cell: pages.Cell) -> cells.Status:
+        """Returns a cell's status; the last one known, if its files can't be read."""
+        try:
+            return cells.status(self.root, cell, self.study)
+        except (OSError, ValueError) as error:  # also UserError
+            if cell.name not in self.unreadable:
+                logger.warning(f"{cell.name} can't be read: {first_line(error)}")
+                self.unreadable.add(cell.name)
+            return dataclasses.replace(self.status.get(cell.name, cells.Status(WAITING)))
 
     def run(self, show: Callable[["Launch"], None]) -> None:
         """Runs all cells that aren't finished.
@@ -98,6 +114,7 @@ class Launch:
         with self.signals():
             try:
                 while self.active or (not self.stopping and self.remaining()):
+                    self.pass_on_signals()
                     self.collect_ended()
                     if not self.stopping:
                         self.start_ready()
@@ -112,6 +129,17 @@ class Launch:
                 for active in self.active:
                     active.process.terminate()
 
+    def pass_on_signals(self) -> None:
+        """Sends signals that have arrived to the processes, also to those that just began.
+
+        The handler only counts: it may interrupt the start of a process.
+        """
+        for active in self.active:
+            if active.num_signals >= self.num_signals:
+                continue
+            active.process.kill() if self.num_signals > 1 else active.process.terminate()
+            active.num_signals = self.num_signals
+
     def remaining(self) -> list[pages.Cell]:
         """Returns the cells that can still be run, now or once others are finished."""
         return [
@@ -119,14 +147,28 @@ class Launch:
             for cell in self.study.cells
             if cell.name not in self.tried
             and self.status[cell.name].state not in (FINISHED, PRUNED)
-            and not any(self.is_lost(needed) for needed in cell.needs)
+            and not self.lacks(cell)
         ]
 
     def is_lost(self, cell: pages.Cell) -> bool:
         """Whether a cell won't finish in this launch."""
         if self.status[cell.name].state == FINISHED:
             return False
-        return cell.name in self.tried or any(map(self.is_lost, cell.needs))
+        return cell.name in self.tried or self.lacks(cell)
+
+    def lacks(self, cell: pages.Cell) -> bool:
+        """Whether what a cell needs won't finish; of its candidates, one that does is enough."""
+        failed = [c for c in cell.candidates if self.has_failed(c)]
+        lost = [c for c in cell.needs if c not in failed and self.is_lost(c)]
+        return bool(lost) or len(failed) == len(cell.candidates) > 0
+
+    def has_failed(self, cell: pages.Cell) -> bool:
+        return cell.name in self.tried and self.status[cell.name].state == FAILED
+
+    def is_ready(self, cell: pages.Cell) -> bool:
+        """Whether all that a cell needs has ended, well enough."""
+        left = [c for c in cell.needs if self.status[c.name].state != FINISHED]
+        return all(c in cell.candidates and self.has_failed(c) for c in left)
 
     def start_ready(self) -> None:
         """Starts cells as long as there are workers, and cells whose needs are finished."""
@@ -134,8 +176,7 @@ class Launch:
         for cell in self.remaining():
             if len(self.active) >= self.workers or self.stopping:
                 return
-            ready = all(self.status[needed.name].state == FINISHED for needed in cell.needs)
-            if ready and cell.name not in running:
+            if cell.name not in running and self.is_ready(cell):
                 self.start(cell)
 
     def start(self, cell: pages.Cell) -> None:
@@ -146,16 +187,15 @@ class Launch:
         if held is False:
             self.leave(cell)
             return
-        found = cells.status(self.root, cell, self.study)
+        found = self.read_status(cell)
         if found.state in (FINISHED, PRUNED):  # by another launch, just now
             self.status[cell.name] = found
             release(held)
             return
         try:
-            chosen = cells.best(self.root, cell, self.study)
-            overrides = cell.overrides(self.root, chosen)
-            if self.search is not None and cell.search:
-                overrides |= self.search.values(cell)
+            chosen = self.best_candidate(cell)
+            drawn = self.search.values(cell) if self.search is not None and cell.search else {}
+            overrides = cell.overrides(self.root, chosen, drawn)
         except UserError as error:
             self.end(cell, FAILED, str(error))
             release(held)
@@ -175,6 +215,15 @@ class Launch:
             )
         self.active.append(Active(cell, process, output, held, slot))
         self.status[cell.name] = dataclasses.replace(found, state=RUNNING, message="")
+
+    def best_candidate(self, cell: pages.Cell) -> pages.Cell | None:
+        """Returns the best of a cell's candidates, and names those that failed."""
+        chosen = cells.best(self.root, cell, self.study)
+        if cell.candidates and chosen is None:
+            raise UserError("a cell that may be the best runs again: the same command goes on")
+        if failed := [c.name for c in cell.candidates if self.has_failed(c)]:
+            logger.warning(f"{cell.name}: the best without {', '.join(failed)}, which failed")
+        return chosen
 
     def leave(self, cell: pages.Cell) -> None:
         """Leaves a cell to the launch that runs it, for now."""
@@ -218,7 +267,7 @@ class Launch:
         for active in [a for a in self.active if a.process.poll() is not None]:
             self.active.remove(active)
             code = active.process.returncode
-            found = cells.status(self.root, active.cell, self.study)
+            found = self.read_status(active.cell)
             self.status[active.cell.name] = found
             if active.pruned:
                 self.end(active.cell, PRUNED, "")
@@ -230,8 +279,9 @@ class Launch:
                 self.leave(active.cell)  # a run whose launch was killed had just begun
             else:
                 self.end(active.cell, FAILED, f"exit code {code}: {line}")
-            if self.search is not None and active.cell.search:
-                self.search.tell(active.cell, self.status[active.cell.name])
+            ended = self.status[active.cell.name]
+            if self.search is not None and active.cell.search and ended.state != ELSEWHERE:
+                self.search.tell(active.cell, ended)
             release(active.lease)
 
     def end(self, cell: pages.Cell, state: str, message: str) -> None:
@@ -248,7 +298,7 @@ class Launch:
             state = self.status[cell.name].state
             if cell.name not in running and state not in (ELSEWHERE, WAITING, STOPPED):
                 continue
-            found = cells.status(self.root, cell, self.study)
+            found = self.read_status(cell)
             if active := running.get(cell.name):
                 found.state = RUNNING
                 if self.search is not None and cell.search and not active.pruned:
@@ -264,8 +314,7 @@ class Launch:
         """Within the block, SIGTERM and Ctrl-C stop the cells, which save; a second one kills."""
 
         def stop(number, frame):
-            for active in self.active:
-                active.process.kill() if self.stopping else active.process.terminate()
+            self.num_signals += 1
             self.stopping = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -294,4 +343,5 @@ def visible_gpus() -> list[str]:
     """Returns the numbers of the GPUs that processes here may use."""
     if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [number for number in listed.split(",") if number]
-    return [path.removeprefix("/dev/nvidia") for path in sorted(glob.glob("/dev/nvidia[0-9]*"))]
+    # CUDA numbers those that there are from 0, whatever their files are called.
+    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]

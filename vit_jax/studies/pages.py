@@ -35,8 +35,11 @@ import itertools
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, first_line
@@ -48,8 +51,43 @@ ALIASES = {
     "images": "total_steps",  # images seen: total_steps x batch_size
     "lr": "schedule.base_lr",
 }
+DISTRIBUTIONS = ("log_uniform", "uniform", "choices")
+
+
+class Key(NamedTuple):
+    """What a key of a stage must be.
+
+    Attributes:
+        kind: its type. A sequence isn't text, and a number is above 0.
+        shown: the same in an error message.
+        items: the type of its items, if it is a sequence.
+        needs: the key that must be there too.
+        excludes: keys that mustn't be.
+    """
+
+    kind: type
+    shown: str
+    items: type = object
+    needs: str = ""
+    excludes: tuple[str, ...] = ()
+
+
+NAMES = "a sequence of axes, such as ('lr',)"
 STAGE_KEYS = {
-    *("axes", "cells", "set", "config", "after", "inherit", "best", "over", "search", "trials"),
+    "axes": Key(Mapping, "a dictionary {axis: values}"),
+    "cells": Key(Sequence, "a list of dictionaries {axis: value}", Mapping),
+    "set": Key(Mapping, "a dictionary {axis: value}"),
+    "config": Key(str, "FILE or FILE:ARG"),
+    "after": Key(str, "the name of an earlier stage"),
+    "inherit": Key(Sequence, NAMES, str, needs="after"),
+    "best": Key(
+        str,
+        "the name of an earlier stage",
+        excludes=("axes", "cells", "after", "inherit", "search", "trials"),
+    ),
+    "over": Key(Sequence, NAMES, str, needs="best"),
+    "search": Key(Mapping, "a dictionary {axis: distribution}"),
+    "trials": Key(int, "a whole number above 0", needs="search"),
 }
 
 
@@ -67,6 +105,7 @@ class Cell:
         candidates: cells of which the best gives the fields in `over`.
         over: see `candidates`.
         search: {field: distribution} that the cell's values are drawn from; empty: none are.
+        images: images seen, which with the batch size give total_steps; None: it is set otherwise.
     """
 
     name: str
@@ -78,6 +117,7 @@ class Cell:
     candidates: tuple["Cell", ...] = ()
     over: tuple[str, ...] = ()
     search: dict[str, dict] = dataclasses.field(default_factory=dict)
+    images: float | None = None
 
     @property
     def needs(self) -> tuple["Cell", ...]:
@@ -88,16 +128,23 @@ class Cell:
     def stage(self) -> str:
         return self.name.rpartition("/")[0]
 
-    def overrides(self, root, best: "Cell | None" = None) -> dict[str, object]:
+    def overrides(
+        self, root, best: "Cell | None" = None, drawn: Mapping = types.MappingProxyType({})
+    ) -> dict[str, object]:
         """Returns {field: value} for a study in the folder `root`.
 
         Args:
             root: the study's folder.
             best: the best of `candidates`.
+            drawn: {field: value} that a search has drawn.
         """
-        fields = dict(self.fields)
+        fields, images = dict(self.fields), self.images
         if best is not None:
             fields |= {name: best.fields[name] for name in self.over}
+            images = best.images if "total_steps" in self.over else images
+        fields |= drawn
+        if images is not None and "total_steps" not in drawn:
+            fields["total_steps"] = steps_of(images, fields, self.config)
         if self.parent is None:
             return fields
         folder = f"{str(root).rstrip('/')}/{self.parent.name}"
@@ -125,37 +172,74 @@ def load(name: str) -> Study:
         name: FILE[:ARG].
 
     Raises:
-        UserError: there is no such page, its code fails, an axis isn't a field, or two cells have
-            the same name.
+        UserError: there is no such page, its code fails, it isn't as described above, an axis
+            isn't a field, or two cells have the same name.
     """
     file, _, arg = name.partition(":")
     page = import_page(file)
     study = call(page, "get_study", arg)
     if not isinstance(study, Mapping):
         raise UserError(f"{file}: get_study returns {study!r}; it must return a dictionary")
-    study = dict(study)
-    collect = tuple(study.pop("collect", ("val/accuracy",)))
+    study = plain(study)
+    collect = study.pop("collect", ("val/accuracy",))
+    if not is_a(collect, Sequence, str) or not collect:
+        raise UserError(
+            f"{file}: 'collect' is {collect!r}; it must be a sequence of metrics, such as "
+            "('val/accuracy',)"
+        )
     early_stopping = study.pop("early_stopping", False)
+    if not isinstance(early_stopping, bool):
+        raise UserError(f"{file}: 'early_stopping' is {early_stopping!r}; it must be True or False")
     stages = study.pop("stages", None)
+    if stages is not None and not is_a(stages, Mapping):
+        raise UserError(f"{file}: 'stages' is {stages!r}; it must be a dictionary {{name: stage}}")
     if stages is not None and study:
         raise UserError(f"{file}: beside 'stages' there is {', '.join(study)}; put it in a stage")
     stages = {"": study} if stages is None else stages
     cells = {}
     for stage, content in stages.items():
-        check_stage(file, stage, content, cells)
+        content = check_stage(file, stage, content, cells)
         cells[stage] = list(expand(stage, content, cells, file, arg))
     found = tuple(itertools.chain.from_iterable(cells.values()))
     check_names(file, found)
     for cell in found:
-        fields = dict(cell.fields)
         for field in cell.search:
             check_field(configuration(cell.config), field, cell.config)
-        configured(cell.config, fields)
-    return Study(pathlib.Path(file), arg, collect, found, early_stopping)
+        configured(cell.config, cell.fields)
+        texts = [value for value in cell.fields.values() if isinstance(value, str)]
+        if cell.parent is None and any("{parent}" in value for value in texts):
+            raise UserError(f"{file}: {cell.name} has '{{parent}}', but its stage has no 'after'")
+    return Study(pathlib.Path(file), arg, tuple(collect), found, early_stopping)
 
 
-def check_stage(file: str, name: str, stage, earlier: Mapping) -> None:
-    """Raises UserError if a stage isn't as described above."""
+def plain(value):
+    """Returns a value of a page with NumPy's scalars and arrays as Python's numbers and lists."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, Mapping):
+        return {plain(name): plain(content) for name, content in value.items()}
+    return value
+
+
+def is_a(value, kind: type, items: type = object) -> bool:
+    """Whether a value of a page is of a kind, see `Key`; a dictionary's keys must be text."""
+    if kind is int:
+        return type(value) is int and value > 0
+    if kind is Sequence:
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_sequence and all(is_a(item, items) for item in value)
+    keys = value if isinstance(value, Mapping) else ()
+    return isinstance(value, kind) and all(isinstance(key, str) for key in keys)
+
+
+def check_stage(file: str, name: str, stage, earlier: Mapping) -> dict:
+    """Returns a stage without keys that are None.
+
+    Raises:
+        UserError: it isn't as described above.
+    """
     if not isinstance(stage, Mapping):
         raise UserError(f"{file}: stage {name!r} is {stage!r}; it must be a dictionary")
     for key in stage:
@@ -163,13 +247,58 @@ def check_stage(file: str, name: str, stage, earlier: Mapping) -> None:
             near = difflib.get_close_matches(key, STAGE_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(STAGE_KEYS)}"
             raise UserError(f"{file}: unknown key {key!r} in a stage: {hint}")
-    several = {key: stage.get(key, ()) for key in ("inherit", "over")} | {**stage.get("axes", {})}
-    for key, values in several.items():
-        if isinstance(values, str) or not isinstance(values, (Sequence, Mapping)):
-            raise UserError(f"{file}: {key!r} is {values!r}; it must be a sequence, such as (1, 2)")
+    stage = {key: value for key, value in stage.items() if value is not None}
+    for key, value in stage.items():
+        known = STAGE_KEYS[key]
+        if not is_a(value, known.kind, known.items):
+            raise UserError(f"{file}: {key!r} is {value!r}; it must be {known.shown}")
+        if known.needs and known.needs not in stage:
+            raise UserError(f"{file}: {key!r} needs {known.needs!r} in the same stage")
+        if others := [other for other in known.excludes if other in stage]:
+            raise UserError(f"{file}: a stage can't have both {key!r} and {others[0]!r}")
+    for axis, values in stage.get("axes", {}).items():
+        check_axis(file, axis, values)
+    for axis, way in stage.get("search", {}).items():
+        check_distribution(axis, way)
     for key in ("after", "best"):
-        if stage.get(key) is not None and stage[key] not in earlier:
+        if key in stage and stage[key] not in earlier:
             raise UserError(f"{file}: {key!r} is {stage[key]!r}, which is no earlier stage")
+    return stage
+
+
+def check_axis(file: str, axis: str, values) -> None:
+    """Raises UserError unless the values of an axis are a sequence or {label: {axis: value}}."""
+    if not isinstance(values, Mapping):
+        if not is_a(values, Sequence):
+            raise UserError(
+                f"{file}: {axis!r} is {values!r}; it must be a sequence, such as (1, 2)"
+            )
+        return
+    for label, fields in values.items():
+        if not is_a(fields, Mapping):
+            raise UserError(
+                f"{file}: {axis!r} has {fields!r} for {label!r}; it must be a dictionary "
+                "{axis: value}"
+            )
+
+
+def check_distribution(field: str, way) -> None:
+    """Raises UserError unless the distribution of a search is valid."""
+    kind = next(iter(way)) if isinstance(way, Mapping) and len(way) == 1 else None
+    if kind not in DISTRIBUTIONS:
+        raise UserError(
+            f"The search over {field} is {way!r}; it must have one of {', '.join(DISTRIBUTIONS)}, "
+            "such as {'log_uniform': (1e-4, 1e-2)}"
+        )
+    values = way[kind]
+    if kind == "choices":
+        if not is_a(values, Sequence) or not values:
+            raise UserError(f"The search over {field} has no choices: give a sequence")
+        return
+    is_pair = is_a(values, Sequence) and [type(x) in (int, float) for x in values] == [True, True]
+    if not is_pair or not values[0] < values[1] or (kind == "log_uniform" and values[0] <= 0):
+        above = "0 < low < high" if kind == "log_uniform" else "low < high"
+        raise UserError(f"The search over {field} is {way!r}; it must be (low, high), {above}")
 
 
 def check_names(file: str, cells: Sequence[Cell]) -> None:
@@ -212,9 +341,8 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
         shown = {**(parent.axes if parent else {}), **{a: text(v) for a, v in chosen.items()}}
         if trial is not None:
             shown["trial"] = f"{trial:03d}"
-        config, args, fields = settle(
-            preset, {**inherited, **content.get("set", {}), **chosen}, axes
-        )
+        values = inherited | content.get("set", {}) | chosen
+        config, args, fields, images = settle(preset, values, axes)
         parts = [parent.name.rpartition("/")[2]] if parent else []
         own = {axis: text(value) for axis, value in chosen.items()}
         own |= {"trial": shown["trial"]} if trial is not None else {}
@@ -227,6 +355,7 @@ def expand(stage: str, content: Mapping, earlier: Mapping, file: str, arg: str) 
             fields=fields,
             parent=parent,
             search=search,
+            images=images,
         )
 
 
@@ -242,8 +371,11 @@ def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> I
         if missing := [name for name in names if name not in first.fields]:
             raise UserError(f"stage {stage!r}: 'over' has {missing[0]!r}, which is no axis there")
         others = {name: value for name, value in first.fields.items() if name not in names}
+        if first.images is not None and "total_steps" in others:
+            del others["total_steps"]
+            others["images"] = first.images
         chosen = {**first.args, **others, **content.get("set", {})}
-        config, args, fields = settle(preset, chosen, {})
+        config, args, fields, images = settle(preset, chosen, {})
         name = "_".join(f"{short(axis)}={label}" for axis, label in kept) or "run"
         yield Cell(
             name=f"{stage}/{name}".lstrip("/"),
@@ -254,6 +386,7 @@ def best_cells(stage: str, content: Mapping, earlier: Mapping, preset: str) -> I
             parent=first.parent,
             candidates=tuple(cells),
             over=names,
+            images=images,
         )
 
 
@@ -265,14 +398,20 @@ def labels(values) -> list:
 def inherited_value(parent: Cell | None, axis: str, file: str):
     """Returns the value of one of the parent's axes."""
     known = {} if parent is None else parent.fields | parent.args
+    if axis == "images" and parent is not None and parent.images is not None:
+        return parent.images
+    if axis == "images" and "total_steps" in known:
+        raise UserError(f"{file}: 'inherit' has 'images'; the stage in 'after' sets 'total_steps'")
     field = ALIASES.get(axis, axis)
     if field not in known:
         raise UserError(f"{file}: 'inherit' has {axis!r}, which the stage in 'after' doesn't set")
     return known[field]
 
 
-def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict]:
-    """Returns a cell's `config`, `args` and `fields` for the values of axes.
+def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict, float | None]:
+    """Returns a cell's `config`, `args`, `fields` and `images` for the values of axes.
+
+    Of `images` and `total_steps`, the one that comes last counts.
 
     Raises:
         UserError: an axis isn't a field, or its value has another type.
@@ -293,10 +432,19 @@ def settle(preset: str, chosen: Mapping, axes: Mapping) -> tuple[str, dict, dict
     config = configuration(preset)
     for name, value in fields.items():
         fields[name] = as_type(config, name, value, preset)
-    if "images" in values:
-        batch_size = fields.get("batch_size", config.batch_size)
-        fields["total_steps"] = max(round(values["images"] / batch_size), 1)
-    return preset, args, fields
+    lengths = [axis for axis in values if axis in ("images", "total_steps")]
+    if lengths[-1:] != ["images"]:
+        return preset, args, fields, None
+    images = values["images"]
+    fields["total_steps"] = steps_of(images, fields, preset)
+    return preset, args, fields, images
+
+
+def steps_of(images: float, fields: Mapping, preset: str) -> int:
+    """Returns the steps in which a cell with some fields sees so many images."""
+    if type(images) not in (int, float) or images <= 0:
+        raise UserError(f"{preset}: 'images' is {images!r}; it must be a number above 0")
+    return max(round(images / fields.get("batch_size", configuration(preset).batch_size)), 1)
 
 
 def as_type(config: ConfigDict, field: str, value, preset: str):

@@ -3,13 +3,14 @@
 Optuna's TPE sampler (arXiv:1907.10902) proposes the values, and successive halving over the cells'
 evaluations (arXiv:1810.05934) ends those that fall behind. Without Optuna, values are drawn at
 random and every cell runs to its end. A search goes on from <root>/.study/<cell>/trial.json, which
-has a cell's values and result; only the launch that runs the cell writes it.
+has a cell's values and result; only the launch that runs the cell, and so has its lease, writes it.
 """
 
 import importlib.util
 import json
 import logging
 import math
+import zlib
 
 import numpy as np
 
@@ -19,27 +20,7 @@ from vit_jax.studies import cells, pages
 
 logger = logging.getLogger("vit_jax")
 
-DISTRIBUTIONS = ("log_uniform", "uniform", "choices")
 SEED = 0
-
-
-def check(field: str, way) -> None:
-    """Raises UserError unless a distribution is valid."""
-    kind = next(iter(way)) if isinstance(way, dict) and len(way) == 1 else None
-    if kind not in DISTRIBUTIONS:
-        raise UserError(
-            f"The search over {field} is {way!r}; it must have one of {', '.join(DISTRIBUTIONS)}, "
-            "such as {'log_uniform': (1e-4, 1e-2)}"
-        )
-    values = way[kind]
-    if kind == "choices":
-        if not values:
-            raise UserError(f"The search over {field} has no choices")
-        return
-    is_pair = isinstance(values, (tuple, list)) and len(values) == 2
-    if not is_pair or not values[0] < values[1] or (kind == "log_uniform" and values[0] <= 0):
-        above = "0 < low < high" if kind == "log_uniform" else "low < high"
-        raise UserError(f"The search over {field} is {way!r}; it must be (low, high), {above}")
 
 
 class Search:
@@ -50,20 +31,10 @@ class Search:
     """
 
     def __init__(self, root, study: pages.Study):
-        """Goes on with the search in the folder `root`.
-
-        Raises:
-            UserError: a distribution isn't valid.
-        """
-        self.root, self.trials = root, {}
-        self.metric, self.numbers = study.collect[0], {}
-        for number, cell in enumerate(study.cells):
-            self.numbers[cell.name] = number
-            for field, way in cell.search.items():
-                check(field, way)
-            path = self.path(cell)
-            if path.exists():
-                self.trials[cell.name] = read_json_object(path)
+        """Goes on with the search in the folder `root`."""
+        self.root, self.study, self.trials = root, study, {}
+        self.metric = study.collect[0]
+        self.read()
         self.sampler = None
         if importlib.util.find_spec("optuna"):
             self.sampler = Sampler(self, study)
@@ -73,13 +44,24 @@ class Search:
                 "cell is pruned"
             )
 
+    def read(self) -> None:
+        """Reads what launches, also others, have written of the cells."""
+        for cell in self.study.cells:
+            if cell.search and self.path(cell).exists():
+                self.trials[cell.name] = read_json_object(self.path(cell))
+
     def values(self, cell: pages.Cell) -> dict:
-        """Returns the values of a cell: {field: value}, drawn if it has none yet."""
+        """Returns the values of a cell: {field: value}, drawn if it has none yet.
+
+        The launch must have the cell's lease.
+        """
+        self.read()  # another launch may have drawn them
         if cell.name not in self.trials:
             if self.sampler is not None:
+                self.sampler.learn(self.trials)
                 values = self.sampler.draw(cell)
             else:
-                rng = np.random.default_rng([SEED, self.numbers[cell.name]])
+                rng = np.random.default_rng(seed(cell))
                 values = {field: draw(rng, way) for field, way in cell.search.items()}
             self.trials[cell.name] = {"values": values}
             self.save(cell)
@@ -90,7 +72,16 @@ class Search:
         return self.sampler is not None and self.sampler.prunes(cell, found)
 
     def tell(self, cell: pages.Cell, found: cells.Status) -> None:
-        """Records how a cell ended."""
+        """Records how a cell ended.
+
+        Raises:
+            UserError: it is finished, and has no value of the metric that decides.
+        """
+        if found.state == cells.FINISHED and self.metric not in found.values:
+            raise UserError(
+                f"{cell.name} has no {self.metric!r}, which decides which cell is the best: change "
+                "'collect' in the study's page"
+            )
         self.trials[cell.name] |= {
             "state": found.state,
             "value": found.values.get(self.metric),
@@ -110,7 +101,8 @@ class Search:
         write_atomically(path, json.dumps(self.trials[cell.name]) + "\n")
 
     def best(self) -> str | None:
-        """Returns the name of the best finished cell; None if there is none."""
+        """Returns the name of the best finished cell of all launches; None if there is none."""
+        self.read()
         finished = {
             name: trial["value"]
             for name, trial in self.trials.items()
@@ -118,6 +110,11 @@ class Search:
         }
         choose = cells.better(self.metric)
         return choose(finished, key=finished.get) if finished else None
+
+
+def seed(cell: pages.Cell) -> int:
+    """Returns the seed of a cell's values, from its name: that of no other cell, in any launch."""
+    return zlib.crc32(f"{SEED} {cell.name}".encode())
 
 
 def draw(rng: np.random.Generator, way: dict):
@@ -137,22 +134,27 @@ class Sampler:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.optuna, self.metric, self.open = optuna, search.metric, {}
+        self.optuna, self.metric = optuna, search.metric
+        self.open, self.known = {}, set()  # trials of this launch; names of cells that were added
         self.distributions = {}
         for cell in study.cells:
             self.distributions[cell.name] = {
                 field: self.distribution(way) for field, way in cell.search.items()
             }
         direction = "minimize" if cells.better(search.metric) is min else "maximize"
-        # Seeded by what is known, so that a search that goes on doesn't repeat its first proposals.
         self.study = optuna.create_study(
             direction=direction,
-            sampler=optuna.samplers.TPESampler(seed=SEED + len(search.trials)),
             # After 1, 2, 4, ... evaluations the better half of the cells goes on.
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
         )
-        for name, trial in search.trials.items():
-            if trial.get("state") in (cells.FINISHED, cells.PRUNED) and name in self.distributions:
+        self.learn(search.trials)
+
+    def learn(self, trials: dict) -> None:
+        """Adds what has ended, in an earlier launch or in another one."""
+        for name, trial in trials.items():
+            has_ended = trial.get("state") in (cells.FINISHED, cells.PRUNED)
+            if has_ended and name in self.distributions and name not in self.known:
+                self.known.add(name)
                 self.add(name, trial)
 
     def distribution(self, way: dict):
@@ -162,7 +164,7 @@ class Sampler:
         return self.optuna.distributions.FloatDistribution(*values, log=kind == "log_uniform")
 
     def add(self, name: str, trial: dict) -> None:
-        """Adds a trial of an earlier launch."""
+        """Adds a trial of another launch."""
         states = self.optuna.trial.TrialState
         is_finished = trial["state"] == cells.FINISHED
         self.study.add_trial(
@@ -176,7 +178,10 @@ class Sampler:
         )
 
     def draw(self, cell: pages.Cell) -> dict:
+        # Each cell has its own seed: launches that know the same mustn't propose the same.
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=seed(cell))
         trial = self.study.ask(self.distributions[cell.name])
+        self.known.add(cell.name)
         self.open[cell.name] = trial
         return dict(trial.params)
 

@@ -34,9 +34,8 @@ def status_lines(study: pages.Study, status: dict[str, cells.Status]) -> Iterato
     rows = [("cell", "state", "step", *study.collect)]
     for cell in study.cells:
         found = status[cell.name]
-        step = "" if found.step is None else f"{found.step:,}/{found.total_steps or '?':,}"
-        if found.step is not None and found.total_steps is None:
-            step = f"{found.step:,}"
+        steps = [f"{n:,}" for n in (found.step, found.total_steps) if n is not None]
+        step = "" if found.step is None else "/".join(steps)
         values = [found.values.get(name) for name in study.collect]
         rows.append(
             (cell.name, found.state, step, *("" if v is None else f"{v:.4f}" for v in values))

@@ -1,5 +1,6 @@
 """Commands and files that run a study's cells on a cluster, instead of running them here."""
 
+import difflib
 import itertools
 import re
 import shlex
@@ -24,14 +25,41 @@ def is_finished(root, cell: pages.Cell, study: pages.Study) -> bool:
 
 
 def command(study: pages.Study, cell: pages.Cell, root) -> str:
-    """Returns the command that runs a cell, for a shell in the repository."""
-    return launching.command(study, cell, root) or f'eval "$({lookup(study, cell, root)})"'
+    """Returns the command that runs a cell, for a shell in the repository; it fails if that can't.
+
+    If its values depend on cells that aren't finished yet, the command looks them up first.
+    """
+    known = launching.command(study, cell, root)
+    found = f'found=$({lookup(study, cell, root)}) && test -n "$found" && eval "$found"'
+    return known or found
+
+
+def command_of(study: pages.Study, name: str, root) -> str:
+    """Returns the command of a cell of a study by its name.
+
+    Raises:
+        UserError: there is no such cell, or it isn't known yet how it is run.
+    """
+    cell = next((cell for cell in study.cells if cell.name == name), None)
+    if cell is None:
+        near = difflib.get_close_matches(name, [c.name for c in study.cells], n=1, cutoff=0)
+        raise UserError(f"--command_of is {name!r}, which is no cell: did you mean {near[0]!r}?")
+    if cell.search:
+        raise UserError(f"--command_of is {name!r}, whose values a launch draws: run the search")
+    needed = [] if cells.best(root, cell, study) else list(cell.candidates)
+    needed += [cell.parent] if cell.parent else []
+    if left := [other.name for other in needed if not is_finished(root, other, study)]:
+        raise UserError(
+            f"--command_of is {name!r}, which needs {left[0]}, and {len(left)} of the cells that "
+            "it needs aren't finished"
+        )
+    return launching.command(study, cell, root)
 
 
 def lookup(study: pages.Study, cell: pages.Cell, root) -> str:
     """Returns the command that prints that of a cell whose values depend on others, once it can."""
     page = f"{study.path}:{study.arg}" if study.arg else str(study.path)
-    flags = [page, f"--root={root}", "--print", f"--cells={cell.name}"]
+    flags = [page, f"--root={root}", f"--command_of={cell.name}"]
     return shlex.join(["python", "-m", "vit_jax.scaling", "run", *flags])
 
 
@@ -81,10 +109,13 @@ def slurm_files(study: pages.Study, root, workers: int) -> Iterator[str]:
             f"#SBATCH --job-name={name}",
             f"#SBATCH --array=1-{len(group)}%{workers}",
             *options,
+            "set -euo pipefail",
             f'line=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {path(folder, name, "txt")})',
             "if [[ $line == -m* ]]; then  # its values depend on cells that are finished now",
-            '    line=$(eval "${PYTHON:-.venv/bin/python} $line" | sed -n "s/^python //p")',
+            '    line=$(eval "${PYTHON:-.venv/bin/python} $line")',
+            "    line=${line#python }",
             "fi",
+            "[[ -n $line ]] || exit 2",
             'eval "exec bash launch/slurm.sh $line"',
         ]
         write_atomically(folder / f"{name}.sh", "\n".join(script) + "\n")

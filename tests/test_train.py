@@ -324,7 +324,7 @@ def test_optimizers_learn_digits_as_adamw_does(tmp_path):
     accuracies = {}
     for name, rate, fields in (
         ("adamw", 3e-3, {}),
-        ("lamb", 3e-2, {}),
+        ("lamb", 1e-2, {}),
         ("lion", 1e-3, {"b2": 0.99}),
         ("muon", 3e-3, {"momentum": 0.95}),
     ):
@@ -333,8 +333,7 @@ def test_optimizers_learn_digits_as_adamw_does(tmp_path):
         config.schedule.base_lr = rate
         accuracies[name] = train.train(config, tmp_path / name)["accuracy"]
     assert accuracies["adamw"] > 0.9
-    assert accuracies["lamb"] > 0.7  # a small batch isn't what it is for
-    assert min(accuracies["lion"], accuracies["muon"]) > accuracies["adamw"] - 0.03
+    assert min(accuracies.values()) > accuracies["adamw"] - 0.03
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_each_program_is_compiled_once(tmp_path, monkeypatch):
         study = load(tmp_path, {"set": fields})
         with monkeypatch.context() as patch:
             patch.setattr(pages, "repository", lambda: code)
-            found = costs.step_seconds(study.cells[0], study, tmp_path / "study", machine)
+            found = costs.step_seconds(study.cells[0], tmp_path / "study", machine)
         return found, len((code / "calls").read_text().splitlines())
 
     assert seconds({"model.width": 32}) == (3.2, 1)

@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("study", help="its page, FILE[:ARG], such as configs/scaling/digits.py or ...:quick")
     add("--root", required=True, help="the study's folder, on a disk or in a bucket")
-    add("--workers", type=int, default=1, help="how many cells run at a time (default: 1)")
+    add("--workers", type=int, help="how many cells run at a time (default: 1)")
     add("--cells", help="only cells whose names match, such as 'depth=2_*'")
     add("--compile_for", help="with --dry_run: predicts the hours on a machine, such as v5e:4x4")
     how = parser.add_mutually_exclusive_group()
@@ -40,6 +40,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         UserError: a page that can't be used, a study that changed under its cells, or cells that
             failed.
     """
+    for flag in ("dry_run", "print", "command_of", "xpk", "status"):
+        if args.workers is not None and getattr(args, flag):
+            raise UserError(f"--workers is for running cells and --slurm, not for --{flag}")
+    args.workers = 1 if args.workers is None else args.workers
     check_range("--workers", args.workers, COUNT)
     if args.compile_for and not args.dry_run:
         raise UserError("--compile_for predicts hours for --dry_run: add it, or leave it out")
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     elif args.slurm:
         yield from submitting.slurm_files(study, args.root, args.workers)
     elif args.xpk:
-        yield from submitting.xpk_files(study, args.root, args.workers)
+        yield from submitting.xpk_files(study, args.root)
     elif args.status:
         status = {c.name: cells.status(args.root, c, study) for c in study.cells}
         yield from showing.status_lines(study, status)
@@ -120,7 +124,7 @@ def best_of(study: pages.Study, search, name: str, args) -> Iterator[str]:
     yield from showing.columns(rows)
     best = next(cell for cell in study.cells if cell.name == name)
     overrides = best.overrides(args.root, drawn=search.trials[name]["values"])
-    flags = launching.arguments(study, best, args.root, overrides)
+    flags = launching.arguments(best, args.root, overrides)
     yield f"Best: {name}\n  python train.py {shlex.join(flags)}"
 
 
@@ -140,7 +144,7 @@ def dry_run(study: pages.Study, root, machine: str | None) -> Iterator[str]:
             *(showing.number(row[name]) for name in ("gflops", "images", "exaflops")),
         )
         if machine:
-            hours = predicted_hours(cell, study, root, machine, row["steps"])
+            hours = predicted_hours(cell, root, machine, row["steps"])
             total += hours or 0.0
             line += (showing.number(hours),)
         rows.append(line)
@@ -162,7 +166,7 @@ def dry_run(study: pages.Study, root, machine: str | None) -> Iterator[str]:
         )
 
 
-def predicted_hours(cell, study, root, machine: str, steps: int | None) -> float | None:
+def predicted_hours(cell, root, machine: str, steps: int | None) -> float | None:
     """Returns the hours that a cell trains on a machine; None if it doesn't fit."""
-    seconds = costs.step_seconds(cell, study, root, machine)
+    seconds = costs.step_seconds(cell, root, machine)
     return None if seconds is None or steps is None else seconds * steps / 3600

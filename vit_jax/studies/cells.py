@@ -1,4 +1,4 @@
-"""What the folder of a study tells of its cells.
+"""Reads the state of a study's cells from its folder.
 
 <root>/<cell>/               the cell's run, as train.py writes it
 <root>/.study/<cell>/        what the study notes of it: attempt.json, of the last attempt that
@@ -19,9 +19,9 @@ from vit_jax.training import metrics as known_metrics
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
 FAILED, PRUNED, ELSEWHERE = "failed", "pruned", "elsewhere"
 
-# What train.py fills in or may change, and where the runs are, which may be elsewhere now; of
-# these, `check_unchanged` compares what decides a cell's length and, unless it is another cell's
-# run, what it starts from.
+# Fields that train.py fills in or that may change, and the paths of runs, which may have moved. Two
+# exceptions are in `check_unchanged`: what sets a cell's length, and what it starts from, unless
+# that is another cell.
 NOT_COMPARED = (
     *resuming.MAY_CHANGE,
     *("total_steps", "num_classes", "dataset.order", "dataset.num_examples", "dataset.exif"),
@@ -61,7 +61,7 @@ def folder_of_notes(root, cell: pages.Cell):
 
 
 def status(root, cell: pages.Cell, study: pages.Study) -> Status:
-    """Returns a cell's status, as far as files tell: RUNNING and ELSEWHERE they don't.
+    """Returns a cell's status; never RUNNING or ELSEWHERE, which files don't show.
 
     A run is finished once its last step is evaluated and saved.
     """

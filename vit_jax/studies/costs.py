@@ -52,7 +52,7 @@ def cost(cell: pages.Cell, root, count: Callable[[object, tuple], tuple[int, int
         ASSUMED_CLASSES; None if they are known.
 
     Raises:
-        UserError: the model can't be.
+        UserError: the model is invalid.
     """
     config = pages.configured(cell.config, cell.overrides(root))
     shape = (*size_pair("config.image_size", config.image_size), config.dataset.channels)
@@ -105,7 +105,7 @@ def total_steps(config) -> int | None:
     return examples and round(config.num_epochs * examples / config.batch_size)
 
 
-def step_seconds(cell: pages.Cell, study: pages.Study, root, machine: str) -> float | None:
+def step_seconds(cell: pages.Cell, root, machine: str) -> float | None:
     """Returns the seconds of a cell's training step on a machine, as --compile_for predicts.
 
     Reports are kept below <root>/.study/, so that each program is compiled once by each version of

@@ -28,7 +28,7 @@ READ_SECONDS = 2.0  # how often the logs of cells are read
 ENDED = (FINISHED, FAILED, PRUNED)
 
 
-def arguments(study: pages.Study, cell: pages.Cell, root, overrides: dict) -> list[str]:
+def arguments(cell: pages.Cell, root, overrides: dict) -> list[str]:
     """Returns the arguments of train.py that run a cell."""
     fields = [f"--config.{name}={flag_value(value)}" for name, value in overrides.items()]
     folder = f"{str(root).rstrip('/')}/{cell.name}"
@@ -45,7 +45,7 @@ def command(study: pages.Study, cell: pages.Cell, root) -> str | None:
     if cell.search or (cell.candidates and chosen is None):
         return None
     overrides = cell.overrides(root, chosen)
-    return shlex.join(["python", "train.py", *arguments(study, cell, root, overrides)])
+    return shlex.join(["python", "train.py", *arguments(cell, root, overrides)])
 
 
 @dataclasses.dataclass
@@ -202,7 +202,7 @@ class Launch:
             return
         cells.forget(self.root, cell)
         output = self.output_of(cell)
-        flags = arguments(self.study, cell, self.root, overrides)
+        flags = arguments(cell, self.root, overrides)
         slot = min(set(range(self.workers)) - {active.slot for active in self.active})
         with open(output, "ab") as file:
             process = subprocess.Popen(

@@ -313,8 +313,10 @@ def check_names(file: str, cells: Sequence[Cell]) -> None:
                 for name in cell.fields.keys() | other.fields.keys()
                 if cell.fields.get(name) != other.fields.get(name)
             }
-            what = f"which differ in {', '.join(sorted(differing))}" if differing else "alike"
-            raise UserError(f"{file}: two cells have the name {cell.name!r}, {what}")
+            what = (
+                f"they differ in {', '.join(sorted(differing))}" if differing else "they are equal"
+            )
+            raise UserError(f"{file}: two cells have the name {cell.name!r}: {what}")
         seen[cell.name] = cell
 
 

@@ -25,9 +25,10 @@ def is_finished(root, cell: pages.Cell, study: pages.Study) -> bool:
 
 
 def command(study: pages.Study, cell: pages.Cell, root) -> str:
-    """Returns the command that runs a cell, for a shell in the repository; it fails if that can't.
+    """Returns the command that runs a cell, for a shell in the repository.
 
-    If its values depend on cells that aren't finished yet, the command looks them up first.
+    If the cell's values depend on other cells, the command looks them up first, and fails if they
+    aren't known.
     """
     known = launching.command(study, cell, root)
     found = f'found=$({lookup(study, cell, root)}) && test -n "$found" && eval "$found"'
@@ -143,11 +144,11 @@ def variable(stage: str) -> str:
     return "job_" + re.sub(r"\W", "_", stage or "cells")
 
 
-def xpk_files(study: pages.Study, root, workers: int) -> Iterator[str]:
+def xpk_files(study: pages.Study, root) -> Iterator[str]:
     """Writes a script of xpk workloads for each stage into `<root>/xpk/`; yields how to run them.
 
     Cluster, TPU type, image and a prefix of the workloads' names are variables of the shell.
-    `workers` is ignored: Kueue decides how many run at a time.
+    Kueue decides how many run at a time.
     """
     check_search(study)
     folder = open_path("xpk" if buckets.is_bucket(root) else f"{root}/xpk")

@@ -166,7 +166,7 @@ def check_tokens_chosen(mask, keep, num_images: int, num_patches: int) -> None:
         )
     if keep is None:
         return
-    has_rows = keep.ndim == 2 and len(keep) == num_images and 0 < keep.shape[1] <= num_patches
+    has_rows = keep.ndim == 2 and keep.shape[0] == num_images and 0 < keep.shape[1] <= num_patches
     if not has_rows or not jnp.issubdtype(keep.dtype, jnp.integer):
         raise UserError(
             f"keep is {keep.dtype} {keep.shape}; it must be integers (N, K), with N {num_images} "

@@ -386,7 +386,7 @@ class VisionTransformer(nn.Module):
         check_images(images)
         check_image(self, images.shape[1:3])
         check_parameters(self, self.variables.get("params", {}), images.shape[1:])
-        check_tokens_chosen(mask, keep, len(images), math.prod(self.grid(images.shape[1:])))
+        check_tokens_chosen(mask, keep, images.shape[0], math.prod(self.grid(images.shape[1:])))
         if isinstance(capture, str):
             raise UserError(f"capture is {capture!r}; it must be a sequence: ({capture!r},)")
         for name in capture:

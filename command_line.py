@@ -237,6 +237,7 @@ def parse(argv: list[str]) -> list[str]:
     sys.path.insert(0, str(ROOT))
     try:
         check_single_preset(argv)
+        argv, unset = without_unset(argv)
         arguments = flags.FLAGS(with_preset_located(argv))
     except (AttributeError, KeyError) as error:  # an override of an unknown field
         stop(preset_error(error) or unknown_field(str(error.args[0])))
@@ -260,7 +261,32 @@ def parse(argv: list[str]) -> list[str]:
     check_not_empty()
     expand_home()
     prefer_num_epochs()
+    if unset:
+        CONFIG.value.update_from_flattened_dict(dict.fromkeys(unset))
     return arguments
+
+
+def without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes out --config.FIELD=None of fields that may be None: their flags parse numbers only.
+
+    Returns:
+        The other arguments, and the fields.
+    """
+    from configs import common  # `parse` has put ROOT on the path
+
+    left, unset, defaults = [], [], common.get_config()
+    for argument in argv:
+        override = re.fullmatch(r"--?config\.([\w.]+)=None", argument)
+        value = functools.reduce(
+            lambda group, name: group.get(name, "") if isinstance(group, ConfigDict) else "",
+            override[1].split(".") if override else [],
+            defaults,
+        )
+        if value is None:
+            unset.append(override[1])
+        else:
+            left.append(argument)
+    return left, unset
 
 
 def prefer_num_epochs() -> None:

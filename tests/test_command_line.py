@@ -196,6 +196,18 @@ def test_epochs_on_the_command_line_override_a_preset_s_steps():
     assert config["total_steps"] == 7
 
 
+def test_fields_can_be_unset():
+    preset = "--config=configs/vit_s16.py:recipe=deit,quick"
+    config = json.loads(
+        parse(preset, "--config.model.width=None", "--config.ema_decay=None").stdout
+    )
+    assert (config["model"]["width"], config["ema_decay"]) == (None, None)
+    assert (
+        "config.model.reg_tokens is 'None'"
+        in parse(preset, "--config.model.reg_tokens=None").stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,8 +3,8 @@ r"""Growing in depth: the same compute with and without a shallow model to start
 python -m vit_jax.scaling run configs/scaling/growing.py --root=runs/growing --workers=2
 
 `shallow` trains two blocks; `grown` goes on with four, stacked from those two (`init_from_depth`);
-and `scratch` trains four from the beginning, for 0.3% fewer FLOPs than the two together. Three seeds
-each.
+and `scratch` trains four from the beginning, for 0.3% fewer FLOPs than the two together. Three
+seeds each.
 """
 
 from configs import common

@@ -22,7 +22,15 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax.aot import topology
-from vit_jax.errors import DoesNotFit, Preempted, Unreachable, UserError, first_line
+from vit_jax.errors import (
+    EXIT_DOES_NOT_FIT,
+    EXIT_PREEMPTED,
+    DoesNotFit,
+    Preempted,
+    Unreachable,
+    UserError,
+    first_line,
+)
 from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed
 from vit_jax.storage import buckets
@@ -30,8 +38,6 @@ from vit_jax.storage import buckets
 # docs/operations.md has the table for users.
 EXIT_CRASHED = 1
 EXIT_USER_ERROR = 2
-EXIT_DOES_NOT_FIT = 3
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL in sysexits.h: the same command resumes the run
 EXIT_LOST = 76
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -272,21 +278,24 @@ def without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
     Returns:
         The other arguments, and the fields.
     """
+    given = {argument: re.fullmatch(r"--?config\.([\w.]+)=None", argument) for argument in argv}
+    if not any(given.values()) or not any(preset_paths(argv)):
+        return list(argv), []
     from configs import common  # `parse` has put ROOT on the path
 
-    left, unset, defaults = [], [], common.get_config()
-    for argument in argv:
-        override = re.fullmatch(r"--?config\.([\w.]+)=None", argument)
-        value = functools.reduce(
-            lambda group, name: group.get(name, "") if isinstance(group, ConfigDict) else "",
-            override[1].split(".") if override else [],
-            defaults,
-        )
-        if value is None:
-            unset.append(override[1])
-        else:
-            left.append(argument)
-    return left, unset
+    defaults = common.get_config()
+    unset = {a: field[1] for a, field in given.items() if field and may_be_none(defaults, field[1])}
+    return [argument for argument in argv if argument not in unset], list(unset.values())
+
+
+def may_be_none(defaults: ConfigDict, field: str) -> bool:
+    """Whether a field, by its dotted name, is None by default."""
+    *groups, name = field.split(".")
+    for group in groups:
+        defaults = defaults.get(group)
+        if not isinstance(defaults, ConfigDict):
+            return False
+    return defaults.get(name, "") is None
 
 
 def prefer_num_epochs() -> None:

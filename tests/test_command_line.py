@@ -206,6 +206,7 @@ def test_fields_can_be_unset():
         "config.model.reg_tokens is 'None'"
         in parse(preset, "--config.model.reg_tokens=None").stderr
     )
+    assert "add --config=FILE" in parse("--config.ema_decay=None").stderr
 
 
 @pytest.mark.parametrize(

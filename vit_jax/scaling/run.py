@@ -9,11 +9,9 @@ import sys
 from collections.abc import Iterator
 
 from vit_jax.checks import COUNT, check_range
-from vit_jax.errors import UserError
+from vit_jax.errors import EXIT_PREEMPTED, UserError
 from vit_jax.scaling import flops
 from vit_jax.studies import cells, costs, launching, pages, searching, showing, submitting
-
-EXIT_PREEMPTED = 75  # stopped on request; the same command goes on
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

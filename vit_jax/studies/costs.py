@@ -12,12 +12,11 @@ import jax
 
 from vit_jax import models
 from vit_jax.checks import size_pair
-from vit_jax.errors import UserError
+from vit_jax.errors import EXIT_DOES_NOT_FIT, UserError
 from vit_jax.runs import resuming
 from vit_jax.storage.files import open_path
 from vit_jax.studies import launching, pages
 
-EXIT_DOES_NOT_FIT = 3  # as in command_line.py
 # (examples of the split "train", classes): a study is counted before its datasets are prepared.
 DATASETS = {
     "imagenet2012": (1_281_167, 1000),

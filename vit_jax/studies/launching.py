@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import EXIT_PREEMPTED, UserError, first_line
 from vit_jax.storage import buckets, lease
 from vit_jax.storage.files import open_path
 from vit_jax.studies import cells, pages
@@ -22,7 +22,6 @@ from vit_jax.studies.cells import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING, 
 
 logger = logging.getLogger("vit_jax")
 
-EXIT_PREEMPTED = 75  # as in command_line.py
 POLL_SECONDS = 0.5
 READ_SECONDS = 2.0  # how often the logs of cells are read
 ENDED = (FINISHED, FAILED, PRUNED)
@@ -31,8 +30,7 @@ ENDED = (FINISHED, FAILED, PRUNED)
 def arguments(cell: pages.Cell, root, overrides: dict) -> list[str]:
     """Returns the arguments of train.py that run a cell."""
     fields = [f"--config.{name}={flag_value(value)}" for name, value in overrides.items()]
-    folder = f"{str(root).rstrip('/')}/{cell.name}"
-    return [f"--config={cell.config}", *fields, f"--workdir={folder}"]
+    return [f"--config={cell.config}", *fields, f"--workdir={cell.folder(root)}"]
 
 
 def flag_value(value) -> str:

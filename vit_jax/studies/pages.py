@@ -128,6 +128,10 @@ class Cell:
     def stage(self) -> str:
         return self.name.rpartition("/")[0]
 
+    def folder(self, root) -> str:
+        """Returns the folder of its run, for a study in the folder `root`."""
+        return f"{str(root).rstrip('/')}/{self.name}"
+
     def overrides(
         self, root, best: "Cell | None" = None, drawn: Mapping = types.MappingProxyType({})
     ) -> dict[str, object]:
@@ -147,7 +151,7 @@ class Cell:
             fields["total_steps"] = steps_of(images, fields, self.config)
         if self.parent is None:
             return fields
-        folder = f"{str(root).rstrip('/')}/{self.parent.name}"
+        folder = self.parent.folder(root)
         return {
             name: value.replace("{parent}", folder) if isinstance(value, str) else value
             for name, value in fields.items()

@@ -84,6 +84,16 @@ def test_the_latest_is_restored_to_the_bit(tmp_path, shapes):
     assert_same(restore(tmp_path, shapes), at(7, shapes))
 
 
+def test_unfinished_checkpoints_are_gone_once_it_is_open(tmp_path):
+    """A removal that went on would take what another manager writes at the same step."""
+    for step in range(200):
+        item = tmp_path / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "params"
+        item.mkdir(parents=True)
+        (item / "d").write_text("unfinished")
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)):
+        assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_any_mesh_restores_what_another_saved(tmp_path, shapes):
     """FSDP over eight devices, then one device, then tensor parallelism: the same bits."""
     block = shapes.params["Transformer"]["encoderblock_0"]  # a few parameters are quicker
@@ -241,6 +251,7 @@ def test_reads_that_a_damaged_file_leaves_unfinished_print_nothing(tmp_path, sha
     assert [str(unraisable.exc_value) for unraisable in reported] == ["mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncated", "empty"])
 def test_if_every_checkpoint_is_corrupt_the_run_does_not_start_over(tmp_path, shapes, how):
     """Each start raises the same error, and moves nothing."""

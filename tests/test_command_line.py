@@ -188,6 +188,7 @@ def parse(*arguments):
     return subprocess.run(command, cwd=command_line.ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_epochs_on_the_command_line_override_a_preset_s_steps():
     quick = ("--config=configs/digits.py:quick", "--config.num_epochs=5")
     config = json.loads(parse(*quick).stdout)
@@ -196,6 +197,7 @@ def test_epochs_on_the_command_line_override_a_preset_s_steps():
     assert config["total_steps"] == 7
 
 
+@pytest.mark.slow
 def test_fields_can_be_unset():
     preset = "--config=configs/vit_s16.py:recipe=deit,quick"
     config = json.loads(

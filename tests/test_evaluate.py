@@ -92,6 +92,7 @@ def test_a_mesh_of_another_machine(run, caplog):
     assert "Only batches are split over the devices instead" in caplog.text
 
 
+@pytest.mark.slow
 def test_report(run, on_one_device, tmp_path):
     workdir, _ = run
     target = evaluate.open_run(workdir)

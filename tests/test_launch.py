@@ -87,6 +87,7 @@ REQUEST = ["--spot", "--accelerator-type=v5litepod-16", "--runtime-version=v2-al
 PREEMPTED = ["NONE", "LOST", "PROVISIONING", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("states", "codes", "code", "actions"),
     [

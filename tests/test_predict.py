@@ -149,6 +149,7 @@ def test_mistakes(digits_run, tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_weights_for_a_preset_in_prediction_and_evaluation(digits_run, tmp_path):
     """--config.init_from takes a run, or a checkpoint's parameters or their average."""
     result = evaluate.evaluate(evaluate.open_run(digits_run)).metrics

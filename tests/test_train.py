@@ -124,6 +124,7 @@ def test_a_killed_run_resumes_to_the_bit(finished, tmp_path, moment):
     assert_same_run(tmp_path, workdir)
 
 
+@pytest.mark.slow
 def test_allowed_changes(finished, tmp_path):
     """A finished run goes on, in place, and its folder tells."""
     workdir = shutil.copytree(finished[0], tmp_path / "run")
@@ -390,6 +391,7 @@ def raise_rate(monkeypatch, step: int, rate: float) -> None:
     monkeypatch.setitem(schedules.SCHEDULES, "cosine", schedule)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_its_last_checkpoint(on_one_device, tmp_path, monkeypatch):
     config = quick_config(total_steps=60, grad_clip_norm=0.0, checkpoint_every_steps=5)
     config.update(eval_every_steps=13, log_every_steps=50)
@@ -435,6 +437,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_save(on_one_device, tmp_path, monke
         pass
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_deleted_describes_itself_again(
     on_one_device, tmp_path, monkeypatch, capsys
 ):

@@ -175,6 +175,7 @@ def test_a_missing_file_is_named(copied, kind):
         open_source(folder, None, "train")
 
 
+@pytest.mark.slow
 def test_a_file_truncated_between_records_is_named(copied, data_config):
     """It has fewer records than the metadata says; no other record takes a missing one's index."""
     folder, path = copied("tfrecord")

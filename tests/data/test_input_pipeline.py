@@ -121,7 +121,7 @@ def whole_steps(source, config, count, steps) -> list:
     return views(itertools.chain(*batches))
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_order_does_not_depend_on_the_number_of_processes(source, plain, count):
     """In four parts of TFRecord files; eight processes then read each part twice."""
     plain.dataset.parts = 4
@@ -129,6 +129,7 @@ def test_the_order_does_not_depend_on_the_number_of_processes(source, plain, cou
     assert whole_steps(source, plain, count, 16) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
 def test_processes_share_a_sub_split(tfds_folders, plain, kind):
     """Neither the processes nor the batch size divide it; each part has every example once."""
@@ -146,6 +147,7 @@ def test_processes_share_a_sub_split(tfds_folders, plain, kind):
     assert collections.Counter(seen.tolist()) == all_views(source)
 
 
+@pytest.mark.slow
 def test_interleaved_rows_of_a_process(tfds_folders, plain):
     """As on a TPU slice, whose mesh follows the torus."""
     source = open_source(tfds_folders["tfrecord"], None, "train")
@@ -170,7 +172,9 @@ def test_parts_of_equal_sizes_have_different_orders(tfds_folders, plain):
     assert np.mean(index[:, 0] == index[:, 1] - size) < 0.5
 
 
-@pytest.mark.parametrize("kind", ["folder", "parts", "buffer"])
+@pytest.mark.parametrize(
+    "kind", ["folder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("parts", "buffer"))]
+)
 def test_repeated_examples_come_in_a_row_with_views_of_their_own(
     kind, image_folder, tfds_folders, data_config
 ):
@@ -194,6 +198,7 @@ def test_repeated_examples_come_in_a_row_with_views_of_their_own(
     assert whole_steps(source, data_config, 2, steps) == views(whole)
 
 
+@pytest.mark.slow
 def test_repeats_do_not_depend_on_the_number_of_processes_in_parts(tfds_folders, data_config):
     source = open_source(tfds_folders["tfrecord"], None, "train")
     data_config.dataset.update(repeats=3, parts=4)
@@ -262,6 +267,7 @@ def counting(source):
     return dataclasses.replace(source, fetch=fetch), fetched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [2, 1])
 def test_small_evaluation_sets_are_decoded_once(image_folder, plain, megabytes):
     """53 examples in seven batches of eight images of 28 kB: 1.5 MB."""

@@ -126,6 +126,7 @@ def augmented(image, count, layers, magnitude, kind="pillow", mean=(0.5,)):
     return [list(results.as_numpy_iterator()) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_operations_are_drawn_evenly_and_in_both_directions(photo):
     """With one layer, each result is that of one of the sixteen operations."""
     seen = dict.fromkeys(randaugment.OPERATIONS, 0)
@@ -163,7 +164,9 @@ def test_solarize_and_posterize_at_published_magnitudes(photo, magnitude, thresh
 
 
 @pytest.mark.parametrize("kind", randaugment.KINDS)
-@pytest.mark.parametrize(("magnitude", "channels"), [(0, 1), (20, 3)])
+@pytest.mark.parametrize(
+    ("magnitude", "channels"), [(0, 1), pytest.param(20, 3, marks=pytest.mark.slow)]
+)
 def test_the_seed_decides_the_result(magnitude, channels, kind):
     """At any magnitude, number of channels and size."""
     image = np.random.default_rng(0).integers(0, 256, (16, 20, channels), np.uint8)
@@ -247,6 +250,7 @@ def test_timms_operations_match_pillows(name, photo):
             assert (off > 1).mean() < 0.005
 
 
+@pytest.mark.slow
 def test_timms_operations_are_applied_half_of_the_time_at_varying_magnitudes(photo):
     """A single layer; only solarize_add adds a constant to the darkest pixels."""
     unchanged, additions = 0, []

@@ -74,6 +74,7 @@ def test_neighbors_vote_as_in_scikit_learn(sets, neighbors, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_probe_is_logistic_regression(sets):
     train, test = sets
     theirs = LogisticRegression(C=1 / (0.01 * len(train.labels)), tol=1e-8, max_iter=1000)

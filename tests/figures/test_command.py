@@ -41,6 +41,7 @@ def digits_run(tmp_path):
     return workdir
 
 
+@pytest.mark.slow
 def test_run_on_digits(digits_run, tmp_path, capsys):
     lines = draw(capsys, digits_run, f"--out={tmp_path / 'new' / 'out'}", "--compare", digits_run)
     names = [name for name in (*OF_MODELS, "curves") if name != "positions"]

@@ -77,6 +77,7 @@ def test_it_is_called_like_the_original(artifact, classifier):
         exported(images, top=0)
 
 
+@pytest.mark.slow
 def test_neither_flax_nor_the_model_is_needed(artifact, classifier, tmp_path):
     np.save(tmp_path / "images.npy", random_images())
     blocked = ("flax", "optax", "orbax", "ml_collections", "tensorflow", "vit_jax.models")

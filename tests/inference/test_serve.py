@@ -313,6 +313,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, monkeypatch):
     assert "the package uvicorn: pip install -r requirements-serve.txt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_stops_it_once_everything_is_answered(classifier, tmp_path):
     export.save(classifier, tmp_path)
     command = [sys.executable, "-m", "vit_jax.inference.serve", str(tmp_path), "--port=0"]

@@ -88,7 +88,13 @@ KERNEL_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("B/16", "odd", "So400m"),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("H", "g", "G", "small")),
+    ],
+)
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 3e-6), ("bfloat16", 3e-2)])
 def test_the_tpu_kernel_computes_plain_attention(case, dtype, atol):
     check_kernel(**KERNEL_CASES[case], dtype=dtype, atol=atol)
@@ -114,6 +120,7 @@ def outputs_and_gradients(function, query, key, value, d_out):
     return out, *gradients(d_out)
 
 
+@pytest.mark.slow
 def test_heads_in_several_grid_steps_compute_the_same(monkeypatch):
     """With many tokens, a grid step computes some of the heads."""
     assert tpu_attention.columns_per_step(577, 1024, 16) == 128

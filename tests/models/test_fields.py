@@ -40,6 +40,11 @@ COMBINATIONS = {
     "map": dict(pool="map", class_token=True, reg_tokens=1, embed_reg=True, qk_norm=True),
     "post": dict(norm="post", norm_layer="rmsnorm", init_values=0.1, gelu="quick", rope="axial"),
 }
+# The others take as long, and differ less.
+NAMES = [
+    name if name in ("all", "eva02") else pytest.param(name, marks=pytest.mark.slow)
+    for name in COMBINATIONS
+]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +200,7 @@ def test_registers_without_positions_stay_between_the_class_token_and_the_patche
     np.testing.assert_allclose(apply(every, {"params": params}, images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_patches_that_are_left_out_might_as_well_be_masked(name, images):
     """`keep` computes with fewer tokens what a mask of the others computes."""
     model = tiny_model(**COMBINATIONS[name])
@@ -274,6 +279,7 @@ def assert_close(grads, expected):
     )
 
 
+@pytest.mark.slow
 def test_all_fields_with_scan_and_remat(plain, images):
     model, params, value, grads = plain
     stacked = model.clone(scan=True, remat="full")
@@ -296,7 +302,7 @@ def test_all_fields_with_fsdp_and_tensor_parallelism(plain, images):
     assert_close(other_grads, grads)
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_captures_attention_growth_and_resolution(name, images):
     """The plain attention of captures agrees, and so does bfloat16.
 

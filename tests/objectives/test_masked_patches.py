@@ -38,6 +38,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (4, *IMAGE), np.uint8)
 
 
+@pytest.mark.slow
 def test_shares_of_corrupted_patches():
     """Half of each image's patches; of these 80% masked, 10% replaced by another, 10% kept."""
     n, num_patches = 2_000, 16
@@ -130,6 +131,7 @@ def test_loss_of_corrupted_patches_only(target, images):
     np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), corrupted)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_mask_token_and_the_encoder(config, images):
     of_today = dict(reg_tokens=2, class_token=True, pre_norm=True, rope="axial", qk_norm=True)
     for pool, fields in (("cls", {}), ("gap", {}), ("gap", of_today)):

@@ -166,6 +166,7 @@ for order, axes, expected in (
 """
 
 
+@pytest.mark.slow
 def test_every_device_gets_its_examples(tmp_path):
     """Also if the mesh interleaves the processes' devices, and if processes share examples."""
     (tmp_path / "feeding.py").write_text(FEEDING)

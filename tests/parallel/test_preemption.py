@@ -66,6 +66,7 @@ print("stopped" if stop.stopping else "continued", stop.sync_points - sync_point
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sync_points", "step"),
     [(5, 300), pytest.param(100, 60, marks=slow), pytest.param(0, 0, marks=slow)],

@@ -57,6 +57,7 @@ def test_a_step_that_hangs(on_one_device, tmp_path, monkeypatch):
     assert "step 4/4" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["input", "device"])
 def test_a_run_shows_what_it_waits_for(slow, on_one_device, tmp_path, monkeypatch):
     """Whichever is made slow is where the time goes."""

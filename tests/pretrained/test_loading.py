@@ -118,6 +118,7 @@ def digits_run(tmp_path_factory):
     return write_run(workdir, config, params=params), config, params
 
 
+@pytest.mark.slow
 def test_run_starts_from_a_run_at_another_resolution(digits_run, tmp_path, monkeypatch, one_device):
     monkeypatch.setattr(train, "create_mesh", lambda **_: one_device)  # compiles faster than eight
     small, config, params = digits_run

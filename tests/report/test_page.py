@@ -51,6 +51,7 @@ def run(tmp_path_factory, one_device):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_contains_the_evaluation_and_its_pictures(run):
     contents = (run / "report.html").read_text()
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
@@ -64,6 +65,7 @@ def test_it_contains_the_evaluation_and_its_pictures(run):
     assert all(checked.pictures)
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_or_executed(run):
     """Names of classes and files are text, whatever is in them."""
     path = run / "evaluation" / "evaluation.json"
@@ -79,6 +81,7 @@ def test_nothing_is_loaded_or_executed(run):
     assert "default-src 'none'" in contents
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation(run, tmp_path):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     contents = page.write(tmp_path).read_text()
@@ -86,6 +89,7 @@ def test_a_run_without_an_evaluation(run, tmp_path):
     assert not Checker(contents).open
 
 
+@pytest.mark.slow
 def test_many_classes_are_listed_worst_first(run):
     measures = dict(precision=1.0, recall=1.0, f1=1.0, support=5)
     classes = {f"class {i}": measures | {"f1": i / 100} for i in range(100)}
@@ -97,6 +101,7 @@ def test_many_classes_are_listed_worst_first(run):
     assert "class 99<" in everything
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(run, tmp_path, capsys):
     assert page.main([str(tmp_path)]) == 2
     assert "is not a run's folder: it has no config.json" in capsys.readouterr().err

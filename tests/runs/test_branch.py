@@ -159,6 +159,7 @@ def test_on_another_mesh(source, tmp_path):
     assert int(state.step) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 def test_another_batch_size_goes_on_with_the_next_example(kind, tfds_folders, plain):
     """In both orders; the 53 examples of an epoch all come once."""

@@ -38,6 +38,7 @@ def bias(params):
     return np.asarray(params["head"]["bias"])
 
 
+@pytest.mark.slow
 def test_every_reader_takes_a_name(run, tmp_path, capsys):
     """In Python, in the path and as the flag --step."""
     expected = {step: bias(checkpoint.restore_params(run, step)[1]) for step in (20, 60)}

@@ -87,6 +87,7 @@ def test_a_table_made_elsewhere(curve, tmp_path, capsys):
     assert "beyond all points" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs(tmp_path, tiny_config, capsys):
     for width in (16, 32, 64, 128):
         for steps in (10, 40, 160):

@@ -53,6 +53,7 @@ def test_constants_that_are_zero_are_found():
     assert fit.intervals()["d"] == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_law_of_the_frontier_of_models_that_saturate():
     """Each model touches the frontier at its own compute, and is above it elsewhere."""
     best = np.repeat(np.geomspace(0.3, 1e5, 14), 10)

@@ -42,6 +42,7 @@ def test_nothing_is_left_behind(bucket):
     assert bucket.names() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error_every", "drop_every"])
 def test_requests_that_fail_are_repeated_which_is_said_once(bucket, fault, caplog, monkeypatch):
     folder = files.open_path("gs://bar/run")

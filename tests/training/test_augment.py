@@ -124,6 +124,7 @@ def test_all_randomness_comes_from_the_key():
     assert one[1].min() >= 0.1 / 10 - 1e-6
 
 
+@pytest.mark.slow
 def test_repeated_views_are_mixed_with_other_examples():
     config = common.get_config().augment
     config.update(mixup_alpha=1.0, flip=False)

@@ -96,6 +96,7 @@ def trajectory(tx, params, steps):
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "mu_dtype"), [(0.1, "float32"), (1.0, "bfloat16")])
 def test_adafactor_is_optaxs(rate, mu_dtype, tiny_config, wide_params):
     """optax rounds the moment after the learning rate, and leaves the rate out of the decay.
@@ -136,6 +137,7 @@ def test_adafactor_caps_the_decay_of_the_second_moment(tiny_config):
         assert float(updates["bias"][0]) == pytest.approx(-0.1 * grad / v**0.5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_is_optaxs(tiny_config, params):
     """For the kernels of blocks, as matrices of two axes; other parameters are AdamW's."""
     fields = dict(momentum=0.95, momentum_dtype="float32", mu_dtype="float32", weight_decay=0.3)
@@ -160,7 +162,9 @@ def test_muon_is_optaxs(tiny_config, params):
         np.testing.assert_allclose(new, other, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
+@pytest.mark.parametrize(
+    "name", ["lamb", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adafactor", "muon"))]
+)
 def test_stacked_blocks_are_updated_layer_by_layer(name, tiny_config, wide_params):
     config = constant(tiny_config, name=name, min_dim_size_to_factor=2, mu_dtype="float32")
     config.optimizer.momentum_dtype = "float32"
@@ -246,6 +250,7 @@ def test_frozen_with_multipliers(tiny_config, params):
     )
 
 
+@pytest.mark.slow
 def test_layer_decay_of_stacked_blocks(tiny_config, params):
     config = constant(tiny_config, name="sgd", weight_decay=0.1, layer_decay=0.7)
     grads = randomized(params, 1)

@@ -284,6 +284,7 @@ def test_accumulation_saves_memory(config, one_device):
     assert temporaries[1] < 0.75 * float32_batch < temporaries[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", slow("sgd")])
 def test_updates_that_are_not_finite_are_dropped(
     config, batches, one_device, optimizer, monkeypatch

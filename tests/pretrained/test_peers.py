@@ -1,6 +1,6 @@
-"""Models that timm and transformers save, with their logits; skipped if they aren't installed.
+"""Models that timm and transformers save, with their outputs; skipped if they aren't installed.
 
-Recorded logits, which need neither, are in test_loading.py and test_export.py.
+Recorded outputs, which need neither, are in test_modern.py, test_loading.py and test_export.py.
 """
 
 import re

@@ -5,7 +5,7 @@ import json
 import flax
 import jax
 import numpy as np
-from conftest import GOLDEN, randomized, tiny_model
+from conftest import GOLDEN, apply, randomized, tiny_model
 from orbax.checkpoint import StandardCheckpointer
 from safetensors.numpy import load_file
 
@@ -17,6 +17,40 @@ CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_
 # The Vision Transformers that people use today.
 MODERN = GOLDEN / "modern"
 MODERN_CASES = {case["name"]: case for case in json.loads((MODERN / "index.json").read_text())}
+# Those that can't be written again in their own format -> what it doesn't have.
+REFUSED = {
+    **dict.fromkeys(
+        ("timm_rope_axial", "timm_rope_ape", "timm_rope_reg1_gap", "timm_eva02"), "rope 'axial'"
+    ),
+    "timm_eva02_packed": "rope 'axial'",
+    "timm_rope_mixed": "rope 'mixed'",
+    "timm_dinov3": "mlp_layer 'swiglu' and layer_norm_eps 1e-05",
+    "timm_rmsnorm": "norm_layer 'rmsnorm'",
+    "hf_mae": "pool 'none'",
+}
+SAVED = [name for name in MODERN_CASES if name not in REFUSED]
+TOKENS = ("tokens", "last_hidden_state")  # what timm and transformers call all tokens
+
+
+def load_expected(name, prefix=""):
+    """Returns the images of a case of MODERN_CASES and its source's outputs, by their names.
+
+    Args:
+        prefix: "hires_": those of images of another size, {} if there are none.
+    """
+    with np.load(MODERN / MODERN_CASES[name]["expected"], allow_pickle=False) as stored:
+        names = [n for n in stored.files if n.startswith("hires_") == bool(prefix)]
+        return {n.removeprefix(prefix): stored[n] for n in names}
+
+
+def assert_computes(model, params, images, expected):
+    """Asserts that a model computes the outputs of timm or transformers, by their names."""
+    outputs, captured = apply(model, {"params": params}, images, capture=("tokens",))
+    for name, value in expected.items():
+        ours = captured["tokens"] if name in TOKENS else outputs
+        np.testing.assert_allclose(ours, value, atol=1e-5, rtol=1e-5, err_msg=name)
+    if model.pool == "none":
+        np.testing.assert_array_equal(outputs, captured["tokens"])
 
 
 def save_again(name, folder):

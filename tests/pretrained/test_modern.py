@@ -12,7 +12,17 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_model
-from published import MODERN, assert_same, compute_logits, random_params, save_again
+from published import (
+    MODERN,
+    REFUSED,
+    SAVED,
+    assert_computes,
+    assert_same,
+    compute_logits,
+    load_expected,
+    random_params,
+    save_again,
+)
 from published import MODERN_CASES as CASES
 from safetensors.numpy import load_file, save_file
 
@@ -21,26 +31,25 @@ from vit_jax.errors import UserError
 from vit_jax.paths import POSEMB
 from vit_jax.pretrained import architecture, loading, weights
 
-TOKENS = ("tokens", "last_hidden_state")
-
 
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_outputs(name):
     """Every output that the source gave: logits or features, and all tokens."""
-    expected = np.load(MODERN / CASES[name]["expected"], allow_pickle=False)
+    expected = load_expected(name)
     model, params = pretrained.open(MODERN / CASES[name]["weights"])
-
-    @jax.jit
-    def run(params, images):
-        return model.apply({"params": params}, images, capture=("tokens",))
-
-    outputs, captured = run(params, expected["images"])
-    for key in set(expected.files) - {"images"}:
-        ours = captured["tokens"] if key in TOKENS else outputs
-        np.testing.assert_allclose(ours, expected[key], atol=1e-5, rtol=1e-5, err_msg=key)
+    assert_computes(model, params, expected.pop("images"), expected)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["timm_rmsnorm", "hf_dinov2_reg_classifier"])
+def test_recorded_outputs_at_another_size(name):
+    """For which the sources, with register tokens, resize their positions: see resize.py."""
+    expected = load_expected(name, "hires_")
+    images = expected.pop("images")
+    source = MODERN / CASES[name]["weights"]
+    assert_computes(*pretrained.open(source, images.shape[1:3], resize="torch"), images, expected)
+
+
+@pytest.mark.parametrize("name", SAVED)
 def test_out_again_is_the_same_file(name, tmp_path):
     """Names and bits are the source's, except for a token for masked patches, which isn't kept."""
     model, params = save_again(name, tmp_path)
@@ -55,8 +64,20 @@ def test_out_again_is_the_same_file(name, tmp_path):
     assert_same(same_params, params)
     config = json.loads((tmp_path / "config.json").read_text())
     golden = json.loads((MODERN / CASES[name]["weights"] / "config.json").read_text())
-    for key in ("architectures", "model_type", "hidden_act", "mlp_ratio", "num_register_tokens"):
+    keys = ["architectures", "model_type", "mlp_ratio", "num_register_tokens"]
+    if model.mlp_layer == "mlp":  # a DINOv2 with a gated MLP doesn't read it
+        keys.append("hidden_act")
+    for key in keys:
         assert config.get(key) == golden.get(key)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_format_without_a_field_is_named(name, tmp_path):
+    kind = CASES[name]["weights"].rpartition(".")[2]
+    message = f"The model has {REFUSED[name]}; .*in the format '{kind}' it must be "
+    with pytest.raises(UserError, match=message):
+        save_again(name, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
-"""Models that timm and transformers save, with their logits; skipped if they aren't installed.
+"""Models that timm and transformers save, with their outputs; skipped if they aren't installed.
 
-Recorded logits, which need neither, are in test_loading.py and test_export.py.
+Recorded outputs, which need neither, are in test_modern.py, test_loading.py and test_export.py.
 """
 
 import re
 
-import jax
 import numpy as np
+import peer_models
 import pytest
-from published import MODERN, MODERN_CASES, compute_logits, save_again
+from published import (
+    MODERN_CASES,
+    SAVED,
+    assert_computes,
+    compute_logits,
+    load_expected,
+    save_again,
+)
 from safetensors.numpy import load_file, save_file
 
 from vit_jax import Classifier, models, pretrained
@@ -16,30 +23,32 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import architecture, convert, weights
 
 SMALL = dict(img_size=64, depth=2, num_classes=5)
-
-
-def randomize(model):
-    """Draws every parameter of a PyTorch model at random."""
-    import torch
-
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.endswith("rope.freqs"):  # which are random already, at their scale
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
+SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32)
+SIZES |= dict(patch_size=8)
+WITH_MLP = SIZES | dict(intermediate_size=96)
+TEXT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+TEXT |= dict(vocab_size=50, bos_token_id=0, eos_token_id=1)
+PAIR = dict(vision_config=WITH_MLP, text_config=TEXT)
+MAE = WITH_MLP | dict(mask_ratio=0.0, decoder_hidden_size=32, decoder_num_hidden_layers=1)
+MAE |= dict(decoder_num_attention_heads=2, decoder_intermediate_size=32)
 
 
 def compute_both(peer_model, classifier):
-    """Returns the logits of a PyTorch model and of a classifier for the same images."""
-    import torch
+    """Returns the logits of another library's model and of a classifier for the same images."""
+    images = random_images(classifier.image_size, classifier.channels)
+    theirs = peer_models.compute(peer_model, images)["logits"]
+    return theirs, compute_logits(classifier.model, classifier.params, images)
 
-    size = (2, *classifier.image_size, classifier.channels)
-    images = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    with torch.no_grad():
-        outputs = peer_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    outputs = getattr(outputs, "logits", outputs).numpy()
-    return outputs, compute_logits(classifier.model, classifier.params, images)
+
+def random_images(size, channels=3):
+    return np.random.default_rng(0).normal(size=(2, *size, channels)).astype(np.float32)
+
+
+def assert_same_outputs(peer_model, folder):
+    """Asserts that what is saved in a folder computes what another library's model does."""
+    model, params = pretrained.open(folder)
+    images = random_images(pretrained.image_size_of(weights.read(folder), model))
+    assert_computes(model, params, images, peer_models.compute(peer_model, images))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +68,9 @@ def compute_both(peer_model, classifier):
     ],
 )
 def test_logits_of_models_that_timm_saves(name, arguments, tmp_path):
-    timm = pytest.importorskip("timm")
-    model = randomize(timm.create_model(name, **arguments))
-    timm.models.save_for_hf(model, tmp_path, model_args=arguments, safe_serialization=True)
+    pytest.importorskip("timm")
+    model = peer_models.create_timm(name, arguments)
+    peer_models.save_timm(model, tmp_path, arguments)
     theirs, ours = compute_both(model, Classifier.load(tmp_path))
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -69,19 +78,11 @@ def test_logits_of_models_that_timm_saves(name, arguments, tmp_path):
 @pytest.mark.parametrize("names", ["saved", "in memory"])
 @pytest.mark.parametrize("size", [64, (32, 64)])
 def test_logits_of_models_that_transformers_saves(names, size, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        image_size=size,
-        patch_size=16,
-        num_labels=5,
-        hidden_act="gelu_new",
-        layer_norm_eps=1e-3,
+    pytest.importorskip("transformers")
+    settings = WITH_MLP | dict(
+        image_size=size, patch_size=16, num_labels=5, hidden_act="gelu_new", layer_norm_eps=1e-3
     )
-    model = randomize(transformers.ViTForImageClassification(config))
+    model = peer_models.create_hf("ViTForImageClassification", settings)
     model.save_pretrained(tmp_path)
     if names == "in memory":
         state = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -92,21 +93,15 @@ def test_logits_of_models_that_transformers_saves(names, size, tmp_path):
 
 def test_pooled_output_of_transformers(tmp_path):
     """ViTModel has no head; its pooler is a representation layer."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=64
-    )
-    bare = randomize(transformers.ViTModel(config))
-    bare.save_pretrained(tmp_path)
+    pytest.importorskip("transformers")
+    peer_model = peer_models.create_hf("ViTModel", SIZES)
+    peer_model.save_pretrained(tmp_path)
     stored = weights.read(tmp_path)
     model = models.create("B/16", **stored.model_fields)
-    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    images = random_images((32, 32))
     ours = compute_logits(model, pretrained.load(stored, model), images)
-    import torch
-
-    with torch.no_grad():
-        theirs = bare(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).pooler_output
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
+    theirs = peer_models.compute(peer_model, images)["pooler_output"]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 SMALLER = SMALL | dict(depth=1)
@@ -132,40 +127,13 @@ ARCHITECTURES = {
 }
 
 
-def outputs_of_both(peer_model, folder, run_peer):
-    """Opens a saved model; returns a list of pairs of the same output, theirs and ours.
-
-    Args:
-        run_peer: (PyTorch model, images) -> its output, and all tokens.
-    """
-    import torch
-
-    model, params = pretrained.open(folder)
-    size = pretrained.image_size_of(weights.read(folder), model)
-    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    with torch.no_grad():
-        theirs = run_peer(peer_model, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-
-    @jax.jit
-    def run(params):
-        return model.apply({"params": params}, images, capture=("tokens",))
-
-    outputs, captured = run(params)
-    return zip([t.numpy() for t in theirs], (outputs, captured["tokens"]), strict=True)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_outputs_of_architectures_of_timm(name, tmp_path):
-    timm = pytest.importorskip("timm")
+    pytest.importorskip("timm")
     arguments = ARCHITECTURES[name]
-    model = randomize(timm.create_model(name, **arguments))
-    timm.models.save_for_hf(model, tmp_path, model_args=arguments, safe_serialization=True)
-
-    def run(model, images):
-        return model(images), model.forward_features(images)
-
-    for theirs, ours in outputs_of_both(model, tmp_path, run):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+    model = peer_models.create_timm(name, arguments)
+    peer_models.save_timm(model, tmp_path, arguments)
+    assert_same_outputs(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,90 +184,44 @@ def test_names_of_timm_stand_for_what_timm_builds():
             assert fields["rope_temperature"] == rope.temperature, name
 
 
-SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32)
-SIZES |= dict(patch_size=8)
-WITH_MLP = SIZES | dict(intermediate_size=96)
-TEXT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-TEXT |= dict(vocab_size=50, bos_token_id=0, eos_token_id=1)
-PAIR = dict(vision_config=WITH_MLP, text_config=TEXT)
-MAE = WITH_MLP | dict(mask_ratio=0.0, decoder_hidden_size=32, decoder_num_hidden_layers=1)
-MAE |= dict(decoder_num_attention_heads=2, decoder_intermediate_size=32)
-
-
-@pytest.mark.parametrize("name", MODERN_CASES)
+@pytest.mark.parametrize("name", SAVED)
 def test_other_codebases_load_what_is_saved(name, tmp_path):
     """From our file, timm and transformers compute what they recorded from theirs."""
     package = {"timm": "timm", "hf": "transformers"}[name.split("_")[0]]
     library = pytest.importorskip(package)
-    import torch
-
     save_again(name, tmp_path)
-    expected = np.load(MODERN / MODERN_CASES[name]["expected"], allow_pickle=False)
-    images = torch.from_numpy(expected["images"].transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        if package == "timm":
-            model = library.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-            outputs = {"tokens": model.forward_features(images)}
-            outputs["features" if "features" in expected else "logits"] = model(images)
-        else:
-            cls = getattr(library, MODERN_CASES[name]["architecture"])
-            outputs = cls.from_pretrained(tmp_path).eval()(images)
-    for key in set(expected.files) - {"images"}:
-        np.testing.assert_allclose(outputs[key], expected[key], atol=1e-5, rtol=1e-5)
-
-
-def run_mae(model, images):
-    """Without noise, the patches keep their order."""
-    import torch
-
-    tokens = model.vit(images, noise=torch.arange(16.0).repeat(2, 1)).last_hidden_state
-    return tokens, tokens
-
-
-def run_classifier(model, images):
-    hidden = model(images, output_hidden_states=True).hidden_states[-1]
-    return model(images).logits, model.base_model.layernorm(hidden)
-
-
-def run_model(model, images):
-    outputs = getattr(model, "vision_model", model)(images)
-    pooled = outputs.pooler_output
-    return outputs.last_hidden_state if pooled is None else pooled, outputs.last_hidden_state
+    if package == "timm":
+        model = library.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    else:
+        model = getattr(library, MODERN_CASES[name]["architecture"]).from_pretrained(tmp_path)
+    for prefix in ("", "hires_"):
+        if expected := load_expected(name, prefix):
+            outputs = peer_models.compute(model.eval(), expected.pop("images"))
+            for key, value in expected.items():
+                np.testing.assert_allclose(outputs[key], value, atol=1e-5, rtol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "settings", "run"),
+    ("name", "settings"),
     [
-        ("Dinov2Model", "Dinov2Config", SIZES | dict(use_swiglu_ffn=True), run_model),
-        ("Dinov2ForImageClassification", "Dinov2Config", SIZES, run_classifier),
-        (
-            "Dinov2WithRegistersForImageClassification",
-            "Dinov2WithRegistersConfig",
-            SIZES,
-            run_classifier,
-        ),
-        ("DINOv3ViTModel", "DINOv3ViTConfig", WITH_MLP | dict(num_register_tokens=4), run_model),
-        (
-            "DINOv3ViTModel",
-            "DINOv3ViTConfig",
-            WITH_MLP | dict(use_gated_mlp=True, hidden_act="silu"),
-            run_model,
-        ),
-        ("IJepaModel", "IJepaConfig", WITH_MLP, run_model),
-        ("IJepaForImageClassification", "IJepaConfig", WITH_MLP, run_classifier),
-        ("ViTMAEForPreTraining", "ViTMAEConfig", MAE, run_mae),
-        ("CLIPModel", "CLIPConfig", PAIR, run_model),
-        ("SiglipModel", "SiglipConfig", PAIR, run_model),
-        ("DeiTModel", "DeiTConfig", WITH_MLP, run_model),
+        ("Dinov2Model", SIZES | dict(use_swiglu_ffn=True)),
+        ("Dinov2ForImageClassification", SIZES),
+        ("Dinov2WithRegistersForImageClassification", SIZES),
+        ("DINOv3ViTModel", WITH_MLP | dict(num_register_tokens=4)),
+        ("DINOv3ViTModel", WITH_MLP | dict(use_gated_mlp=True, hidden_act="silu")),
+        ("IJepaModel", WITH_MLP),
+        ("IJepaForImageClassification", WITH_MLP),
+        ("ViTMAEForPreTraining", MAE),
+        ("CLIPModel", PAIR),
+        ("SiglipModel", PAIR),
+        ("DeiTModel", WITH_MLP),
     ],
 )
-def test_outputs_of_models_of_transformers(name, config, settings, run, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, config)(**settings)
-    model = randomize(getattr(transformers, name)(config))
+def test_outputs_of_models_of_transformers(name, settings, tmp_path):
+    pytest.importorskip("transformers")
+    model = peer_models.create_hf(name, settings)
     model.save_pretrained(tmp_path)
-    for theirs, ours in outputs_of_both(model, tmp_path, run):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_same_outputs(model, tmp_path)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -308,7 +230,7 @@ def test_dinov3_of_transformers_is_saved_again(gated, tmp_path):
     transformers = pytest.importorskip("transformers")
     activation = "silu" if gated else "gelu"
     settings = WITH_MLP | dict(use_gated_mlp=gated, hidden_act=activation, num_register_tokens=4)
-    model = randomize(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**settings)))
+    model = peer_models.create_hf("DINOv3ViTModel", settings)
     model.save_pretrained(tmp_path / "theirs")
     ours, params = pretrained.open(tmp_path / "theirs")
     folder = tmp_path / "ours"
@@ -317,6 +239,4 @@ def test_dinov3_of_transformers_is_saved_again(gated, tmp_path):
     assert set(stored) - set(saved) == {"embeddings.mask_token"}
     for name, value in saved.items():
         np.testing.assert_array_equal(value, stored[name])
-    again = transformers.DINOv3ViTModel.from_pretrained(folder).eval()
-    for theirs, mine in outputs_of_both(again, folder, run_model):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert_same_outputs(transformers.DINOv3ViTModel.from_pretrained(folder).eval(), folder)

@@ -33,7 +33,16 @@ ROOMS = (
     "scaling",
     "aot",
 )
-SCRIPTS = ("train", "evaluate", "predict", "start", "command_line", "summary", "input_pipeline")
+SCRIPTS = (
+    "train",
+    "evaluate",
+    "predict",
+    "start",
+    "command_line",
+    "configuration",
+    "summary",
+    "input_pipeline",
+)
 
 
 def module_name(path: pathlib.Path) -> str:

@@ -14,6 +14,7 @@ from command_line.presets import ROOT, preset_paths, with_preset_located
 from vit_jax.errors import first_line
 
 NOT_PRESETS = ("__init__.py", "common.py", "recipes.py")
+
 # The start of absl's message about a value of a wrong type -> what the value must be.
 TYPE_ERRORS = {
     "invalid literal for int": "a whole number",
@@ -22,12 +23,14 @@ TYPE_ERRORS = {
     "Error while parsing string": 'a tuple, such as "(0.5, 1.0)"',
     IS_GROUP: None,
 }
+
 # What evaluate.py takes instead of a field of the configuration.
 DATASET_FLAGS = {
     "config.dataset.name": "--dataset",
     "config.dataset.data_dir": "--data_dir",
     "config.dataset.eval_split": "--split",
 }
+
 # Flags of other codebases' training scripts, and what they are here.
 FOREIGN_FLAGS = {
     **{name: f"config.{name}" for name in ("seed", "batch_size", "image_size", "total_steps")},

@@ -11,37 +11,23 @@ To draw the images and labels that the model gets:
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
 import logging
 import math
 import os
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from vit_jax import checks
 from vit_jax.data import preprocess, tf
-from vit_jax.data.corrupt import (
-    describe_unreadable,
-    iterate_batches,
-    log_corrupt,
-    mark_corrupt,
-    replace_corrupt,
-    report_corrupt,
-)
+from vit_jax.data.batches import check_labels, local_batch_size, make_batches, pad_batch
+from vit_jax.data.corrupt import replace_corrupt, report_corrupt, skips_corrupt
 from vit_jax.data.datasets import count_classes, open_source
 from vit_jax.data.folders import open_files
-from vit_jax.data.shuffle import (
-    FILES_AT_ONCE,
-    MIN_FILES,
-    global_shuffle,
-    num_parts,
-    parts_shuffle,
-    share_range,
-)
+from vit_jax.data.preprocess import image_shape
+from vit_jax.data.shuffle import load_if_small, share_range, shuffle_order, train_examples
 from vit_jax.data.sources import RandomAccess, RecordFiles, Source, select, subset
 from vit_jax.errors import UserError
 
@@ -111,11 +97,6 @@ def check_workdir(dataset, workdir) -> None:
             f"--workdir {workdir} is inside the dataset's folder {dataset.name} "
             "(config.dataset.name), and would be taken for a class: use another --workdir"
         )
-
-
-def image_shape(config) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the images that the model sees."""
-    return *checks.size_pair("config.image_size", config.image_size), config.dataset.channels
 
 
 def open_splits(dataset) -> tuple[Source, Source]:
@@ -214,47 +195,6 @@ def train_batches(
         batches = replace_corrupt(batches, source)
     # `get`: the configuration may be of a run from before the field.
     return batches if config.get("objective") == "masked_patches" else check_labels(batches, source)
-
-
-def check_labels(batches: Iterator[dict], source: Source) -> Iterator[dict]:
-    """Passes batches on; raises UserError for a label that isn't among the classes."""
-    for batch in batches:
-        labels = batch["labels"]
-        outside = labels[(labels < 0) | (labels >= source.num_classes)]
-        if len(outside):
-            raise UserError(
-                f"{source.name} has an example with the label {outside[0]}, but its "
-                f"{source.num_classes} classes are numbered from 0: use a split with labels"
-            )
-        yield batch
-
-
-def train_examples(source, config, first_step, rows):
-    """Returns the dataset of this process's (showing, index, handle), starting at `first_step`.
-
-    See `global_shuffle` for what they are.
-    """
-    position = dict(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        first_step=first_step,
-        offset=config.dataset.offset,
-        repeats=config.dataset.repeats,
-    )
-    if isinstance(source, RandomAccess):
-        return global_shuffle(source, **position, rows=rows)
-    order, parts = shuffle_order(source, config, config.dataset.order, config.dataset.parts)
-    buffers = 1 if order == "buffer" else parts
-    return parts_shuffle(
-        source,
-        **position,
-        rows=rows,
-        parts=parts,
-        same_seed=order == "buffer",
-        buffer_size=-(-config.dataset.shuffle_buffer // buffers),
-        files_at_once=max(FILES_AT_ONCE // buffers, MIN_FILES),
-        ignore_errors=skips_corrupt(config),
-    )
 
 
 def eval_batches(
@@ -378,114 +318,9 @@ def load_images(source: Source, config, rows) -> np.ndarray:
     return batch["images"][np.argsort(order)]
 
 
-def make_batches(
-    examples_from: Callable, view: Callable, source: Source, config, local_batch: int
-) -> Iterator[dict]:
-    """Maps `view` over examples and batches the results; the last batch may be smaller.
-
-    Args:
-        examples_from: batch number, from 0 -> dataset of the examples from that batch on.
-        view: an example -> its fields.
-        source: the split.
-        config: a run's configuration.
-        local_batch: the batch size of this process.
-
-    Yields:
-        Batches of these fields, with a bool field `corrupt` if corrupt examples are skipped.
-    """
-    if skips_corrupt(config):
-        view = mark_corrupt(view, image_shape(config), source.label_shape)
-    # AutoGraph would take seconds to convert functions that already use tf.cond and tf.where.
-    view = tf.autograph.experimental.do_not_convert(view)
-    views = examples_from(0).map(view, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = iterate_batches(
-        views.batch(local_batch).prefetch(2),
-        source,
-        config.dataset.channels,
-        lambda batch: examples_from(batch).take(local_batch),
-    )
-    OPEN_BATCHES.add(batches)
-    return log_corrupt(batches, source) if skips_corrupt(config) else batches
-
-
-# ArrayRecord files are read in Python. If TensorFlow's threads still read while Python shuts down,
-# they deadlock.
-OPEN_BATCHES = weakref.WeakSet()
-
-
-@atexit.register
-def close_batches() -> None:
-    for batches in list(OPEN_BATCHES):
-        batches.close()
-
-
-def pad_batch(batch: dict, size: int) -> dict:
-    """Pads a batch with zeros to `size` examples, and adds a mask of the real examples."""
-    count = len(batch["labels"])
-    good = ~batch.get("corrupt", np.zeros(count, bool))
-
-    def pad(array):
-        return np.concatenate([array, np.zeros((size - count, *array.shape[1:]), array.dtype)])
-
-    return {"images": pad(batch["images"]), "labels": pad(batch["labels"]), "mask": pad(good)}
-
-
-def local_batch_size(batch_size: int, num_shares: int) -> int:
-    """Returns the batch size of one process; raises UserError if there is a remainder."""
-    if batch_size % num_shares:
-        raise UserError(
-            f"config.batch_size is {batch_size}; it must be a multiple of the {num_shares} "
-            "processes"
-        )
-    return batch_size // num_shares
-
-
 def uses_exif(source: Source, dataset) -> bool:
     """Whether images are turned upright: `config.dataset.exif`, or the source's own default."""
     return source.exif if dataset.exif is None else dataset.exif
-
-
-def skips_corrupt(config) -> bool:
-    return config.dataset.on_error == "skip"
-
-
-def shuffle_order(
-    source: Source, config, order: str | None = None, parts: int | None = None
-) -> tuple[str, int]:
-    """Returns how training examples are shuffled, and in how many parts; a run can't change it.
-
-    "global" is one permutation of the whole split. In "parts", each part of a split of TFRecord
-    files is shuffled through its share of the buffer; their number doesn't depend on the
-    processes. Runs of earlier versions have a "buffer" of the whole size for each part, and as
-    many parts as they began with processes.
-
-    Args:
-        source: the training split.
-        config: a run's configuration. Used here: `batch_size` and `dataset.in_memory_mb`.
-        order, parts: what the run, or the one that it goes on from, has recorded; None: nothing.
-    """
-    if not is_large(source, config.dataset):
-        return "global", 1
-    if order == "buffer":
-        parts = parts or 1
-    if not parts or config.batch_size % parts or parts > source.num_examples:
-        return "parts", num_parts(source.num_examples, config.batch_size)
-    return order or "parts", parts
-
-
-def is_large(source: Source, dataset) -> bool:
-    """Whether a source's records are read from front to back instead of into memory."""
-    return isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
-
-
-def load_if_small(source: Source, dataset) -> Source:
-    """Reads TFRecord files up to `dataset.in_memory_mb` into memory, for random access."""
-    if not isinstance(source, RecordFiles) or is_large(source, dataset):
-        return source
-    try:
-        return source.read_into_memory(ignore_errors=dataset.on_error == "skip")
-    except tf.errors.OpError as error:
-        raise UserError(describe_unreadable(error, source)) from None
 
 
 SHEET_STEPS, SHEET_IMAGES = 4, 8  # rows and columns of the contact sheet

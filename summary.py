@@ -1,4 +1,4 @@
-"""What train.py says when a run starts and when it has ended."""
+"""What train.py says when a run starts and when it has ended, and the run's report."""
 
 import logging
 
@@ -6,7 +6,9 @@ import jax
 from ml_collections import ConfigDict
 
 import command_line
+import evaluate
 from vit_jax import models, objectives
+from vit_jax.errors import first_line
 from vit_jax.parallel import sharding
 from vit_jax.runs import run_folder
 from vit_jax.scaling import flops
@@ -122,3 +124,15 @@ def log_end_of_masked(config: ConfigDict, workdir, result: dict[str, float]) -> 
         f"\n  fine-tuning, with a preset for the same model   {tune}"
         f"\n  pictures   python -m vit_jax.figures {workdir} --out=figures"
     )
+
+
+def write_report(config, workdir):
+    """Writes the run's report.html and returns its path; logs why it can't, and returns None."""
+    if not models.predicts_classes(config):
+        logger.info("No report.html: it is about classes, which the run doesn't predict")
+        return None
+    try:
+        return evaluate.report(workdir)
+    except Exception as error:  # the run itself is complete
+        logger.warning(f"The report can't be written: {first_line(error)}")
+        return None

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import contextlib
 import functools
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,13 +20,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import command_line
-import evaluate as evaluation_script
 import input_pipeline
 import summary
 from configs import common
-from vit_jax import checks, models, objectives, pretrained
+from configuration import check, check_weights_given, resolve
+from vit_jax import pretrained
 from vit_jax.aot import compile_for, topology
-from vit_jax.errors import Preempted, UserError, first_line
+from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import evals
 from vit_jax.logs import profile, run_log
 from vit_jax.parallel import distributed, feeding
@@ -38,11 +37,8 @@ from vit_jax.runs import branch, checkpoint, resuming, run_folder
 from vit_jax.runs.beginning import Beginning
 from vit_jax.runs.compilation_cache import compilation_cache
 from vit_jax.scaling import flops
-from vit_jax.training import optim, schedules, steps
 from vit_jax.training.program import Program
 from vit_jax.training.train_state import with_params
-
-logger = logging.getLogger("vit_jax")
 
 flags.adopt_module_key_flags(command_line)
 
@@ -77,13 +73,11 @@ def train(
     """Trains, or resumes, the run in `workdir`.
 
     Args:
-        config: the configuration.
-        workdir: the run's folder.
+        config, workdir: the configuration, and the run's folder.
         recover_config: whether to trust `config` if the run has lost its config.json.
         profile_steps: the steps to write a trace of; None: none.
         allow_changes: fields that may differ if the run resumes, see `resuming.parse_allowed`.
-        hang_seconds: how long a step may take before the stacks of all threads are logged; 0:
-            they never are.
+        hang_seconds: seconds in a step after which all threads' stacks are logged; 0: never.
 
     Returns:
         The metrics of its last evaluation.
@@ -93,9 +87,7 @@ def train(
         Preempted: the run was asked to stop, and has saved a checkpoint.
     """
     check(config)
-    lacks_weights = config.init_from_required and not config.init_from
-    if lacks_weights and not run_folder.checkpoint_steps(workdir):
-        raise UserError(config.init_from_hint)
+    check_weights_given(config, workdir)
     allowed = resuming.parse_allowed(allow_changes, config)
     input_pipeline.check_workdir(config.dataset, workdir)
     with contextlib.ExitStack() as stack:
@@ -104,46 +96,18 @@ def train(
         run_folder.check_shared(workdir)
         mesh = create_mesh(**config.mesh)
         check_batch_size(config.batch_size, config.accum_steps, mesh)
-        share = feeding.process_rows(mesh, config.batch_size)
-        setup = prepare(config, workdir, mesh, share, recover_config, allowed)
-        program, beginning, config = setup.program, setup.beginning, setup.program.config
+        setup = prepare(config, workdir, mesh, recover_config, allowed)
+        config = setup.program.config
         profile.check(profile_steps, config.total_steps)
 
         checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
         stack.callback(checkpoints.close)
         state = start(setup, checkpoints, workdir)
-        first_step = int(state.step)
-        beginning.check_step(first_step)
-
         batches = input_pipeline.train_batches(
-            setup.train_set, config, first_step=first_step, **share
+            setup.train_set, config, first_step=int(state.step), **setup.share
         )
         batches = feeding.to_devices(batches, mesh)
-        summary.log_start(program, setup.train_set, setup.evaluators, state)
-        beginning.record(config, setup.train_set.class_names, program.remat, first_step)
-        preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
-        stack.callback(
-            input_pipeline.report_corrupt, setup.train_set, *eval_sources(setup.evaluators)
-        )
-        stack.callback(checkpoints.finish_saving)
-        log = run_log.RunLog(
-            files, first_step, config, beginning.step, peak_images_per_second(program)
-        )
-        stack.enter_context(contextlib.closing(log))
-        trace = profile.Profile(files, profile_steps, first_step)
-        stack.callback(trace.close)
-        watchdog = stack.enter_context(Watchdog(hang_seconds))
-        run = Run(
-            config=config,
-            program=program,
-            evaluators=setup.evaluators,
-            checkpoints=checkpoints,
-            log=log,
-            preemption=preemption,
-            profile=trace,
-            watchdog=watchdog,
-            beginning=beginning,
-        )
+        run = begin(setup, state, checkpoints, files, profile_steps, hang_seconds, stack)
         try:
             results = loop(run, state, batches)
         except KeyboardInterrupt:  # maybe in the middle of a save
@@ -157,20 +121,21 @@ class Setup(NamedTuple):
 
     program: Program
     train_set: input_pipeline.Source
+    share: dict  # which examples this process loads; see `feeding.process_rows`
     evaluators: dict  # as in `Run`
     beginning: Beginning
     weights: dict | None  # the parameters to start a new run from; None: random ones
 
 
-def prepare(config, workdir, mesh, share: dict, recover_config: bool, allowed) -> Setup:
+def prepare(config, workdir, mesh, recover_config: bool, allowed) -> Setup:
     """Opens the datasets, and resolves and checks the configuration against the run's folder.
 
     Args:
         config, workdir, recover_config: see `train`.
         mesh: the devices.
-        share: which examples this process loads; see `feeding.process_rows`.
         allowed: see `resuming.check_config`.
     """
+    share = feeding.process_rows(mesh, config.batch_size)
     beginning = Beginning(workdir, config, common.get_config())
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     order = [beginning.recorded("dataset", field) for field in ("order", "parts")]
@@ -183,7 +148,7 @@ def prepare(config, workdir, mesh, share: dict, recover_config: bool, allowed) -
     weights = None
     if config.init_from and beginning.is_new:
         weights = pretrained.from_config(config, program.model, image_shape)
-    return Setup(program, train_set, evaluators, beginning, weights)
+    return Setup(program, train_set, share, evaluators, beginning, weights)
 
 
 def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
@@ -199,12 +164,59 @@ def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
         program.compile()
         program.check_memory()
         state = checkpoints.restore_latest(program.shapes, program.init)
-    if state is not None:
-        return state
-    if origin is not None:
-        return branch.restore(origin, program.shapes, program.init)
-    state = program.init()
-    return state if setup.weights is None else with_params(state, setup.weights)
+    if state is None and origin is not None:
+        state = branch.restore(origin, program.shapes, program.init)
+    elif state is None:
+        state = program.init()
+        if setup.weights is not None:
+            state = with_params(state, setup.weights)
+    setup.beginning.check_step(int(state.step))
+    return state
+
+
+def begin(
+    setup: Setup,
+    state,
+    checkpoints: checkpoint.Checkpoints,
+    files,
+    profile_steps: range | None,
+    hang_seconds: float,
+    stack: contextlib.ExitStack,
+) -> Run:
+    """Logs and records what is about to run, and opens what the loop needs.
+
+    Args:
+        setup: what the run is made of.
+        state: what it goes on from.
+        checkpoints: its checkpoints.
+        files: its logs, from `run_log.start_logging`.
+        profile_steps, hang_seconds: see `train`.
+        stack: closes what is opened, the last first.
+    """
+    program, train_set, beginning = setup.program, setup.train_set, setup.beginning
+    config, first_step = program.config, int(state.step)
+    summary.log_start(program, train_set, setup.evaluators, state)
+    beginning.record(config, train_set.class_names, program.remat, first_step)
+    preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
+    stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(setup.evaluators))
+    stack.callback(checkpoints.finish_saving)
+    peak = peak_images_per_second(program)
+    log = run_log.RunLog(files, first_step, config, beginning.step, peak)
+    stack.enter_context(contextlib.closing(log))
+    trace = profile.Profile(files, profile_steps, first_step)
+    stack.callback(trace.close)
+    watchdog = stack.enter_context(Watchdog(hang_seconds))
+    return Run(
+        config=config,
+        program=program,
+        evaluators=setup.evaluators,
+        checkpoints=checkpoints,
+        log=log,
+        preemption=preemption,
+        profile=trace,
+        watchdog=watchdog,
+        beginning=beginning,
+    )
 
 
 def peak_images_per_second(program: Program) -> float | None:
@@ -388,96 +400,6 @@ def stopped_after(step: int) -> Preempted:
     return Preempted(f"Stopped after step {step}, saved: the same command resumes from there")
 
 
-def check(config: ConfigDict) -> None:
-    """Checks the whole configuration, before anything is opened or created.
-
-    Raises:
-        UserError: naming the field, its value and what it must be.
-    """
-    checks.check_is_config(config)
-    checks.check_values(config, common.get_config())
-    input_pipeline.check(config)
-    model = models.from_config(config)
-    image_shape = input_pipeline.image_shape(config)
-    models.check_image(model, image_shape[:2])
-    objectives.check(config, model, image_shape)
-    evals.check(config, model.depth)
-    steps.check(config)
-    optim.check(config)
-    schedules.check(config.schedule)
-    pretrained.check(config)
-    branch.check(config)
-    checkpoint.check(config)
-    run_log.check(config)
-    if config.num_epochs is None and config.total_steps is None:
-        raise UserError("Neither config.num_epochs nor config.total_steps is set: set one")
-
-
-def resolve(
-    config: ConfigDict, train_set, order: str | None = None, parts: int | None = None
-) -> ConfigDict:
-    """Fills in the fields that depend on the dataset, and on the order that a run began with.
-
-    Args:
-        config: the run's configuration.
-        train_set: the training split.
-        order, parts: what the run that is resumed has recorded in `config.dataset`.
-
-    Raises:
-        UserError: fields that the dataset determines are set to other values, or it is too small
-            for one step, or has only one class to predict.
-    """
-    config = config.copy_and_resolve_references()
-    if train_set.num_classes == 1 and models.predicts_classes(config):
-        raise UserError(
-            f"{train_set.name} has a single class, {train_set.class_names[0]!r}, so there is "
-            "nothing to learn; a folder of images has one folder per class: <split>/<class>/*.jpg"
-        )
-    check_filled_in("num_classes", config.num_classes, train_set.num_classes, train_set.name)
-    config.num_classes = train_set.num_classes
-    with config.ignore_type():  # it may be True
-        config.model.representation_size = models.from_config(config).representation_size
-    order, parts = input_pipeline.shuffle_order(train_set, config, order, parts)
-    resolved = dict(
-        order=order,
-        parts=parts,
-        num_examples=train_set.num_examples,
-        fingerprint=train_set.fingerprint,
-    )
-    for field, value in resolved.items():
-        check_filled_in(f"dataset.{field}", config.dataset[field], value, train_set.name)
-    config.dataset.update(resolved)
-    if config.total_steps is None:
-        num_seen = config.num_epochs * train_set.num_examples - config.dataset.offset
-        config.total_steps = round(num_seen / config.batch_size)
-    if config.total_steps not in checks.COUNT:
-        raise UserError(
-            f"The run would have {config.total_steps:,} steps, and must have {checks.COUNT}: set "
-            "config.total_steps, or change config.num_epochs"
-        )
-    return config
-
-
-def check_filled_in(field: str, value, resolved, name: str) -> None:
-    """Raises UserError if a field that the dataset `name` determines was set to another value."""
-    if value not in (None, resolved):
-        raise UserError(
-            f"config.{field} is {value!r}, but {name} makes it {resolved!r}: leave it unset"
-        )
-
-
-def write_report(config, workdir):
-    """Writes the run's report.html and returns its path; logs why it can't, and returns None."""
-    if not models.predicts_classes(config):
-        logger.info("No report.html: it is about classes, which the run doesn't predict")
-        return None
-    try:
-        return evaluation_script.report(workdir)
-    except Exception as error:  # the run itself is complete
-        logger.warning(f"The report can't be written: {first_line(error)}")
-        return None
-
-
 def compile_only(config: ConfigDict, machine: str, workdir) -> None:
     """Compiles the run's steps for a TPU slice or GPUs and logs a report.
 
@@ -506,7 +428,7 @@ def main():
         hang_seconds=command_line.HANG.value,
     )
     writes_report = config.report and jax.process_count() == 1
-    page = write_report(config, workdir) if writes_report else None
+    page = summary.write_report(config, workdir) if writes_report else None
     if jax.process_index() == 0:
         summary.log_end(config, workdir, result, page)
 

@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     config.dataset.on_error = "stop"  # or "skip", for examples that can't be read or decoded
 
     config.augment = ConfigDict()
-    # On the host, for each image: vit_jax/data/preprocess.py.
+    # On the host, for each image: vit_jax/data/preprocess/.
     config.augment.crop = "inception"  # or "simple", "resize", "pad", "none"
     config.augment.crop_area = (0.05, 1.0)  # inception: share of the image's area
     # inception: how the share is drawn. "tensorflow" favors small ones; "area" is uniform, as

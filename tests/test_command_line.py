@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 import command_line
 import input_pipeline
+from command_line import exits, mistakes, parsing, presets
 from configs import common, digits, finetune
 from vit_jax.errors import UserError
 
@@ -44,11 +45,11 @@ def test_presets_are_found_from_any_folder(monkeypatch, tmp_path):
         ([f"--config={preset}"], [f"--config={preset}"]),
         (["configs/digits.py"], ["configs/digits.py"]),
     ):
-        assert command_line.with_preset_located(["train.py", *given]) == ["train.py", *located]
+        assert presets.with_preset_located(["train.py", *given]) == ["train.py", *located]
     mine = tmp_path / "configs" / "digits.py"
     mine.parent.mkdir()
     mine.touch()
-    located = command_line.with_preset_located(["train.py", "--config=configs/digits.py"])
+    located = presets.with_preset_located(["train.py", "--config=configs/digits.py"])
     assert located[1].endswith("=configs/digits.py")
 
 
@@ -66,13 +67,13 @@ def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):
     def main():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n-")
 
-    monkeypatch.setattr(command_line.distributed, "start", lambda *_: None)
-    monkeypatch.setattr(command_line, "COMPILE_FOR", types.SimpleNamespace(value=None))
+    monkeypatch.setattr(exits.distributed, "start", lambda *_: None)
+    monkeypatch.setattr(exits, "COMPILE_FOR", types.SimpleNamespace(value=None))
     for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "HEARTBEAT", "DISTRIBUTED"):
-        monkeypatch.setattr(command_line, name, types.SimpleNamespace(value=None))
+        monkeypatch.setattr(exits, name, types.SimpleNamespace(value=None))
     monkeypatch.setattr(logging.getLogger("vit_jax"), "handlers", [])
     with pytest.raises(SystemExit) as exit:
-        command_line.guarded(main, preemptible=True)
+        exits.guarded(main, preemptible=True)
     assert exit.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -92,21 +93,21 @@ def test_running_out_of_memory_gives_one_line(monkeypatch, capsys):
 )
 def test_a_value_of_a_wrong_type_is_named(override, problem, message):
     """The messages on the left are absl's and Python's."""
-    line = command_line.flag_error(f"flag --config.{override}: {problem}")
+    line = mistakes.flag_error(f"flag --config.{override}: {problem}")
     assert re.fullmatch(f"config.{override.partition('=')[0]} is .*{message}.*", line)
 
 
 def test_flags_of_other_codebases_and_values_of_switches(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     for flag, field in (("lr", "config.schedule.base_lr"), ("data-path", "config.dataset.name")):
-        line = command_line.flag_error(f"Unknown command line flag '{flag}'")
+        line = mistakes.flag_error(f"Unknown command line flag '{flag}'")
         assert line == f"There is no flag --{flag}: give --{field}"
     config = common.get_config()
-    for field in set(command_line.FOREIGN_FLAGS.values()) - {"workdir"}:
+    for field in set(mistakes.FOREIGN_FLAGS.values()) - {"workdir"}:
         *groups, name = field.split(".")[1:]
         assert name in functools.reduce(getattr, groups, config), field
     text = "flag --report=a.html: ('Non-boolean argument to boolean flag', 'a.html')"
-    assert "--report is 'a.html'; it takes no value" in command_line.flag_error(text)
+    assert "--report is 'a.html'; it takes no value" in mistakes.flag_error(text)
 
 
 def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
@@ -115,17 +116,15 @@ def test_what_is_wrong_with_a_preset_is_named(tmp_path, monkeypatch):
     path.write_text("def get_config(arg):\n    return nonsense\n")
     with pytest.raises(NameError) as raised:
         runpy.run_path(str(path))["get_config"](None)
-    message = command_line.preset_error(raised.value)
+    message = mistakes.preset_error(raised.value)
     assert message == f"{path}, line 2: NameError: name 'nonsense' is not defined"
     missing = AttributeError("module 'config' has no attribute 'get_config'")
-    assert (
-        command_line.preset_error(missing) == f"{path} is no preset: it has no function get_config"
-    )
+    assert mistakes.preset_error(missing) == f"{path} is no preset: it has no function get_config"
     path.write_text("def get_config():\n    return {}\n")
     result = parse(f"--config={path}:quick")
     assert result.returncode == 2
     assert re.search("mine.py takes no argument: .* define get_config.arg=None", result.stderr)
-    assert command_line.preset_error(AttributeError("'nofield'")) is None  # not the preset's
+    assert mistakes.preset_error(AttributeError("'nofield'")) is None  # not the preset's
 
 
 @pytest.mark.parametrize(
@@ -149,15 +148,15 @@ def test_two_presets_are_refused(capsys, monkeypatch):
     # Another test may have opened a log.
     monkeypatch.setattr(logging.getLogger("vit_jax"), "handlers", [])
     with pytest.raises(SystemExit):
-        command_line.check_single_preset(["train.py", "--config=a.py", "--config", "b.py:quick"])
+        parsing.check_single_preset(["train.py", "--config=a.py", "--config", "b.py:quick"])
     assert "--config is given 2 times (a.py, b.py)" in capsys.readouterr().err
 
 
 def test_an_unknown_field_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--config.schedule.rate=1"])
-    assert command_line.unknown_field("'rate'").startswith("There is no field config.schedule.rate")
+    assert mistakes.unknown_field("'rate'").startswith("There is no field config.schedule.rate")
     suggestion = 'Did you "mean "base_lr" instead of "base_lrr"'
-    assert "did you mean 'base_lr'" in command_line.unknown_field(suggestion)
+    assert "did you mean 'base_lr'" in mistakes.unknown_field(suggestion)
 
 
 def test_arguments_without(monkeypatch):

@@ -32,6 +32,7 @@ def commands(monkeypatch):
         ("vit_jax/aot/compile_report.py", "tests/aot"),  # no test file of its own
         ("train.py", "tests/test_train.py"),
         ("configs", "tests/test_configs.py"),
+        ("command_line/exits.py", "tests/test_command_line.py"),
         ("configs/vit_b16.py", "tests/test_configs.py"),
         ("launch/slurm.sh", "launch/slurm.sh"),
         ("vit_jax", "tests"),

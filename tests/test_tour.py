@@ -9,7 +9,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CODE = ("vit_jax", "configs", "docs")
+CODE = ("vit_jax", "configs", "command_line", "docs")
 
 
 def read():

@@ -1,6 +1,6 @@
 """Exceptions that end a script with one line instead of a traceback."""
 
-# Exit codes that programs which start train.py look for; command_line.py has the others.
+# Exit codes that programs which start train.py look for; command_line/exits.py has the others.
 EXIT_DOES_NOT_FIT = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL in sysexits.h: the same command resumes the run
 

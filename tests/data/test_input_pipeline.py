@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 import input_pipeline
 from input_pipeline import eval_batches, open_source, train_batches
 from vit_jax.data import preprocess, shuffle
+from vit_jax.data.batches import close_batches
 from vit_jax.data.sources import read_labels, subset
 from vit_jax.errors import UserError
 
@@ -333,7 +334,7 @@ def test_open_batches_are_closed_at_exit(tfds_folders, data_config):
     training, evaluation = train_batches(source, data_config), eval_batches(source, data_config)
     next(training)
     next(evaluation)
-    input_pipeline.close_batches()
+    close_batches()
     with pytest.raises(StopIteration):
         next(training)
     assert not next(evaluation)["mask"].any()

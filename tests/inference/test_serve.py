@@ -22,6 +22,7 @@ from published import random_model
 
 import vit_jax
 from vit_jax.inference import export, serve
+from vit_jax.inference.serve import command, service
 
 for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package)
@@ -196,7 +197,7 @@ def test_too_many_at_once(port):
 
 def test_a_refused_image_leaves_no_work_outside_of_the_limit(port, monkeypatch):
     """The request counts until its other images are done too."""
-    content, decode = encode(noise()), serve.decode
+    content, decode = encode(noise()), service.decode
     started, proceed, answers = threading.Event(), threading.Event(), []
 
     def slow_decode(file, *arguments):
@@ -205,7 +206,7 @@ def test_a_refused_image_leaves_no_work_outside_of_the_limit(port, monkeypatch):
             assert proceed.wait(60)
         return decode(file, *arguments)
 
-    monkeypatch.setattr(serve, "decode", slow_decode)
+    monkeypatch.setattr(service, "decode", slow_decode)
     files = multipart(a=b"hello", b=content)
     client = threading.Thread(
         target=lambda: answers.append(request(port, "POST", "/classify", **files))
@@ -240,7 +241,7 @@ def test_a_thread_that_ended_is_told(classifier, monkeypatch):
         def end(batcher):
             raise MemoryError
 
-        monkeypatch.setattr(serve.Batcher, "next_batch", end)
+        monkeypatch.setattr(service.Batcher, "next_batch", end)
         assert request(port, "POST", "/classify", encode(noise()))[0] == 200
         wait_for(lambda: request(port, "GET", "/healthz")[0] == 503)
         assert request(port, "POST", "/classify", encode(noise()))[0] == 500
@@ -258,7 +259,7 @@ def test_names_of_the_server(port):
         assert request(port, "GET", "/healthz", Host=host)[0] == status
 
     def names(*arguments):
-        return serve.parse_allowed_hosts(serve.parse_flags(["run", *arguments]))
+        return command.parse_allowed_hosts(command.parse_flags(["run", *arguments]))
 
     own = ["localhost", "127.0.0.1", "[::1]"]
     assert names("--host=a") == [*own, "a"]
@@ -277,7 +278,7 @@ def test_too_many_connections(port):
 
 
 def test_request_that_does_not_arrive(port, monkeypatch):
-    monkeypatch.setattr(serve, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(service, "READ_SECONDS", 0.1)
     with send_half(port, encode(noise())) as connection:
         assert connection.recv(20).startswith(b"HTTP/1.1 408")
     send_half(port, encode(noise())).close()  # nor does its client wait

@@ -22,9 +22,9 @@ from whole_runs import (
     wait_for,
 )
 
-import command_line
 import evaluate
 import train
+from command_line import exits
 from launch import local
 from vit_jax.errors import Preempted, UserError
 from vit_jax.parallel import distributed
@@ -376,7 +376,7 @@ def test_distributed_on_the_command_line():
 )
 def test_errors_that_mean_another_process_is_gone(error, lost):
     """Others are this process's own."""
-    assert bool(command_line.LOST_PROCESS.search(error)) == lost
+    assert bool(exits.LOST_PROCESS.search(error)) == lost
 
 
 def test_a_platform_without_devices_is_named(monkeypatch):

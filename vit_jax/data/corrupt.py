@@ -21,6 +21,10 @@ logger.setLevel(logging.INFO)
 ADVICE = "fix it, or skip corrupt examples with --config.dataset.on_error=skip"
 
 
+def skips_corrupt(config) -> bool:
+    return config.dataset.on_error == "skip"
+
+
 def iterate_batches(
     batches: tf.data.Dataset, source: Source, channels: int, examples_of: Callable
 ) -> Iterator[dict]:

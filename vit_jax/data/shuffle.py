@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from vit_jax.data import tf
-from vit_jax.data.sources import READ_BYTES, RandomAccess, RecordFiles
+from vit_jax.data.corrupt import describe_unreadable, skips_corrupt
+from vit_jax.data.sources import READ_BYTES, RandomAccess, RecordFiles, Source
+from vit_jax.errors import UserError
 
 FOREVER = np.iinfo(np.int64).max
 MAX_PARTS = 64  # of a split of TFRecord files; up to so many processes read no record twice
@@ -13,6 +15,73 @@ MIN_PART = 1_000  # examples
 FILES_AT_ONCE = 16  # that all parts together read at once; and each at least
 MIN_FILES = 2
 MEMORY_FOR_READING = 256 << 20  # bytes in the buffers of open files, of an epoch
+
+
+def train_examples(source, config, first_step, rows):
+    """Returns the dataset of this process's (showing, index, handle), starting at `first_step`.
+
+    See `global_shuffle` for what they are.
+    """
+    position = dict(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_step=first_step,
+        offset=config.dataset.offset,
+        repeats=config.dataset.repeats,
+    )
+    if isinstance(source, RandomAccess):
+        return global_shuffle(source, **position, rows=rows)
+    order, parts = shuffle_order(source, config, config.dataset.order, config.dataset.parts)
+    buffers = 1 if order == "buffer" else parts
+    return parts_shuffle(
+        source,
+        **position,
+        rows=rows,
+        parts=parts,
+        same_seed=order == "buffer",
+        buffer_size=-(-config.dataset.shuffle_buffer // buffers),
+        files_at_once=max(FILES_AT_ONCE // buffers, MIN_FILES),
+        ignore_errors=skips_corrupt(config),
+    )
+
+
+def shuffle_order(
+    source: Source, config, order: str | None = None, parts: int | None = None
+) -> tuple[str, int]:
+    """Returns how training examples are shuffled, and in how many parts; a run can't change it.
+
+    "global" is one permutation of the whole split. In "parts", each part of a split of TFRecord
+    files is shuffled through its share of the buffer; their number doesn't depend on the
+    processes. Runs of earlier versions have a "buffer" of the whole size for each part, and as
+    many parts as they began with processes.
+
+    Args:
+        source: the training split.
+        config: a run's configuration. Used here: `batch_size` and `dataset.in_memory_mb`.
+        order, parts: what the run, or the one that it goes on from, has recorded; None: nothing.
+    """
+    if not is_large(source, config.dataset):
+        return "global", 1
+    if order == "buffer":
+        parts = parts or 1
+    if not parts or config.batch_size % parts or parts > source.num_examples:
+        return "parts", num_parts(source.num_examples, config.batch_size)
+    return order or "parts", parts
+
+
+def is_large(source: Source, dataset) -> bool:
+    """Whether a source's records are read from front to back instead of into memory."""
+    return isinstance(source, RecordFiles) and source.num_bytes > dataset.in_memory_mb * 1e6
+
+
+def load_if_small(source: Source, dataset) -> Source:
+    """Reads TFRecord files up to `dataset.in_memory_mb` into memory, for random access."""
+    if not isinstance(source, RecordFiles) or is_large(source, dataset):
+        return source
+    try:
+        return source.read_into_memory(ignore_errors=dataset.on_error == "skip")
+    except tf.errors.OpError as error:
+        raise UserError(describe_unreadable(error, source)) from None
 
 
 def global_shuffle(

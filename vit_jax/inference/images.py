@@ -25,7 +25,7 @@ def evaluation_view(
     eval_crop: float | str,
     eval_method: str = "bilinear",
 ) -> np.ndarray:
-    """Resizes and center-crops an image as `eval_image` of `vit_jax/data/preprocess.py` does.
+    """Resizes and center-crops an image as `eval_image` of `vit_jax/data/preprocess/views.py` does.
 
     Args:
         image: a PIL image, which is turned upright as its EXIF data says, or uint8 (H, W) or

@@ -2,7 +2,7 @@
 
 Everything random is drawn from the given key, in shapes that don't depend on how the batch is
 sharded. What happens before, on the host (crops, flips, RandAugment), is in
-`vit_jax/data/preprocess.py`.
+`vit_jax/data/preprocess/views.py`.
 
 To add one, apply it in `train_inputs`, and extend RANGES and `describe`; its settings go into
 `config.augment` in configs/common.py; `check` checks those that aren't numbers. For its randomness,

@@ -6,9 +6,9 @@ BLOCK_PARAMETERS; before the blocks, in `is_input_layer`; elsewhere, in `is_know
 row of MODELS in tests/test_paths.py, such as `dict(init_values=0.1)`. FSDP needs nothing. Only
 leaves named `kernel` decay.
 
-Other codebases' weights need no change: export.py refuses a new field unless it has its default,
-and loading.py refuses weights that lack a parameter of the model, until you teach it to add it, as
-`adapt_head` does for heads.
+Other codebases' weights need no change: pretrained/export.py refuses a new field unless it has its
+default, and loading.py refuses weights that lack a parameter of the model, until you teach adapt.py
+to add it, as `adapt_head` does for heads.
 
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`

@@ -16,10 +16,10 @@ from published import MODERN, assert_same, compute_logits, random_params, save_a
 from published import MODERN_CASES as CASES
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import Classifier, models, pretrained
+from vit_jax import Classifier, pretrained
 from vit_jax.errors import UserError
 from vit_jax.paths import POSEMB
-from vit_jax.pretrained import architecture, loading, weights
+from vit_jax.pretrained import loading, weights
 
 TOKENS = ("tokens", "last_hidden_state")
 
@@ -269,20 +269,3 @@ def test_biases_that_only_some_layers_lack_are_missing(tmp_path):
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="lacks .*encoderblock_1/.*: the file is incomplete"):
         pretrained.open(tmp_path / "w.safetensors", num_heads=4)
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("vit_large_patch14_clip_quickgelu_224", dict(layer_norm_eps=1e-5, gelu="quick")),
-        ("vit_base_patch16_siglip_224", dict()),
-        ("vit_so400m_patch16_siglip_gap_256", dict(gelu="tanh")),
-        ("vit_giant_patch14_reg4_dinov2", dict(num_heads=24, no_embed_class=True)),
-        ("eva02_base_patch14_448", dict(rope="axial", rope_temperature=1e4, rope_grid=(16, 16))),
-        ("vit_base_patch16_rope_mixed_ape_224", dict(rope="mixed", rope_temperature=10.0)),
-    ],
-)
-def test_what_names_of_timm_stand_for(name, fields):
-    known = architecture.timm_fields(name)
-    assert {field: known.get(field) for field in fields} == fields
-    assert set(known) <= set(models.FIELDS)

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from vit_jax import Classifier, models, pretrained
 from vit_jax.errors import UserError
-from vit_jax.pretrained import architecture, convert, weights
+from vit_jax.pretrained import convert, weights
+from vit_jax.pretrained.codebases import architecture
+from vit_jax.pretrained.codebases.timm import reading
 
 SMALL = dict(img_size=64, depth=2, num_classes=5)
 
@@ -202,7 +204,7 @@ def test_names_of_timm_stand_for_what_timm_builds():
     for name in sorted(names):
         with torch.device("meta"):
             model = timm.create_model(name)
-        fields, block = architecture.timm_fields(name), model.blocks[0]
+        fields, block = reading.fields_of_name(name), model.blocks[0]
         num_heads = fields.get("num_heads") or architecture.published_num_heads(model.embed_dim)
         assert num_heads == block.attn.num_heads, name
         assert fields.get("layer_norm_eps", 1e-6) == block.norm1.eps, name

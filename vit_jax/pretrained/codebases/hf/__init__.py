@@ -1,0 +1,14 @@
+"""The Vision Transformers of transformers."""
+
+from vit_jax.pretrained.codebases.hf.names import PREFIXES, WITH_OTHER_PARTS
+from vit_jax.pretrained.codebases.hf.reading import FAMILIES, read
+from vit_jax.pretrained.codebases.hf.writing import representable, write
+
+__all__ = [
+    "FAMILIES",
+    "PREFIXES",
+    "WITH_OTHER_PARTS",
+    "read",
+    "representable",
+    "write",
+]

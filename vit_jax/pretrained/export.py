@@ -1,5 +1,6 @@
 """Writes parameters as files that Google's code, timm and transformers load as they are."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,7 @@ from vit_jax.checks import (
 )
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
-from vit_jax.paths import POSEMB, differing_shapes, unstack_blocks
+from vit_jax.paths import MASK_TOKEN, POSEMB, differing_shapes, unstack_blocks
 from vit_jax.pretrained.codebases import google, hf, timm
 from vit_jax.pretrained.codebases.architecture import param_shapes
 from vit_jax.pretrained.codebases.writing import Export, num_channels, unrepresentable
@@ -25,6 +26,8 @@ from vit_jax.pretrained.loading import check_finite
 from vit_jax.pretrained.weights import EVAL_CROP, EVAL_METHOD, MEAN, STD
 from vit_jax.runs import run_folder
 from vit_jax.storage.files import absolute_path, open_path, read_json_object
+
+logger = logging.getLogger("vit_jax")
 
 CODEBASES = {"google": google, "timm": timm, "hf": hf}  # format -> its package or module
 FORMATS = tuple(CODEBASES)
@@ -51,7 +54,8 @@ def save(
     Fixed positions are written as a table, and come back as learned ones.
 
     Args:
-        params: the model's parameters, on any devices.
+        params: the model's parameters, on any devices. Beside them there may be `mask_token`, which
+            transformers' DINOv2 and DINOv3 have; other formats leave it out.
         path: the file or folder to write; local or gs://. A model that is there is replaced.
         format: "google": an .npz like those under gs://vit_models. "timm": a .safetensors file,
             or a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`. "hf": a
@@ -88,6 +92,9 @@ def save(
     check_finite("The parameters can't be saved", flat)
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
+    if MASK_TOKEN in flat and not (format == "hf" and hf.keeps_mask_token(model)):
+        logger.info(f"{path}: mask_token isn't written, which the format has no place for")
+        del flat[MASK_TOKEN]
     check_normalization(mean, std, num_channels(flat))
     if model.posemb != "learned" and model.rope == "none":
         num_prefix = model.num_prefix_positions
@@ -194,6 +201,8 @@ def resolve_image_size(params, model, image_size) -> tuple[int, int]:
 def check_shapes(params, model, image_size) -> None:
     """Raises UserError naming the first parameter that isn't the model's."""
     expected = param_shapes(model, (*image_size, num_channels(params)))
+    if MASK_TOKEN in params:
+        expected[MASK_TOKEN] = (1, 1, model.width)
     shapes = {name: value.shape for name, value in params.items()}
     for name, given, wanted in differing_shapes(shapes, expected):
         raise UserError(f"The parameters aren't this model's: {name} is {given}, not {wanted}")

@@ -11,7 +11,7 @@ from vit_jax import models
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, checks
-from vit_jax.paths import CLS, POSEMB, differing_shapes, stack_blocks
+from vit_jax.paths import CLS, MASK_TOKEN, POSEMB, differing_shapes, stack_blocks
 from vit_jax.pretrained.adapt import (
     DEPTHS,
     adapt_head,
@@ -84,7 +84,7 @@ def load(
         )
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_settings(weights, model, mean, std)
-    params = dict(weights.params)
+    params = {name: value for name, value in weights.params.items() if name != MASK_TOKEN}
     if resize_patch:
         adapt_patches(params, model)
     channels = weights.channels
@@ -104,10 +104,7 @@ def load(
     expected = architecture.param_shapes(model, image_shape)
     adapt_head(weights.path, params, expected, model, new_head)
     check_shapes(weights.path, params, expected)
-    with np.errstate(over="ignore"):  # `check_finite` reports it
-        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
-    check_finite(weights.path, params)
-    return as_tree(params, model)
+    return as_tree(as_float32(weights.path, params), model)
 
 
 def open_model(
@@ -133,7 +130,9 @@ def open_model(
             tell, such as dtype="bfloat16", scan=True.
 
     Returns:
-        The VisionTransformer, and float32 arrays in the tree of `model.init`.
+        The VisionTransformer, and float32 arrays in the tree of `model.init`. If the file has a
+        token for masked patches, as DINOv2's do, the arrays have it too: `mask_token` (1, 1, D),
+        which the model ignores, and `pretrained.save` writes back.
 
     Raises:
         UserError: as `load`; a model that has parts that this code doesn't have.
@@ -144,7 +143,17 @@ def open_model(
     if image_size is None:
         image_size = image_size_of(weights, model, grid)
     image_size = size_pair("image_size", image_size)
-    return model, load(weights, model, image_size, grid=grid, resize=resize, new_head=False)
+    params = load(weights, model, image_size, grid=grid, resize=resize, new_head=False)
+    return model, with_mask_token(params, weights, model)
+
+
+def with_mask_token(params: dict, weights: Weights, model) -> dict:
+    """Adds the file's token for masked patches, if there is one, to the parameters of a model."""
+    if MASK_TOKEN not in weights.params:
+        return params
+    token = {MASK_TOKEN: weights.params[MASK_TOKEN]}
+    check_shapes(weights.path, token, {MASK_TOKEN: (1, 1, model.width)})
+    return params | as_float32(weights.path, token)
 
 
 def from_config(
@@ -157,9 +166,13 @@ def from_config(
         model, new_head: see `load`.
         image_shape: (height, width, channels).
         weights: the weights, if they were read already.
+
+    Returns:
+        As `load`; for training on masked patches, with the weights' own token for them, if any.
     """
-    return load(
-        weights or config.init_from,
+    weights = weights or read(config.init_from, model.num_heads)
+    params = load(
+        weights,
         model,
         image_shape,
         grid=config.init_from_grid,
@@ -171,6 +184,8 @@ def from_config(
         mean=config.augment.mean,
         std=config.augment.std,
     )
+    is_masked = not models.predicts_classes(config)
+    return with_mask_token(params, weights, model) if is_masked else params
 
 
 def check(config) -> None:
@@ -296,6 +311,14 @@ def group_by_block(differing: list[tuple]) -> list[str]:
         name = pattern.replace("{}", numbers)
         lines.append(f"{name} is {stored} in the file and {expected} in the model")
     return lines
+
+
+def as_float32(path: str, params) -> dict[str, np.ndarray]:
+    """Returns parameters as float32; raises UserError if there is NaN or infinity in one."""
+    with np.errstate(over="ignore"):  # `check_finite` reports it
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    check_finite(path, params)
+    return params
 
 
 def check_finite(path: str, params) -> None:

@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.paths import CLS, KEY, OUT, POSEMB, QUERY, REG, VALUE, in_block, num_blocks
+from vit_jax.paths import CLS, KEY, MASK_TOKEN, OUT, POSEMB, QUERY, REG, VALUE, in_block, num_blocks
 
 Flat = dict[str, np.ndarray]
 
@@ -68,7 +68,7 @@ def from_state_dict(stored: Flat, names: StateDictNames, num_heads: int) -> Flat
     params = {}
     for name, value in stored.items():
         if name in tensors:
-            is_table = tensors[name] in (CLS, REG, POSEMB)
+            is_table = tensors[name] in (CLS, REG, POSEMB, MASK_TOKEN)
             missing = 3 - value.ndim if is_table else 0
             params[tensors[name]] = value.reshape(*[1] * missing, *value.shape)
             continue

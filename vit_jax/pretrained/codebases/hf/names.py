@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from vit_jax.paths import (
     CLS,
     EMBEDDING,
@@ -11,6 +13,7 @@ from vit_jax.paths import (
     LAYER_SCALE_0,
     LAYER_SCALE_1,
     MAP_HEAD,
+    MASK_TOKEN,
     MLP_GATE,
     MLP_IN,
     MLP_OUT,
@@ -32,6 +35,8 @@ from vit_jax.pretrained.codebases.state_dict import (
     from_state_dict,
     to_state_dict,
 )
+
+MASK = "embeddings.mask_token"
 
 VIT = StateDictNames(
     codebase="transformers",
@@ -60,6 +65,7 @@ DINOV2 = dataclasses.replace(
     tensors=VIT.tensors
     | {
         "embeddings.register_tokens": REG,
+        MASK: MASK_TOKEN,
         "encoder.layer.{}.layer_scale1.lambda1": f"{LAYER_SCALE_0}/gamma",
         "encoder.layer.{}.layer_scale2.lambda1": f"{LAYER_SCALE_1}/gamma",
     },
@@ -73,6 +79,7 @@ DINOV2 = dataclasses.replace(
         "mlp.fc1": MLP_IN,
         "mlp.fc2": MLP_OUT,
     },
+    num_axes={MASK: 2},
 )
 SWIGLU_PARTS = {"mlp.weights_in": (MLP_GATE, MLP_IN), "mlp.weights_out": MLP_OUT}
 DINOV2_SWIGLU = dataclasses.replace(
@@ -114,6 +121,7 @@ DINOV3 = StateDictNames(
     tensors={
         "embeddings.cls_token": CLS,
         "embeddings.register_tokens": REG,
+        MASK: MASK_TOKEN,
         "layer.{}.layer_scale1.lambda1": f"{LAYER_SCALE_0}/gamma",
         "layer.{}.layer_scale2.lambda1": f"{LAYER_SCALE_1}/gamma",
     },
@@ -160,13 +168,15 @@ PREFIXES = {"vit_mae": "vit.", "clip_vision_model": "vision_model."}
 PREFIXES |= {"siglip_vision_model": "vision_model."}
 # Models whose files have parts that aren't of the image's encoder.
 WITH_OTHER_PARTS = ("vit_mae", "clip_vision_model", "siglip_vision_model")
+# Models that always have a token for masked patches.
+ALWAYS_MASKED = ("dinov2_with_registers", "dinov3_vit")
 
 
 def from_hf(stored: Flat, num_heads: int, model_type: str) -> Flat:
     """Converts parameters of transformers.
 
-    A mask token, which is only used in pre-training, is dropped; so are the decoder of a masked
-    autoencoder and all that isn't of the image in an image-and-text model.
+    Dropped are the decoder of a masked autoencoder, all that isn't of the image in an
+    image-and-text model, and the token for masked patches of other models than DINOv2 and DINOv3.
 
     Args:
         model_type: a key of NAMES.
@@ -176,9 +186,10 @@ def from_hf(stored: Flat, num_heads: int, model_type: str) -> Flat:
         kept = (prefix, "classifier.") if model_type in WITH_OTHER_PARTS else ""
         stored = {n.removeprefix(prefix): v for n, v in stored.items() if n.startswith(kept)}
     stored = {name.replace("in_proj_", "in_proj."): value for name, value in stored.items()}
-    stored.pop("embeddings.mask_token", None)
     stored.pop("embeddings.position_ids", None)
     names = NAMES[model_type]
+    if MASK not in names.tensors:
+        stored.pop(MASK, None)
     if any(name.startswith("layers.") for name in stored):
         names = VIT_IN_MEMORY
     elif "encoder.layer.0.mlp.weights_in.weight" in stored:
@@ -190,7 +201,7 @@ def from_hf(stored: Flat, num_heads: int, model_type: str) -> Flat:
 
 
 def to_hf(params: Flat, model_type: str) -> Flat:
-    """Converts to a model of transformers.
+    """Converts to a model of transformers; a missing token for masked patches becomes zeros.
 
     Args:
         model_type: a key of NAMES.
@@ -198,6 +209,8 @@ def to_hf(params: Flat, model_type: str) -> Flat:
     Raises:
         UserError: a parameter that transformers has no name for.
     """
+    if model_type in ALWAYS_MASKED and MASK_TOKEN not in params:
+        params = params | {MASK_TOKEN: np.zeros_like(params[CLS])}
     names = NAMES[model_type]
     if names is DINOV2 and any(MLP_GATE in name for name in params):
         names = DINOV2_SWIGLU
@@ -209,6 +222,11 @@ def to_hf(params: Flat, model_type: str) -> Flat:
         name if name.startswith("classifier.") else prefix + name.replace("in_proj.", "in_proj_"): v
         for name, v in to_state_dict(params, names).items()
     }
+
+
+def has_mask_token(model_type: str) -> bool:
+    """Whether a model of transformers may have a token for masked patches."""
+    return MASK in NAMES[model_type].tensors
 
 
 def has_key_biases(params: Flat) -> bool:

@@ -2,12 +2,12 @@
 
 import math
 
-import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.paths import MASK_TOKEN
 from vit_jax.pretrained.codebases.files import write_files
-from vit_jax.pretrained.codebases.hf.names import has_key_biases, to_hf
+from vit_jax.pretrained.codebases.hf.names import has_key_biases, has_mask_token, to_hf
 from vit_jax.pretrained.codebases.settings import RESAMPLE_CODES
 from vit_jax.pretrained.codebases.writing import ANY, Export, per_channel, unrepresentable
 
@@ -78,6 +78,11 @@ def representable(model, approximate: bool) -> dict:
     return REPRESENTABLE | OTHERS.get(model_type, {})
 
 
+def keeps_mask_token(model) -> bool:
+    """Whether a token for masked patches has a place in the model of transformers."""
+    return has_mask_token(find_model_type(model, approximate=True))
+
+
 def find_model_type(model, approximate: bool = False) -> str:
     """Returns the model_type of transformers that has all fields of a model; else "vit"."""
     is_vit = not any(unrepresentable(model, REPRESENTABLE, approximate))
@@ -100,9 +105,6 @@ def write(path: epath.Path, export: Export) -> None:
     """Writes a folder with model.safetensors and the settings of model and processor."""
     model_type = find_model_type(export.model, approximate=True)
     tensors = to_hf(export.params, model_type)
-    if model_type == "dinov2_with_registers":  # which always has a token for masked patches
-        prefix = f"{model_type}." if export.model.num_classes else ""
-        tensors[f"{prefix}embeddings.mask_token"] = np.zeros((1, export.model.width), np.float32)
     files = {
         "config.json": config_json(export, model_type),
         "preprocessor_config.json": processor_json(export),
@@ -136,7 +138,7 @@ def config_json(export: Export, model_type: str) -> dict:
             "mlp_ratio": mlp_ratio(model),
             "use_swiglu_ffn": model.mlp_layer == "swiglu",
             "layerscale_value": model.init_values,
-            "use_mask_token": model_type != "dinov2",
+            "use_mask_token": model_type != "dinov2" or MASK_TOKEN in export.params,
         }
     if model_type in ("dinov2_with_registers", "dinov3_vit"):
         config["num_register_tokens"] = model.reg_tokens

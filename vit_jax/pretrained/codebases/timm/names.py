@@ -14,6 +14,7 @@ from vit_jax.paths import (
     LAYER_SCALE_0,
     LAYER_SCALE_1,
     MAP_HEAD,
+    MASK_TOKEN,
     MLP_GATE,
     MLP_IN,
     MLP_NORM,
@@ -83,7 +84,8 @@ SWIGLU = dataclasses.replace(
     NAMES, block_modules=NAMES.block_modules | {"mlp.fc1": (MLP_GATE, MLP_IN)}
 )
 
-# Names that only reading needs: of files with separate projections, and of EVA's.
+# Names that only reading needs: of files with separate projections, of EVA's, and of the token for
+# masked patches in DINOv2's own files, which timm drops.
 OTHER_MODULES = {
     "attn.q_proj": QUERY,
     "attn.k_proj": KEY,
@@ -92,6 +94,7 @@ OTHER_MODULES = {
     "mlp.fc1_x": MLP_IN,
 }
 OTHER_TENSORS = {
+    "mask_token": MASK_TOKEN,
     "blocks.{}.gamma_1": f"{LAYER_SCALE_0}/gamma",
     "blocks.{}.gamma_2": f"{LAYER_SCALE_1}/gamma",
     "blocks.{}.attn.q_bias": f"{QUERY}/bias",

@@ -100,7 +100,7 @@ def test_the_token_for_masked_patches_has_no_place_in_timm(tmp_path, caplog):
     assert set(load_file(tmp_path / "timm" / "model.safetensors")) == set(tensors)
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if "mask_token isn't written" in message] == [
-        f"{tmp_path / 'timm'}: mask_token isn't written, which the format has no place for"
+        f"{tmp_path / 'timm'}: mask_token isn't written: the format has no place for it"
     ]
 
 

@@ -93,7 +93,7 @@ def save(
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
     if MASK_TOKEN in flat and not (format == "hf" and hf.keeps_mask_token(model)):
-        logger.info(f"{path}: mask_token isn't written, which the format has no place for")
+        logger.info(f"{path}: mask_token isn't written: the format has no place for it")
         del flat[MASK_TOKEN]
     check_normalization(mean, std, num_channels(flat))
     if model.posemb != "learned" and model.rope == "none":

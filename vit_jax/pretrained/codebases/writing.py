@@ -24,7 +24,7 @@ APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
 
 
 def unrepresentable(model, table: dict, approximate: bool) -> Iterator[tuple]:
-    """Yields each field that a table of REPRESENTABLE doesn't allow.
+    """Yields each field that a codebase's table doesn't allow.
 
     Returns:
         The name, the allowed values, and whether `approximate` would allow its value.

@@ -6,9 +6,9 @@ BLOCK_PARAMETERS; before the blocks, in `is_input_layer`; elsewhere, in `is_know
 row of MODELS in tests/test_paths.py, such as `dict(init_values=0.1)`. FSDP needs nothing. Only
 leaves named `kernel` decay.
 
-Other codebases' weights need no change: export.py refuses a new field unless it has its default,
-and loading.py refuses weights that lack a parameter of the model, until you teach it to add it, as
-`adapt_head` does for heads.
+Other codebases' weights need no change: pretrained/export.py refuses a new field unless it has its
+default, and loading.py refuses weights that lack a parameter of the model, until you teach adapt.py
+to add it, as `adapt_head` does for heads.
 
 A name is a parameter's path in the tree of `model.init`, such as
 "Transformer/encoderblock_0/LayerNorm_0/scale". Blocks are numbered, or stacked by `scan`
@@ -27,7 +27,8 @@ POSEMB = "Transformer/posembed_input/pos_embedding"
 PRE_NORM, ENCODER_NORM = "Transformer/pre_norm", "Transformer/encoder_norm"
 PRE_LOGITS, HEAD, MAP_HEAD = "pre_logits", "head", "MAPHead_0"
 PROBE = f"{MAP_HEAD}/probe"
-# Of the training on masked patches: weights that are loaded from such a run leave them out.
+# Of the training on masked patches: weights that are loaded from such a run leave them out, while
+# DINOv2's keep their token.
 MASK_TOKEN, PATCH_HEAD = "mask_token", "patch_head"
 STEM_ROOT = "conv_root"  # the first convolution of a hybrid's stem
 
@@ -115,7 +116,7 @@ def is_known(name: str) -> bool:
     if (parameter := block_parameter(name)) is not None:
         return parameter in BLOCK_PARAMETERS
     modules = (EMBEDDING, ENCODER_NORM, PRE_LOGITS, HEAD)
-    return is_input_layer(name) or name == PROBE or name.rpartition("/")[0] in modules
+    return is_input_layer(name) or name in (PROBE, MASK_TOKEN) or name.rpartition("/")[0] in modules
 
 
 def differing_shapes(theirs: dict, ours: dict) -> Iterator[tuple]:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from vit_jax import models, pretrained
 from vit_jax.errors import UserError
-from vit_jax.pretrained import export, weights
+from vit_jax.pretrained import weights
 
 # Name -> format, fields of the model, and the image size if it isn't 32x32.
 MODELS = {
@@ -235,16 +235,6 @@ def test_timm_has_every_field_that_was_saved(fields, approximated, pre_norm, tmp
     assert_same(same_params, params)
     arguments = json.loads((tmp_path / "config.json").read_text())["model_args"]
     assert arguments.get("scale_mlp_norm", False) == model.scale_mlp
-
-
-@pytest.mark.parametrize(
-    ("mlp_layer", "width", "mlp_dim", "ratio"),
-    [("mlp", 16, 32, 2), ("swiglu", 16, 16, 1), ("swiglu", 16, 24, 2), ("swiglu", 1536, 4096, 4)],
-)
-def test_ratio_of_dinov2_gives_the_size_in_transformers(mlp_layer, width, mlp_dim, ratio):
-    """The last row is the giant's, as published."""
-    model = tiny_model(mlp_layer=mlp_layer, width=width, mlp_dim=mlp_dim)
-    assert export.dinov2_mlp_ratio(model) == ratio
 
 
 @pytest.mark.parametrize("format", ["google", "timm", "hf"])

@@ -26,10 +26,10 @@ from published import (
 from published import MODERN_CASES as CASES
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import Classifier, models, pretrained
+from vit_jax import Classifier, pretrained
 from vit_jax.errors import UserError
 from vit_jax.paths import POSEMB
-from vit_jax.pretrained import architecture, loading, weights
+from vit_jax.pretrained import convert, loading, weights
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -51,13 +51,12 @@ def test_recorded_outputs_at_another_size(name):
 
 @pytest.mark.parametrize("name", SAVED)
 def test_out_again_is_the_same_file(name, tmp_path):
-    """Names and bits are the source's, except for a token for masked patches, which isn't kept."""
+    """Names and bits are the source's, a token for masked patches included."""
     model, params = save_again(name, tmp_path)
     theirs = load_file(MODERN / CASES[name]["weights"] / "model.safetensors")
     ours = load_file(tmp_path / "model.safetensors")
-    kept = {key for key in theirs if "mask_token" not in key}
-    assert {key for key in ours if "mask_token" not in key} == kept
-    for key in kept:
+    assert set(ours) == set(theirs)
+    for key in theirs:
         np.testing.assert_array_equal(theirs[key], ours[key], err_msg=key)
     same_model, same_params = pretrained.open(tmp_path)
     assert same_model == model
@@ -80,6 +79,52 @@ def test_a_format_without_a_field_is_named(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_token_for_masked_patches(tmp_path, tiny_config):
+    """It is beside the model's parameters, and stays in what can have it."""
+    source = MODERN / "hf_dinov2.hf"
+    token = load_file(source / "model.safetensors")["dinov2.embeddings.mask_token"]
+    model, params = pretrained.open(source)
+    np.testing.assert_array_equal(params["mask_token"], token[None])  # (1, D) -> (1, 1, D)
+    plain = pretrained.load(source, model)
+    assert_same(plain, {name: value for name, value in params.items() if name != "mask_token"})
+    assert "mask_token" not in Classifier.load(source).params
+
+    assert convert.main([str(source), str(tmp_path / "hf"), "--format=hf"]) == 0
+    pretrained.save(plain, tmp_path / "plain", "hf", model=model)
+    for name, has_token in (("hf", True), ("plain", False)):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["use_mask_token"] == has_token
+        saved = load_file(tmp_path / name / "model.safetensors")
+        assert ("dinov2.embeddings.mask_token" in saved) == has_token
+    bad = params | {"mask_token": np.zeros((1, 1, 5), np.float32)}
+    with pytest.raises(UserError, match=r"mask_token is \(1, 1, 5\), not \(1, 1, 48\)"):
+        pretrained.save(bad, tmp_path / "bad", "hf", model=model)
+
+    tiny_config.update(init_from=str(source))
+    assert "mask_token" not in loading.from_config(tiny_config, model, (32, 32, 3))
+    tiny_config.objective = "masked_patches"
+    assert_same(loading.from_config(tiny_config, model, (32, 32, 3)), params)
+
+
+def test_the_token_for_masked_patches_has_no_place_in_timm(tmp_path, caplog):
+    """DINOv2's own files have timm's names, and this token, which timm drops."""
+    caplog.set_level("INFO", "vit_jax")
+    folder = shutil.copytree(MODERN / "timm_dinov2.timm", tmp_path / "source")
+    tensors = load_file(folder / "model.safetensors")
+    width = tensors["cls_token"].shape[-1]
+    token = np.arange(width, dtype=np.float32)[None]
+    save_file(tensors | {"mask_token": token}, folder / "model.safetensors")
+    model, params = pretrained.open(folder)
+    np.testing.assert_array_equal(params["mask_token"], token[None])
+    size = CASES["timm_dinov2"]["image_size"]
+    pretrained.save(params, tmp_path / "timm", "timm", model=model, image_size=size)
+    assert set(load_file(tmp_path / "timm" / "model.safetensors")) == set(tensors)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if "mask_token isn't written" in message] == [
+        f"{tmp_path / 'timm'}: mask_token isn't written: the format has no place for it"
+    ]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -100,6 +145,8 @@ def test_models_of_our_own_as_those_of_transformers(fields, tmp_path):
             block["MultiHeadDotProductAttention_0"]["key"]["bias"][:] = 0
     pretrained.save(params, tmp_path, "hf", model=model, image_size=32)
     same, again = pretrained.open(tmp_path, 32)
+    if model.reg_tokens:  # transformers' always have this token
+        assert not again.pop("mask_token").any()
     assert_same(again, params)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
     expected = compute_logits(model, params, images)
@@ -290,20 +337,3 @@ def test_biases_that_only_some_layers_lack_are_missing(tmp_path):
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="lacks .*encoderblock_1/.*: the file is incomplete"):
         pretrained.open(tmp_path / "w.safetensors", num_heads=4)
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("vit_large_patch14_clip_quickgelu_224", dict(layer_norm_eps=1e-5, gelu="quick")),
-        ("vit_base_patch16_siglip_224", dict()),
-        ("vit_so400m_patch16_siglip_gap_256", dict(gelu="tanh")),
-        ("vit_giant_patch14_reg4_dinov2", dict(num_heads=24, no_embed_class=True)),
-        ("eva02_base_patch14_448", dict(rope="axial", rope_temperature=1e4, rope_grid=(16, 16))),
-        ("vit_base_patch16_rope_mixed_ape_224", dict(rope="mixed", rope_temperature=10.0)),
-    ],
-)
-def test_what_names_of_timm_stand_for(name, fields):
-    known = architecture.timm_fields(name)
-    assert {field: known.get(field) for field in fields} == fields
-    assert set(known) <= set(models.FIELDS)

@@ -20,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from vit_jax import Classifier, models, pretrained
 from vit_jax.errors import UserError
-from vit_jax.pretrained import architecture, convert, weights
+from vit_jax.pretrained import convert, weights
+from vit_jax.pretrained.codebases import architecture
+from vit_jax.pretrained.codebases.timm import reading
 
 SMALL = dict(img_size=64, depth=2, num_classes=5)
 SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32)
@@ -170,7 +172,7 @@ def test_names_of_timm_stand_for_what_timm_builds():
     for name in sorted(names):
         with torch.device("meta"):
             model = timm.create_model(name)
-        fields, block = architecture.timm_fields(name), model.blocks[0]
+        fields, block = reading.fields_of_name(name), model.blocks[0]
         num_heads = fields.get("num_heads") or architecture.published_num_heads(model.embed_dim)
         assert num_heads == block.attn.num_heads, name
         assert fields.get("layer_norm_eps", 1e-6) == block.norm1.eps, name
@@ -226,7 +228,7 @@ def test_outputs_of_models_of_transformers(name, settings, tmp_path):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_dinov3_of_transformers_is_saved_again(gated, tmp_path):
-    """With the same tensors, except for a token for masked patches; transformers loads it."""
+    """With the same tensors; transformers loads it."""
     transformers = pytest.importorskip("transformers")
     activation = "silu" if gated else "gelu"
     settings = WITH_MLP | dict(use_gated_mlp=gated, hidden_act=activation, num_register_tokens=4)
@@ -236,7 +238,7 @@ def test_dinov3_of_transformers_is_saved_again(gated, tmp_path):
     folder = tmp_path / "ours"
     pretrained.save(params, folder, "hf", model=ours, image_size=32)
     saved, stored = (load_file(tmp_path / n / "model.safetensors") for n in ("ours", "theirs"))
-    assert set(stored) - set(saved) == {"embeddings.mask_token"}
+    assert set(saved) == set(stored)
     for name, value in saved.items():
         np.testing.assert_array_equal(value, stored[name])
     assert_same_outputs(transformers.DINOv3ViTModel.from_pretrained(folder).eval(), folder)

@@ -85,11 +85,11 @@ class Classifier(Predictor):
         """
         stored = weights.read(path, num_heads)
         stored.check_num_heads(num_heads)
+        model = models.create("B/16", **stored.model_fields)
         if image_size is None:
-            model = models.create("B/16", **stored.model_fields)
             image_size = pretrained.image_size_of(stored, model, grid)
         image_size = size_pair("image_size", image_size)
-        model, params = pretrained.open(stored, image_size, grid=grid)
+        params = pretrained.load(stored, model, image_size, grid=grid, new_head=False)
         return cls.from_weights(stored, model, params, image_size, class_names=class_names)
 
     @classmethod

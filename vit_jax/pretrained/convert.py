@@ -11,9 +11,11 @@ import jax
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.pretrained import architecture, export
+from vit_jax.pretrained import export
+from vit_jax.pretrained.adapt import image_size_of
+from vit_jax.pretrained.codebases.architecture import describe
 from vit_jax.pretrained.export import save
-from vit_jax.pretrained.loading import image_size_of, load
+from vit_jax.pretrained.loading import load, with_mask_token
 from vit_jax.pretrained.weights import read, read_class_names
 from vit_jax.runs.checkpoint_paths import at_step
 from vit_jax.weight_flags import add_weight_flags
@@ -60,8 +62,9 @@ def convert(
     model = models.create("B/16", **weights.model_fields)
     stored_size = image_size_of(weights, model, grid) if grid else weights.image_size
     image_size = image_size or stored_size
+    params = load(weights, model, image_size, grid=grid, new_head=False)
     save(
-        load(weights, model, image_size, grid=grid, new_head=False),
+        with_mask_token(params, weights, model),
         target,
         format,
         model=model,
@@ -73,7 +76,7 @@ def convert(
         class_names=class_names or weights.class_names,
         approximate=approximate,
     )
-    return architecture.describe(weights.model_fields)
+    return describe(weights.model_fields)
 
 
 def published() -> list[dict[str, str]]:

@@ -1,41 +1,32 @@
 """Loads published weights as the parameters of a given model."""
 
-import logging
-import math
-import numbers
 import re
 from collections.abc import Sequence
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
-from vit_jax.models import VisionTransformer, checks, posemb
-from vit_jax.paths import (
-    CLS,
-    EMBEDDING,
-    HEAD,
-    POSEMB,
-    PRE_LOGITS,
-    REG,
-    differing_shapes,
-    in_block,
-    num_blocks,
-    stack_blocks,
+from vit_jax.models import VisionTransformer, checks
+from vit_jax.paths import CLS, MASK_TOKEN, POSEMB, differing_shapes, stack_blocks
+from vit_jax.pretrained.adapt import (
+    DEPTHS,
+    adapt_head,
+    adapt_patches,
+    adapt_positions,
+    adapt_prefix_positions,
+    add_blocks,
+    check_grid,
+    image_size_of,
+    position_grid,
 )
-from vit_jax.pretrained import architecture
-from vit_jax.pretrained.resize import METHODS, resize_patches, resize_positions
-from vit_jax.pretrained.weights import Weights, num_prefix_rows, read
+from vit_jax.pretrained.codebases import architecture
+from vit_jax.pretrained.resize import METHODS
+from vit_jax.pretrained.weights import Weights, read
 
-logger = logging.getLogger("vit_jax")
-
-KERNEL = f"{EMBEDDING}/kernel"
-HEAD_KERNEL, HEAD_BIAS = f"{HEAD}/kernel", f"{HEAD}/bias"
-DEPTHS = ("stack", "append")
 # Fields of parts that a model has or lacks.
 PARTS = ("reg_tokens", "pre_norm", "norm_layer", "qkv_bias", "qk_norm", "init_values")
 PARTS += ("mlp_layer", "scale_mlp")
@@ -93,7 +84,7 @@ def load(
         )
     weights = path if isinstance(path, Weights) else read(path, model.num_heads)
     check_settings(weights, model, mean, std)
-    params = dict(weights.params)
+    params = {name: value for name, value in weights.params.items() if name != MASK_TOKEN}
     if resize_patch:
         adapt_patches(params, model)
     channels = weights.channels
@@ -113,10 +104,7 @@ def load(
     expected = architecture.param_shapes(model, image_shape)
     adapt_head(weights.path, params, expected, model, new_head)
     check_shapes(weights.path, params, expected)
-    with np.errstate(over="ignore"):  # `check_finite` reports it
-        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
-    check_finite(weights.path, params)
-    return as_tree(params, model)
+    return as_tree(as_float32(weights.path, params), model)
 
 
 def open_model(
@@ -142,7 +130,9 @@ def open_model(
             tell, such as dtype="bfloat16", scan=True.
 
     Returns:
-        The VisionTransformer, and float32 arrays in the tree of `model.init`.
+        The VisionTransformer, and float32 arrays in the tree of `model.init`. If the file has a
+        token for masked patches, as DINOv2's do, the arrays have it too: `mask_token` (1, 1, D),
+        which the model ignores, and `pretrained.save` writes back.
 
     Raises:
         UserError: as `load`; a model that has parts that this code doesn't have.
@@ -153,7 +143,17 @@ def open_model(
     if image_size is None:
         image_size = image_size_of(weights, model, grid)
     image_size = size_pair("image_size", image_size)
-    return model, load(weights, model, image_size, grid=grid, resize=resize, new_head=False)
+    params = load(weights, model, image_size, grid=grid, resize=resize, new_head=False)
+    return model, with_mask_token(params, weights, model)
+
+
+def with_mask_token(params: dict, weights: Weights, model) -> dict:
+    """Adds the file's token for masked patches, if there is one, to the parameters of a model."""
+    if MASK_TOKEN not in weights.params:
+        return params
+    token = {MASK_TOKEN: weights.params[MASK_TOKEN]}
+    check_shapes(weights.path, token, {MASK_TOKEN: (1, 1, model.width)})
+    return params | as_float32(weights.path, token)
 
 
 def from_config(
@@ -166,9 +166,13 @@ def from_config(
         model, new_head: see `load`.
         image_shape: (height, width, channels).
         weights: the weights, if they were read already.
+
+    Returns:
+        As `load`; for training on masked patches, with the weights' own token for them, if any.
     """
-    return load(
-        weights or config.init_from,
+    weights = weights or read(config.init_from, model.num_heads)
+    params = load(
+        weights,
         model,
         image_shape,
         grid=config.init_from_grid,
@@ -180,6 +184,8 @@ def from_config(
         mean=config.augment.mean,
         std=config.augment.std,
     )
+    is_masked = not models.predicts_classes(config)
+    return with_mask_token(params, weights, model) if is_masked else params
 
 
 def check(config) -> None:
@@ -195,13 +201,6 @@ def check(config) -> None:
     for name in ("init_from_grid", "init_from_patch", "init_from_depth"):
         if config[name] is not None and not config.init_from:
             raise UserError(f"config.{name} is {config[name]!r}, which needs config.init_from")
-
-
-def check_grid(field: str, grid) -> None:
-    """Raises UserError if `grid` isn't (rows, columns), both above 0."""
-    is_pair = isinstance(grid, Sequence) and len(grid) == 2
-    if not is_pair or not all(isinstance(n, numbers.Integral) and n > 0 for n in grid):
-        raise UserError(f"{field} is {grid!r}; it must be (rows, columns), both above 0")
 
 
 def check_settings(weights: Weights, model, mean=None, std=None) -> None:
@@ -261,200 +260,6 @@ def shortened(values: tuple) -> tuple:
     return values[:1] if len(set(values)) == 1 else values
 
 
-def position_grid(weights: Weights, model, image_size, grid) -> tuple[tuple[int, int] | None, int]:
-    """Returns (rows, columns) of the file's positions, and how many more come before them.
-
-    Args:
-        weights: the file's contents.
-        model: the model to load for.
-        image_size: (height, width) of the model's images, or None.
-        grid: (rows, columns), if the caller knows them. Otherwise they follow from the file's
-            image size, from a square number of positions, or from `image_size`.
-
-    Returns:
-        The grid, None if the file has no positions; and the number of positions of the class token
-        and the register tokens.
-
-    Raises:
-        UserError: a grid with another number of positions, or several or no possible grids.
-    """
-    if POSEMB not in weights.params:
-        return None, 0
-    length = weights.params[POSEMB].shape[1]
-    prefix_rows = num_prefix_rows(weights)
-    if grid is not None:
-        check_grid("grid (--config.init_from_grid)", grid)
-        if length - math.prod(grid) not in prefix_rows:
-            raise UserError(
-                f"grid (--config.init_from_grid) is {tuple(grid)}; it must have the "
-                f"{' or '.join(str(length - n) for n in prefix_rows)} positions of {weights.path}"
-            )
-        return tuple(grid), length - math.prod(grid)
-    if weights.image_size:
-        stored_model = model.clone(patch_size=weights.params[KERNEL].shape[:2])
-        grid = stored_model.grid(weights.image_size)
-        if length - math.prod(grid) not in prefix_rows:
-            rows, columns = grid
-            height, width = weights.image_size
-            raise UserError(
-                f"{weights.path} has {length} positions, but says that its images are of "
-                f"{height}x{width} pixels, which are {rows}x{columns} patches: give "
-                'grid=(rows, columns) (--config.init_from_grid="(rows, columns)"; to convert, '
-                "--grid rows columns)"
-            )
-        return grid, length - math.prod(grid)
-    num_positions = length - prefix_rows[0]
-    square = (math.isqrt(num_positions),) * 2
-    candidates = {square, model.grid(image_size) if image_size else square}
-    candidates = sorted(grid for grid in candidates if math.prod(grid) == num_positions)
-    if len(candidates) != 1:
-        possible = " or ".join(f"{rows}x{columns}" for rows, columns in candidates)
-        raise UserError(
-            f"{weights.path} has {num_positions} positions of patches and doesn't specify their "
-            f"grid, which is {possible or 'no square'}: give grid=(rows, columns) "
-            '(--config.init_from_grid="(rows, columns)"; to convert, --grid rows columns)'
-        )
-    return candidates[0], prefix_rows[0]
-
-
-def image_size_of(weights: Weights, model, grid=None) -> tuple[int, int]:
-    """Returns (height, width) of the images that a file is for, with the model's patch size.
-
-    Args:
-        grid: (rows, columns) of the file's positions, if the file doesn't specify it.
-
-    Raises:
-        UserError: the file tells neither its image size nor its grid.
-    """
-    grid, _ = position_grid(weights, model, None, grid)
-    if grid:
-        return tuple(n * pixels for n, pixels in zip(grid, model.token_pixels, strict=True))
-    if weights.image_size is None:
-        raise UserError(
-            f"{weights.path} doesn't tell the size of its images: give image_size "
-            "(--config.image_size)"
-        )
-    return weights.image_size
-
-
-def adapt_patches(params, model) -> None:
-    """Resizes the patch kernel to the model's patch size, in place."""
-    kernel = params[KERNEL]
-    if kernel.shape[:2] != model.patch_shape:
-        logger.info(f"Resizing patches of {kernel.shape[:2]} pixels to {model.patch_shape}")
-        params[KERNEL] = resize_patches(kernel, model.patch_shape)
-
-
-def adapt_prefix_positions(params, num_rows: int, model) -> None:
-    """Gives the tokens before the patches as many positions as in the model, in place.
-
-    Missing ones are zeros; those that the model lacks are added to the tokens themselves.
-
-    Args:
-        num_rows: how many positions come before the patches'.
-    """
-    tokens = [name for name in (CLS, REG) if name in params]
-    num_kept = model.num_prefix_positions
-    num_prefix = sum(params[name].shape[1] for name in tokens)
-    # A fixed table, or another model: reported later.
-    if num_rows == num_kept or num_prefix != model.num_prefix_tokens:
-        return
-    rows, rest = np.split(params[POSEMB], [num_rows], axis=1)
-    rows = np.pad(rows, ((0, 0), (0, num_prefix - num_rows), (0, 0)))
-    start = 0
-    for name in tokens:
-        stop = start + params[name].shape[1]
-        if start >= num_kept:
-            params[name] = params[name] + rows[:, start:stop]
-        start = stop
-    params[POSEMB] = np.concatenate([rows[:, :num_kept], rest], axis=1)
-
-
-def adapt_positions(
-    params, old: tuple[int, int] | None, new: tuple[int, int], model, method: str
-) -> None:
-    """Resizes learned positions to a new grid, in place.
-
-    If the model computes its positions, removes a table of the same values.
-    """
-    if old is None:
-        return
-    positions, num_prefix = params[POSEMB], params[POSEMB].shape[1] - math.prod(old)
-    if model.posemb == "learned":
-        if old != new:
-            logger.info(f"Resizing positions of a grid of {old} to {new}")
-        params[POSEMB] = resize_positions(
-            positions, old, new, num_prefix, method, has_registers=bool(model.reg_tokens)
-        )
-    else:
-        table = posemb.table(model.posemb, *old, model.width, num_prefix)
-        if table.shape == positions.shape and np.allclose(table, positions, atol=1e-5):
-            del params[POSEMB]
-
-
-def add_blocks(params, depth: str, model, image_shape, seed: int) -> None:
-    """Adds the blocks that a deeper model needs, in place; see `load`."""
-    check_choice("depth (--config.init_from_depth)", depth, DEPTHS)
-    num_stored = num_blocks(params)
-    if num_stored >= model.depth:
-        return
-    if depth == "append":
-        params |= initial_blocks(model, num_stored, image_shape, seed)
-        origin = f"initial, with seed {seed}"
-    else:
-        for i in range(num_stored, model.depth):
-            copied, new = in_block(i % num_stored, ""), in_block(i, "")
-            for name in [name for name in params if name.startswith(copied)]:
-                params[new + name.removeprefix(copied)] = params[name]
-        origin = f"copies of the {num_stored} blocks before them"
-    logger.info(f"Blocks {num_stored} to {model.depth - 1} are {origin}")
-
-
-def initial_blocks(model, first: int, image_shape, seed: int) -> dict[str, np.ndarray]:
-    """Returns the initial parameters of the blocks from `first` on, in a run with this seed."""
-    unstacked = model.clone(scan=False)
-
-    @jax.jit  # computes only what is returned
-    def init():
-        params = unstacked.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
-        new = tuple(in_block(i, "") for i in range(first, model.depth))
-        return {name: value for name, value in flat.items() if name.startswith(new)}
-
-    return jax.device_get(init())
-
-
-def adapt_head(path: str, params, expected: architecture.Shapes, model, new_head: bool) -> None:
-    """Removes head parameters that the model lacks, and replaces a head for other classes.
-
-    Raises:
-        UserError: a head that doesn't fit, and `new_head` is False.
-    """
-    num_stored = params[HEAD_BIAS].shape[0] if HEAD_BIAS in params else 0
-    stored = f"a head for {num_stored} classes" if num_stored else "no head"
-    extra = [
-        name
-        for name in params
-        if name.startswith((f"{HEAD}/", f"{PRE_LOGITS}/")) and name not in expected
-    ]
-    if f"{PRE_LOGITS}/kernel" in extra:
-        stored += " after a representation layer"
-    for name in extra:
-        del params[name]
-    fits = not extra and all(
-        name in params and params[name].shape == expected.get(name)
-        for name in (HEAD_KERNEL, HEAD_BIAS)
-    )
-    # A head for as many classes that doesn't fit is of another model, as `check_shapes` reports.
-    is_other_head = extra or num_stored != model.num_classes
-    if HEAD_KERNEL in expected and not fits and is_other_head:
-        if not new_head:
-            raise UserError(f"{path} has {stored}; the model needs one for {model.num_classes}")
-        params[HEAD_KERNEL] = np.zeros(expected[HEAD_KERNEL], np.float32)
-        params[HEAD_BIAS] = np.full(expected[HEAD_BIAS], model.head_bias_init, np.float32)
-        logger.warning(f"{path} has {stored}; the new head for {model.num_classes} starts at zero")
-
-
 MAX_LISTED = 8  # differing parameters in a message
 
 
@@ -506,6 +311,14 @@ def group_by_block(differing: list[tuple]) -> list[str]:
         name = pattern.replace("{}", numbers)
         lines.append(f"{name} is {stored} in the file and {expected} in the model")
     return lines
+
+
+def as_float32(path: str, params) -> dict[str, np.ndarray]:
+    """Returns parameters as float32; raises UserError if there is NaN or infinity in one."""
+    with np.errstate(over="ignore"):  # `check_finite` reports it
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    check_finite(path, params)
+    return params
 
 
 def check_finite(path: str, params) -> None:

@@ -1,15 +1,13 @@
 """Reads weights: Google's and big_vision's .npz, timm's and transformers' .safetensors, and runs.
 
-A file's format is recognized from its contents. `formats.py` converts names and layouts, and
-`hub.py` reads the settings that come with weights of timm and transformers.
+A file's format is recognized from its contents. The codebases in `codebases/` convert names and
+layouts, and read the settings that come with the weights.
 """
 
 import dataclasses
 import logging
 import os
 import re
-import zipfile
-import zlib
 
 import flax
 import jax
@@ -38,8 +36,10 @@ from vit_jax.paths import (
     VALUE,
     block_index,
     in_block,
+    is_known,
 )
-from vit_jax.pretrained import architecture, formats, hub
+from vit_jax.pretrained.codebases import architecture, files, google, hf, timm
+from vit_jax.pretrained.codebases.settings import get_setting
 from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.storage import buckets
 from vit_jax.storage.files import open_path
@@ -57,10 +57,9 @@ FIELDS_TO_READ = tuple(
 
 logger = logging.getLogger("vit_jax")
 
-# What Google's code and big_vision compute, and how they normalize images.
-FLAX_FIELDS = dict(gelu="tanh", layer_norm_eps=1e-6, pool_norm="before")
-MEAN = STD = (0.5,)
-# What evaluation sees of images if nothing tells: the defaults of configs/common.py.
+# If nothing tells, images are normalized as by Google's code, and evaluation sees of them what it
+# does by default in configs/common.py.
+MEAN, STD = google.MEAN, google.STD
 EVAL_CROP, EVAL_METHOD = 0.875, "bilinear"
 
 
@@ -155,7 +154,7 @@ def read(path, num_heads: int | None = None) -> Weights:
         raise UserError(f"The path of the weights is {path!r}; it must be a file or a folder")
     name = os.path.expanduser(path)
     try:
-        local = open_path(hub.fetch(name))
+        local = open_path(files.fetch(name))
     except buckets.Unsupported:
         raise UserError(
             f"{name} can't be read: download it and give the file's path. Weights are read from "
@@ -172,7 +171,7 @@ def read(path, num_heads: int | None = None) -> Weights:
         raise UserError(f"{name} can't be read: {first_line(error)}") from None
     check_complete(weights)
     if not architecture.infer_fields(weights.shapes):
-        contents = hub.describe_contents(weights.params, {})
+        contents = architecture.describe_contents(weights.params, {})
         raise UserError(f"{name} holds no Vision Transformer: {contents}")
     check_positions(weights)
     for parameter, value in weights.params.items():
@@ -243,18 +242,71 @@ def read_any_format(name: str, path: epath.Path, num_heads: int | None) -> Weigh
         hint = f"; if it is on the Hugging Face Hub, give hf:{name}" if is_name else ""
         raise UserError(f"There is no {name}{hint}")
     if path.is_dir():
-        return Weights(path=name, **hub.convert(name, *hub.read_folder(path), num_heads))
+        return read_state_dict(name, *files.read_folder(path), num_heads)
     with path.open("rb") as file:
-        start = file.read(len(hub.LFS_POINTER))
-    hub.check_downloaded(name, start)
+        start = file.read(len(files.LFS_POINTER))
+    files.check_downloaded(name, start)
     if start.startswith(b"PK"):
-        return read_npz(name, path)
+        return Weights(path=name, **google.read(name, files.read_arrays(path)))
     if start[8:9] == b"{":
-        tensors = hub.read_safetensors(path)
-        return Weights(path=name, **hub.convert(name, tensors, {}, {}, num_heads))
+        return read_state_dict(name, files.read_safetensors(path), {}, {}, num_heads)
     pickle = path.suffix in (".bin", ".pt", ".pth")
     hint = ": PyTorch pickles are never read; save the weights as .safetensors" if pickle else ""
     raise UserError(f"{name} is neither an .npz nor a .safetensors file{hint}")
+
+
+def read_state_dict(
+    path: str, tensors, config: dict, processor: dict, num_heads: int | None
+) -> Weights:
+    """Recognizes whether tensors are timm's or transformers', and converts them.
+
+    Args:
+        path: for messages.
+        tensors: the state dict.
+        config, processor: config.json and preprocessor_config.json; {} if missing.
+        num_heads: used if the config doesn't specify it; None: the published size's.
+
+    Raises:
+        UserError: a model that this code doesn't have, parts that it doesn't have, or an
+            impossible setting.
+    """
+    model_type = get_setting(config, path, "model_type", str, "vit")
+    vision = get_setting(config, path, "vision_config", dict, {})
+    if vision and f"{model_type}_vision_model" in hf.FAMILIES:  # an image-and-text model
+        model_type = f"{model_type}_vision_model"
+        config = {"image_size": 224, **vision, "model_type": model_type}
+    compared = [] if model_type in hf.WITH_OTHER_PARTS else tensors
+    if model_type not in hf.FAMILIES or architecture.recognize_other_model(compared):
+        raise UserError(f"{path} can't be read: {architecture.describe_contents(tensors, config)}")
+    prefix = hf.PREFIXES.get(model_type, f"{model_type}.")
+    for kernel, codebase in (
+        ("embeddings.patch_embeddings.projection.weight", hf),
+        ("embeddings.patch_embeddings.weight", hf),
+        ("embeddings.patch_embedding.weight", hf),
+        ("patch_embed.proj.weight", timm),
+    ):
+        for name in (kernel, f"{prefix}{kernel}"):
+            if name in tensors and tensors[name].ndim == 4:
+                width = len(tensors[name])
+                contents = codebase.read(path, tensors, width, config, processor, num_heads)
+                check_explained(path, contents["params"])
+                return Weights(path=path, **contents)
+    described = architecture.describe_contents(tensors, config)
+    raise UserError(f"{path} holds no Vision Transformer: {described}")
+
+
+MAX_UNKNOWN = 6  # parameters in a message
+
+
+def check_explained(path: str, params) -> None:
+    """Raises UserError naming the parameters that no field of the model explains."""
+    unknown = [
+        re.sub(r"/(kernel|scale)$", ".weight", name) for name in params if not is_known(name)
+    ]
+    if unknown := sorted({re.sub(r"\b\d+\b", "*", name).replace("/", ".") for name in unknown}):
+        listed = ", ".join(unknown[:MAX_UNKNOWN])
+        more = f" and {len(unknown) - MAX_UNKNOWN} more" if len(unknown) > MAX_UNKNOWN else ""
+        raise UserError(f"{path} has parts that no field of the model explains: {listed}{more}")
 
 
 def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str | None) -> Weights:
@@ -271,7 +323,7 @@ def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str |
         check_numbers(f"{name}: config.augment.{field}", config.augment[field])
     return Weights(
         path=name,
-        params=formats.from_flax(params),
+        params=google.from_flax(params),
         prefix_rows=(model.num_prefix_positions,),
         fields={field: getattr(model, field) for field in FIELDS_TO_READ},
         mean=tuple(config.augment.mean),
@@ -282,47 +334,6 @@ def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str |
         class_names=run_folder.read_class_names(workdir),
         loss=config.loss,
     )
-
-
-def read_npz(name: str, path: epath.Path) -> Weights:
-    """Reads a file of Google's code or big_vision."""
-    stored = read_arrays(path)
-    if model := architecture.recognize_other_model(stored):
-        raise UserError(f"{name} can't be read: it looks like {model}")
-    # big_vision's positions are at the top level. It adds them before it prepends the class token.
-    is_google = any(stored_name.endswith(POSEMB) for stored_name in stored)
-    return Weights(
-        path=name,
-        params=formats.from_flax(stored),
-        prefix_rows=(1,) if is_google else (0, 1),
-        fields=FLAX_FIELDS,
-        mean=MEAN,
-        std=STD,
-    )
-
-
-def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file, of any precision; unpickles nothing."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise UserError(f"{path} is damaged: {error}") from None
-        raise UserError(
-            f"{path} holds pickled objects, which are never read; it must hold arrays: {error}"
-        ) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    for name, value in arrays.items():
-        if not isinstance(value, np.ndarray):
-            raise UserError(
-                f"{path} is a zip file with {name}, which is no array: PyTorch pickles are never "
-                "read; save the weights as .safetensors"
-            )
-        if value.dtype == np.dtype("V2"):  # bfloat16, which NumPy doesn't know
-            arrays[name] = value.view(jnp.bfloat16)
-    return arrays
 
 
 def read_class_names(path) -> list[str]:

@@ -46,50 +46,6 @@ OTHER_MODELS = (
 )
 
 
-# Patterns of timm's names of architectures whose parameters have the names of models that can be
-# read, but that compute something else.
-OTHER_ARCHITECTURES = (
-    (r"_rpn_", "normalizes the branches' outputs"),
-    (r"vit_pe_|sapiens2", "has rotary positions of another kind"),
-    (r"^test_vit3", "pools register tokens too"),
-    (r"eva02_enormous", "normalizes the branches' outputs"),
-)
-
-# Patterns of timm's names of architectures -> the fields that they stand for, where they aren't
-# timm's defaults and don't show in the parameters.
-TIMM_FIELDS = (
-    (r"^vit_\w+_clip_", dict(layer_norm_eps=1e-5)),
-    (r"_quickgelu_", dict(gelu="quick")),
-    # The SigLIP models of timm 1.0.31 with the tanh GELU.
-    (r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip", dict(gelu="tanh")),
-    (r"large_patch16_siglip\w*_512", dict(gelu="tanh")),
-    (
-        r"_(dinov3|lingbot)",
-        dict(layer_norm_eps=1e-5, rope="axial", rope_temperature=100.0, rope_grid="centered"),
-    ),
-    (
-        r"^eva02_(tiny|small|base|large)|_rope_reg\d",
-        dict(rope="axial", rope_temperature=1e4, rope_grid=(16, 16)),
-    ),
-    (r"_rope_(ape_)?\d", dict(rope="axial", rope_temperature=100.0)),
-    (r"_rope_mixed_", dict(rope="mixed", rope_temperature=10.0)),
-    (r"giant_patch14_(reg\d_)?(dinov2|tipsv2)|giant_patch16_lingbot", dict(num_heads=24)),
-    (r"huge_plus_patch16_dinov3", dict(num_heads=20)),
-    (r"base_patch16_gap_224", dict(num_heads=16)),
-    (r"reg\d_gap|^deit3|^flexivit|(reg\d_)(dinov2|tipsv2)|_ape_", dict(no_embed_class=True)),
-    (r"so150m2?_patch16_reg|^test_vit", dict(no_embed_class=False)),
-)
-
-
-def timm_fields(name: str) -> dict:
-    """Returns the fields that the name of an architecture of timm stands for; see TIMM_FIELDS."""
-    fields = {}
-    for pattern, values in TIMM_FIELDS:
-        if re.search(pattern, name):
-            fields |= values
-    return fields
-
-
 def recognize_other_model(names: Iterable[str]) -> str | None:
     """Returns which unsupported model parameters with these names belong to; None if unknown."""
     names = list(names)
@@ -97,6 +53,18 @@ def recognize_other_model(names: Iterable[str]) -> str | None:
         if any(re.search(pattern, name) for name in names):
             return model
     return None
+
+
+def describe_contents(names, config: dict) -> str:
+    """Returns what a message says of parameters that aren't a Vision Transformer's."""
+    declared = config.get("architectures")
+    declared = declared or [config.get("architecture") or config.get("model_type")]
+    parts = []
+    if isinstance(declared, list) and declared[0]:
+        parts.append(f"its config.json says {declared[0]}")
+    if model := recognize_other_model(names):
+        parts.append(f"it looks like {model}")
+    return ", and ".join(parts) or f"its parameters are {', '.join(sorted(names)[:3])}, ..."
 
 
 def param_shapes(model, image_shape: Sequence[int]) -> Shapes:

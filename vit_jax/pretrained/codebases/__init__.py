@@ -1,0 +1,1 @@
+"""Google's code, timm and transformers: their names, layouts, settings and files."""

@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     config.augment.randaugment_layers = 0  # 0: no RandAugment
     config.augment.randaugment_magnitude = 10.0
     # Its operations: big_vision's, with Pillow's contrast; "tensorflow": with their own contrast;
-    # or "timm": timm's increasing ones, as in DeiT. See vit_jax/data/randaugment.py.
+    # or "timm": timm's increasing ones, as in DeiT. See vit_jax/data/preprocess/randaugment.py.
     config.augment.randaugment_kind = "pillow"
     # Of the images that evaluation sees, the share of the shorter side, or "squeeze": the whole
     # image, whose proportions aren't kept. docs/evaluation.md tells whose numbers need what.

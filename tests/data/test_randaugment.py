@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.data import randaugment
+from vit_jax.data.preprocess import randaugment
 
 
 @pytest.fixture(scope="module")

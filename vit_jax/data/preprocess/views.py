@@ -20,8 +20,8 @@ from vit_jax import checks
 from vit_jax.data import tf
 from vit_jax.data.preprocess.crops import BETA, CROP_DISTRIBUTIONS, CROPS
 from vit_jax.data.preprocess.decoding import EncodedImage
+from vit_jax.data.preprocess.randaugment import KINDS, color_jitter, randaugment, three_augment
 from vit_jax.data.preprocess.resizing import RESIZE_METHODS, resize_and_crop
-from vit_jax.data.randaugment import KINDS, color_jitter, randaugment, three_augment
 from vit_jax.errors import UserError
 
 STRENGTH = checks.Range(0, 100)

@@ -34,8 +34,8 @@ from vit_jax.parallel.mesh import check_batch_size, create_mesh
 from vit_jax.parallel.preemption import Preemption
 from vit_jax.parallel.watchdog import Watchdog
 from vit_jax.runs import branch, checkpoint, resuming, run_folder
-from vit_jax.runs.beginning import Beginning
 from vit_jax.runs.compilation_cache import compilation_cache
+from vit_jax.runs.start_point import StartPoint
 from vit_jax.scaling import flops
 from vit_jax.training.program import Program
 from vit_jax.training.train_state import with_params
@@ -54,7 +54,7 @@ class Run(NamedTuple):
     preemption: Preemption
     profile: profile.Profile
     watchdog: Watchdog
-    beginning: Beginning
+    start_point: StartPoint
 
     def stop_requested(self) -> bool:
         """Whether to stop here; see `Preemption.sync`. A sign of life, too."""
@@ -123,7 +123,7 @@ class Setup(NamedTuple):
     train_set: input_pipeline.Source
     share: dict  # which examples this process loads; see `feeding.process_rows`
     evaluators: dict  # as in `Run`
-    beginning: Beginning
+    start_point: StartPoint
     weights: dict | None  # the parameters to start a new run from; None: random ones
 
 
@@ -136,19 +136,19 @@ def prepare(config, workdir, mesh, recover_config: bool, allowed) -> Setup:
         allowed: see `resuming.check_config`.
     """
     share = feeding.process_rows(mesh, config.batch_size)
-    beginning = Beginning(workdir, config, common.get_config())
+    start_point = StartPoint(workdir, config, common.get_config())
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
-    order = [beginning.recorded("dataset", field) for field in ("order", "parts")]
-    config = resolve(beginning.take_over(config), train_set, *order)
+    order = [start_point.recorded("dataset", field) for field in ("order", "parts")]
+    config = resolve(start_point.inherit(config), train_set, *order)
     image_shape = input_pipeline.image_shape(config)
-    remat = beginning.recorded("model", "remat")
+    remat = start_point.recorded("model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=remat)
-    beginning.check(config, train_set, program.shapes, recover_config, allowed)
+    start_point.check(config, train_set, program.shapes, recover_config, allowed)
     evaluators = create_evaluators(program, train_set, eval_set, share)
     weights = None
-    if config.init_from and beginning.is_new:
+    if config.init_from and start_point.is_new:
         weights = pretrained.from_config(config, program.model, image_shape)
-    return Setup(program, train_set, share, evaluators, beginning, weights)
+    return Setup(program, train_set, share, evaluators, start_point, weights)
 
 
 def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
@@ -159,7 +159,7 @@ def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
         checkpoints: the run's checkpoints.
         workdir: the run's folder, which keeps compiled programs.
     """
-    program, origin = setup.program, setup.beginning.origin
+    program, origin = setup.program, setup.start_point.origin
     with compilation_cache(workdir):
         program.compile()
         program.check_memory()
@@ -170,7 +170,7 @@ def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
         state = program.init()
         if setup.weights is not None:
             state = with_params(state, setup.weights)
-    setup.beginning.check_step(int(state.step))
+    setup.start_point.check_step(int(state.step))
     return state
 
 
@@ -193,15 +193,15 @@ def begin(
         profile_steps, hang_seconds: see `train`.
         stack: closes what is opened, the last first.
     """
-    program, train_set, beginning = setup.program, setup.train_set, setup.beginning
+    program, train_set, start_point = setup.program, setup.train_set, setup.start_point
     config, first_step = program.config, int(state.step)
     summary.log_start(program, train_set, setup.evaluators, state)
-    beginning.record(config, train_set.class_names, program.remat, first_step)
+    start_point.record(config, train_set.class_names, program.remat, first_step)
     preemption = stack.enter_context(Preemption())  # until the last checkpoint is written
     stack.callback(input_pipeline.report_corrupt, train_set, *eval_sources(setup.evaluators))
     stack.callback(checkpoints.finish_saving)
     peak = peak_images_per_second(program)
-    log = run_log.RunLog(files, first_step, config, beginning.step, peak)
+    log = run_log.RunLog(files, first_step, config, start_point.step, peak)
     stack.enter_context(contextlib.closing(log))
     trace = profile.Profile(files, profile_steps, first_step)
     stack.callback(trace.close)
@@ -215,7 +215,7 @@ def begin(
         preemption=preemption,
         profile=trace,
         watchdog=watchdog,
-        beginning=beginning,
+        start_point=start_point,
     )
 
 
@@ -327,7 +327,7 @@ def saves_on_error(run: Run, state):
 
 def save(run: Run, step: int, state, values: dict[str, float] | None = None) -> None:
     """Saves a checkpoint, whose rows are in the run's folder before it is complete."""
-    run.beginning.record_if_deleted()
+    run.start_point.record_if_deleted()
     if run.log.upload():
         run.checkpoints.save(step, state, values)
     else:

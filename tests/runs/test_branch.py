@@ -175,11 +175,11 @@ def test_another_batch_size_goes_on_with_the_next_example(kind, tfds_folders, pl
     changed = plain.copy_and_resolve_references()
     for batch_size in (4, 24):
         changed.batch_size = batch_size
-        config = resuming.go_on(plain, 6, changed)
+        config = resuming.continue_data_order(plain, 6, changed)
         np.testing.assert_array_equal(images(config, 6, 48), whole[48:96])
         # And back, in a branch of the branch.
         step, plain.batch_size = 6 + 24 // batch_size, 8
-        config = resuming.go_on(config, step, plain)
+        config = resuming.continue_data_order(config, step, plain)
         np.testing.assert_array_equal(images(config, step, 24), whole[72:96])
 
 
@@ -228,7 +228,7 @@ def test_the_place_in_the_order_outlives_a_lost_configuration(tmp_path):
     """With another batch size it is not what the given configuration would make it."""
     (tmp_path / "checkpoints" / "15").mkdir(parents=True)
     (tmp_path / "branch.json").write_text(json.dumps({"step": 10, "examples_seen": 640}))
-    config = branch.take_over(None, tmp_path, branch_of(tmp_path / "gone", batch_size=32))
+    config = branch.inherit(None, tmp_path, branch_of(tmp_path / "gone", batch_size=32))
     assert config.dataset.offset + 10 * 32 == 640
 
 

@@ -129,10 +129,10 @@ def find(config: ml_collections.ConfigDict, workdir) -> Origin | None:
     return Origin(source, step, recorded)
 
 
-def take_over(
+def inherit(
     origin: Origin | None, workdir, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """Returns a run's configuration with what it takes over from the run that it goes on with.
+    """Returns a run's configuration with what it inherits from the run that it goes on with.
 
     Args:
         origin: the checkpoint that it leaves; None: it goes on with its own, if there is one.
@@ -140,7 +140,7 @@ def take_over(
         config: the configuration that was given.
     """
     if origin is not None:
-        return resuming.go_on(origin.config, origin.step, config)
+        return resuming.continue_data_order(origin.config, origin.step, config)
     try:
         return resuming.keep_recorded(workdir, config)
     except run_folder.LostConfigError:  # `resuming.check_config` reports it

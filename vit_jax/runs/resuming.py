@@ -74,8 +74,8 @@ DICTIONARIES = ("loss_args", "model.resnet", "evals")
 def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns a configuration with what the run that it resumes has settled, if it resumes one.
 
-    That is `go_on`, and fields that are read only when a run begins: where its weights came from
-    stays recorded, whatever is given now. See also `keep_recipe`.
+    That is `continue_data_order`, and fields that are read only when a run begins: where its
+    weights came from stays recorded, whatever is given now. See also `keep_recipe`.
 
     Raises:
         LostConfigError: the recorded configuration is lost.
@@ -95,7 +95,7 @@ def keep_recorded(workdir, config: ml_collections.ConfigDict) -> ml_collections.
             f"from its own checkpoint; config.init_from={new['init_from']} isn't read"
         )
     keep_recipe(workdir, old, config)
-    return go_on(recorded, steps[-1], config)
+    return continue_data_order(recorded, steps[-1], config)
 
 
 def keep_recipe(workdir, old: dict, config: ml_collections.ConfigDict) -> None:
@@ -119,10 +119,10 @@ def keep_recipe(workdir, old: dict, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def go_on(
+def continue_data_order(
     recorded: ml_collections.ConfigDict, step: int, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """Returns a configuration that goes on with the images of another, at a step.
+    """Returns a configuration whose order of examples continues another run's, at a step.
 
     The position in the order of the examples, counted in examples, goes on where it was, also
     with another batch size: no example of the epoch is left out, and none is repeated. Unless

@@ -12,7 +12,7 @@ from vit_jax.training.train_state import TrainState
 logger = logging.getLogger("vit_jax")
 
 
-class Beginning:
+class StartPoint:
     """What a start of train.py goes on from.
 
     Attributes:
@@ -53,9 +53,9 @@ class Beginning:
         source = self.origin.workdir if self.origin else self.workdir
         return run_folder.recorded(source, group, field)
 
-    def take_over(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    def inherit(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """Returns the configuration with what the run that it goes on with has settled."""
-        return branch.take_over(self.origin, self.workdir, config)
+        return branch.inherit(self.origin, self.workdir, config)
 
     def check(
         self,
@@ -82,7 +82,7 @@ class Beginning:
         )
 
     def check_step(self, step: int) -> None:
-        """Checks that a run with another batch size resumes where `take_over` took it to.
+        """Checks that a run with another batch size resumes where `inherit` took it to.
 
         Raises:
             UserError: the newest checkpoint was corrupt, so that it is an earlier step.

@@ -241,6 +241,12 @@ def is_own_picture(path: str) -> bool:
     return not start or b"Software\0vit_jax" in start
 
 
+def check_param_tree(params) -> None:
+    """Raises UserError for a model's variables in place of its tree of parameters."""
+    if not isinstance(params, Mapping) or "params" in params:
+        raise UserError("params must be the tree of parameters: variables['params']")
+
+
 def size_pair(field: str, value) -> tuple[int, int]:
     """Returns (height, width) of a size in pixels: an int, or a pair of them.
 

@@ -166,6 +166,9 @@ def test_command_line(tmp_path, capsys):
     assert "There is no" in capsys.readouterr().err
     assert export.main([str(run), str(tmp_path / "a")]) == 0
     assert "program.jax_export" in capsys.readouterr().out
+    assert export.main([str(run), str(tmp_path / "a")]) == 2
+    assert "/a exists: write to another path, or add --overwrite" in capsys.readouterr().err
+    assert export.main([str(run), str(tmp_path / "a"), "--overwrite"]) == 0
     exported, classifier = vit_jax.Exported.load(tmp_path / "a"), vit_jax.Classifier.load(run)
     assert exported.class_names == classifier.class_names
     assert exported.channels == 1

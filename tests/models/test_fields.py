@@ -352,6 +352,10 @@ def test_flops_of_a_swiglu_and_of_both_pools():
         (dict(rope="2d"), "model.rope is '2d'; it must be 'none', 'axial' or 'mixed'"),
         (dict(rope="axial", num_heads=16), "needs heads whose width is a multiple of 4, not 2"),
         (dict(rope="axial", rope_grid="pixels"), "rope_grid is 'pixels'; it must be 'index', 'cen"),
+        (
+            dict(rope="axial", rope_grid=(7,)),
+            r"rope_grid is \(7,\); it must be 'index', 'centered'",
+        ),
         (dict(norm_layer="batchnorm"), "norm_layer is 'batchnorm'; it must be 'layernorm' or 'rms"),
         (dict(mlp_layer="glu"), "model.mlp_layer is 'glu'; it must be 'mlp' or 'swiglu'"),
         (dict(init_values=-1.0), "model.init_values is -1.0"),

@@ -366,6 +366,12 @@ def apply_to_others(model, image_shape):
             "images have 1 channels; the model's parameters are for 3",
         ),
         (
+            lambda: tiny_model(depth=1).apply(
+                init(tiny_model(), jnp.zeros((1, 32, 32, 3))), jnp.zeros((1, 32, 32, 3))
+            ),
+            "the model has depth 1; the parameters have 2 blocks",
+        ),
+        (
             lambda: apply(tiny_model().clone(remat="ful"), {}, jnp.zeros((1, 32, 32, 3))),
             "model.remat is 'ful'; it must be 'auto'",
         ),

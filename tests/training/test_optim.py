@@ -289,3 +289,9 @@ def test_mistakes_are_named(change, message, tiny_config, params):
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         optim.create(tiny_config, params, 10)
+
+
+def test_variables_in_place_of_parameters(tiny_config, params):
+    """Layer decay would leave out the layers that it doesn't find."""
+    with pytest.raises(UserError, match=r"the tree of parameters: variables\['params'\]"):
+        optim.create(tiny_config, {"params": params}, 10)

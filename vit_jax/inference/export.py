@@ -357,17 +357,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_model_flags(parser)
     parser.add_argument("target", help="the folder to write")
     parser.add_argument("--format", choices=FILES, default="jax")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an artifact that is there"
+    )
     args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # it computes nothing that an accelerator would help
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        check_target(args.target, args.format)
+        folder = check_target(args.target, args.format)
+        if (folder / DESCRIPTION).exists() and not args.overwrite:
+            raise UserError(f"{args.target} exists: write to another path, or add --overwrite")
         save(load(args), args.target, args.format)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    folder = open_path(args.target)
     sizes = (f"{name} ({(folder / name).stat().length:,} bytes)" for name in FILES[args.format])
     print(f"{args.run} -> {args.target}: {', '.join(sizes)}, {DESCRIPTION}")
     return 0

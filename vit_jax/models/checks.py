@@ -111,11 +111,11 @@ def check_tokens(model) -> None:
             f"model.rope {model.rope!r} needs heads whose width is a multiple of 4, not {head_dim}"
         )
     if grid not in ("index", "centered"):
-        if isinstance(grid, str) or not isinstance(grid, Sequence):
+        is_pair = isinstance(grid, Sequence) and not isinstance(grid, str) and len(grid) == 2
+        if not is_pair or any(n not in Range(1, 2**20, whole=True) for n in grid):
             raise UserError(
                 f"model.rope_grid is {grid!r}; it must be 'index', 'centered' or (rows, columns)"
             )
-        size_pair("model.rope_grid", grid)
 
 
 def check_resnet(resnet) -> None:
@@ -197,7 +197,7 @@ def check_image(model, image_size: Sequence[int]) -> None:
 
 
 def check_parameters(model, params, image_shape: Sequence[int]) -> None:
-    """Raises UserError if parameters are for images of another size or number of channels.
+    """Raises UserError for parameters of another depth, image size or number of channels.
 
     Args:
         model: the VisionTransformer.
@@ -210,8 +210,11 @@ def check_parameters(model, params, image_shape: Sequence[int]) -> None:
         raise UserError(
             f"images have {channels} channels; the model's parameters are for {expected}"
         )
-    block, layer, leaf = POSEMB.split("/")
-    positions = params.get(block, {}).get(layer, {}).get(leaf)
+    encoder, layer, leaf = POSEMB.split("/")
+    stored = sum(name.startswith("encoderblock_") for name in params.get(encoder, {}))
+    if stored not in (0, model.depth):
+        raise UserError(f"the model has depth {model.depth}; the parameters have {stored} blocks")
+    positions = params.get(encoder, {}).get(layer, {}).get(leaf)
     rows, columns = model.grid(image_size)
     has_same_tokens = (CLS in params) == model.has_class_token
     if positions is None or not has_same_tokens:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import flax
 import jax
@@ -14,6 +14,7 @@ from vit_jax.checks import (
     check_class_names,
     check_eval_view,
     check_normalization,
+    check_param_tree,
     size_pair,
 )
 from vit_jax.errors import UserError
@@ -81,8 +82,7 @@ def save(
     eval_crop = EVAL_CROP if eval_crop is None else eval_crop
     eval_method = EVAL_METHOD if eval_method is None else eval_method
     check_eval_view(eval_crop, eval_method)
-    if not isinstance(params, Mapping) or "params" in params:
-        raise UserError("params must be the tree of parameters: variables['params']")
+    check_param_tree(params)
     mean, std = tuple(mean or MEAN), tuple(std or STD)
     check_model(model, format, approximate)
     if format == "google" and not approximate:

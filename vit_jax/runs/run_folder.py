@@ -318,8 +318,8 @@ def read_config(workdir) -> ml_collections.ConfigDict | None:
     if problem == "is missing":
         return None
     raise UserError(
-        f"{path} {problem}: use another folder or, if the file is of no use, remove the file. "
-        "Weights of another codebase are given as config.init_from, or to pretrained.load"
+        f"{path} {problem}: use another folder or, if the file isn't another model's, remove the "
+        "file. Weights of another codebase are given as config.init_from, or to pretrained.load"
     )
 
 

@@ -65,6 +65,7 @@ def create(config, params, total_steps: int):
         UserError: an unknown optimizer or schedule, or a pattern that matches no parameter.
     """
     check(config)
+    checks.check_param_tree(params)
     checks.check_range("total_steps", total_steps, checks.COUNT)
     optimizer = config.optimizer
     for field in MULTIPLIERS:

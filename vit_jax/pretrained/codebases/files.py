@@ -54,7 +54,8 @@ def read_folder(path: epath.Path) -> tuple[dict[str, np.ndarray], dict, dict]:
         )
     if not (path / "config.json").exists():
         raise UserError(
-            f"{path} has model.safetensors but no config.json: give the path of the file instead"
+            f"{path} has model.safetensors but no config.json: download that too or, if the model "
+            "has no rotary positions, give the path of the file instead"
         )
     config, processor = (
         read_json_object(path / name) if (path / name).exists() else {}

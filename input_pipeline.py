@@ -339,6 +339,7 @@ def show(config, config_name: str, path: str | None) -> None:
     """
     from vit_jax.data import contact_sheet
     from vit_jax.logs import run_log
+    from vit_jax.models import predicts_classes
     from vit_jax.training import augment
 
     run_log.start_logging()
@@ -351,10 +352,12 @@ def show(config, config_name: str, path: str | None) -> None:
     source = open_train_split(dataset)
     repeated = [f"{dataset.repeats} views in a row"] if dataset.repeats > 1 else []
     settings = preprocess.describe(config.augment) + augment.describe(config.augment)
+    if not predicts_classes(config):
+        settings.append("patches masked after that, no labels")
     settings = ", ".join(repeated + settings)
     contact_sheet.draw(
         contact_sheet_batches(source, config),
-        source.class_names,
+        source.class_names if predicts_classes(config) else None,
         f"{config_name}, {source.name}\n{settings}",
         path,
         config.augment.label_smoothing,

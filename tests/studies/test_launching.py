@@ -194,6 +194,20 @@ def run_command(page, root, *flags) -> int:
     return command.main(["run", page, f"--root={root}", *flags])
 
 
+def test_mistakes_are_found_before_any_cell_runs(root, tmp_path, capsys):
+    for axis, message in (
+        ({"model.width": (64, 30)}, "width=30: model.width 30 is not divisible by model.num_heads"),
+        ({"schedule.cooldown_steps": (0, 9)}, "=9: config.schedule.cooldown_steps is 9; it must"),
+    ):
+        assert run_command(write_page(tmp_path, {"axes": axis}), root) == 2
+        assert message in capsys.readouterr().err
+    root.mkdir()
+    (root / "config.json").write_text('{"model": {}, "optimizer": {}, "schedule": {}}')
+    assert run_command(write_page(tmp_path, {"axes": {"model.depth": (1, 2)}}), root) == 2
+    assert f"--root is {root}, a run's folder" in capsys.readouterr().err
+    assert [path.name for path in root.iterdir()] == ["config.json"]
+
+
 def test_a_study_that_has_changed(root, tmp_path, capsys):
     study = load(tmp_path, {"axes": {"model.depth": (1, 2)}})
     launch(root, study)

@@ -23,9 +23,9 @@ def rates(schedule):
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_schedules_follow_their_formulas(name, tiny_config):
-    tiny_config.schedule.update(
-        name=name, base_lr=2.0, warmup_steps=10, timescale=20, cooldown_steps=15, decay_steps=40
-    )
+    cooldown_steps = 15 if name in schedules.WITH_COOLDOWN else 0
+    tiny_config.schedule.update(name=name, base_lr=2.0, warmup_steps=10)
+    tiny_config.schedule.update(timescale=20, cooldown_steps=cooldown_steps, decay_steps=40)
     values = rates(tiny_config.schedule)
     np.testing.assert_allclose(values[:11], np.arange(11) * 0.2, rtol=1e-6)
     np.testing.assert_allclose(values[10:], EXPECTED[name], rtol=1e-5, atol=1e-6)
@@ -33,7 +33,8 @@ def test_schedules_follow_their_formulas(name, tiny_config):
 
 @pytest.mark.parametrize("name", ["cosine", "linear", *schedules.WITH_COOLDOWN])
 def test_schedules_end_at_end_lr(name, tiny_config):
-    tiny_config.schedule.update(name=name, end_lr=1e-4, cooldown_steps=15)
+    cooldown_steps = 15 if name in schedules.WITH_COOLDOWN else 0
+    tiny_config.schedule.update(name=name, end_lr=1e-4, cooldown_steps=cooldown_steps)
     assert rates(tiny_config.schedule)[-1] == pytest.approx(1e-4)
 
 
@@ -60,7 +61,10 @@ def test_mistakes_are_named(tiny_config):
         schedule.update(name=name, cooldown_steps=95)
         with pytest.raises(UserError, match="steps 10 and cooldown_steps 95 are more than .* 100"):
             schedules.create(schedule, 100)
-    schedule.name = "step"
+    schedule.name = "cosine"
+    with pytest.raises(UserError, match="cooldown_steps is 95; it must be 0 with .* 'cosine'"):
+        schedules.check(schedule)
+    schedule.update(name="step", cooldown_steps=0)
     with pytest.raises(UserError, match="decay_steps is 0; it must be a whole number >= 1"):
         schedules.check(schedule)
     schedule.name = "cosin"

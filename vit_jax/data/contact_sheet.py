@@ -9,7 +9,7 @@ from vit_jax.checks import PNG_METADATA
 
 def draw(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     title: str,
     path,
     label_smoothing: float = 0.0,
@@ -18,7 +18,7 @@ def draw(
 
     Args:
         batches: images (N, H, W, C) in [0, 1], and targets (N, num_classes).
-        class_names: the names of the classes, in the order of the targets.
+        class_names: the names of the classes, in the order of the targets; None: no label is shown.
         title: the text above the images.
         path: the PNG file.
         label_smoothing: the probability spread over all classes. Captions leave out classes that
@@ -30,12 +30,13 @@ def draw(
     num_images = len(batches[0][0])
     figure = Figure(figsize=(2 * num_images, 2.65 * len(batches) + 0.6))
     axes = figure.subplots(len(batches), num_images, squeeze=False)
-    smoothing_share = label_smoothing / len(class_names)
     for row, (images, targets) in enumerate(batches):
         for axis, image, target in zip(axes[row], images, targets, strict=True):
             image = image.squeeze(-1) if image.shape[-1] == 1 else image
             axis.imshow(image, "gray", vmin=0, vmax=1)
-            axis.set_xlabel(caption(target, class_names, smoothing_share), fontsize=9)
+            if class_names:
+                share = label_smoothing / len(class_names)
+                axis.set_xlabel(caption(target, class_names, share), fontsize=9)
             axis.set(xticks=[], yticks=[])
         axes[row, 0].set_ylabel(f"step {row + 1}", fontsize=9)
     figure.suptitle(title, fontsize=11)

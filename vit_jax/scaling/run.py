@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from vit_jax.checks import COUNT, check_range
 from vit_jax.errors import EXIT_PREEMPTED, UserError
+from vit_jax.runs import run_folder
 from vit_jax.scaling import flops
 from vit_jax.studies import cells, costs, launching, pages, searching, showing, submitting
 
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.compile_for and not args.dry_run:
         raise UserError("--compile_for predicts hours for --dry_run: add it, or leave it out")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if run_folder.has_config(args.root):
+        raise UserError(f"--root is {args.root}, a run's folder: give a folder of the study's own")
     study = pages.load(args.study)
     if args.cells:
         study = selected(study, args.cells)
@@ -83,6 +86,8 @@ def selected(study: pages.Study, pattern: str) -> pages.Study:
 
 def launch(study: pages.Study, args: argparse.Namespace) -> Iterator[str]:
     """Runs the cells; yields what became of them."""
+    for cell in study.cells:  # before any takes hours
+        costs.checked(cell, args.root)
     if not args.cells and (left := cells.strays(args.root, study)):
         yield f"No longer in the study, and kept: {', '.join(left)}"
     search = None
@@ -102,8 +107,8 @@ def launch(study: pages.Study, args: argparse.Namespace) -> Iterator[str]:
     if failed:
         first = running.status[failed[0]].message
         raise UserError(
-            f"{len(failed)} of {len(study.cells)} cells failed, {failed[0]} with {first}; the same "
-            "command tries them again"
+            f"{len(failed)} of {len(study.cells)} cells failed, {failed[0]} with {first}: mend "
+            "that, and the same command tries them again"
         )
     left = [n for n, s in running.status.items() if s.state not in (cells.FINISHED, cells.PRUNED)]
     if left:

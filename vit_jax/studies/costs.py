@@ -16,6 +16,7 @@ from vit_jax.errors import EXIT_DOES_NOT_FIT, UserError
 from vit_jax.runs import resuming
 from vit_jax.storage.files import open_path
 from vit_jax.studies import launching, pages
+from vit_jax.training import optim, schedules
 
 # (examples of the split "train", classes): a study is counted before its datasets are prepared.
 DATASETS = {
@@ -53,17 +54,11 @@ def cost(cell: pages.Cell, root, count: Callable[[object, tuple], tuple[int, int
     Raises:
         UserError: the model is invalid.
     """
-    config = pages.configured(cell.config, cell.overrides(root))
-    shape = (*size_pair("config.image_size", config.image_size), config.dataset.channels)
-    known = num_classes(config)
-    assumed = config.dataset.name if models.predicts_classes(config) and not known else None
-    config.num_classes = known or ASSUMED_CLASSES
-    try:
-        model = models.from_config(config)
-        models.check_image(model, shape[:2])
-        params, flops = count(model, shape)
-    except UserError as error:
-        raise UserError(f"{cell.name}: {error}") from None
+    config, model, shape = checked(cell, root)
+    assumed = None
+    if models.predicts_classes(config) and not num_classes(config):
+        assumed = config.dataset.name
+    params, flops = count(model, shape)
     steps = total_steps(config)
     if steps is not None:
         steps -= first_step(config)
@@ -77,6 +72,29 @@ def cost(cell: pages.Cell, root, count: Callable[[object, tuple], tuple[int, int
         exaflops=None if images is None else 3 * flops * images / 1e18,
         assumed=assumed,
     )
+
+
+def checked(cell: pages.Cell, root) -> tuple:
+    """Checks what can be known of a cell before its dataset is opened.
+
+    Returns:
+        Its configuration, its model, and the shape of an image, (height, width, channels).
+
+    Raises:
+        UserError: the model, the optimizer or the schedule is invalid.
+    """
+    config = pages.configured(cell.config, cell.overrides(root))
+    try:
+        optim.check(config)
+        schedules.check(config.schedule)
+        shape = (*size_pair("config.image_size", config.image_size), config.dataset.channels)
+        config_of_model = config.copy_and_resolve_references()
+        config_of_model.num_classes = num_classes(config) or ASSUMED_CLASSES
+        model = models.from_config(config_of_model)
+        models.check_image(model, shape[:2])
+    except UserError as error:
+        raise UserError(f"{cell.name}: {error}") from None
+    return config, model, shape
 
 
 def num_classes(config) -> int | None:

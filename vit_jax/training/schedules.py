@@ -69,7 +69,6 @@ SCHEDULES = {
     "step": staircase,
 }
 
-
 WITH_COOLDOWN = ("rsqrt", "constant")
 
 
@@ -112,6 +111,11 @@ def check(config) -> None:
     checks.check_ranges("config.schedule", config, RANGES)
     if config.name == "step":
         checks.check_range("config.schedule.decay_steps", config.decay_steps, checks.COUNT)
+    if config.cooldown_steps and config.name not in WITH_COOLDOWN:
+        raise UserError(
+            f"config.schedule.cooldown_steps is {config.cooldown_steps}; it must be 0 with "
+            f"config.schedule.name {config.name!r}: only 'rsqrt' and 'constant' have a cool-down"
+        )
 
 
 def cool_down(rate, step, config, total_steps):

@@ -88,7 +88,9 @@ def test_folders_with_another_layout(tmp_path):
     with pytest.raises(UserError, match="train has no class folders.*found 1 files"):
         open_source(str(tmp_path / "flat"), None, "train")
     write_files(tmp_path, "empty/train/cat/a.jpg", "empty/train/dog/readme.txt")
-    with pytest.raises(UserError, match="train/dog has no images"):
+    with pytest.raises(
+        UserError, match="train/dog has no images: expected .*found 1 of other kinds, such as"
+    ):
         open_source(str(tmp_path / "empty"), None, "train")
     write_files(tmp_path, "odd/train/cat/a.jpg", "odd/val/cat/a.jpg", "odd/val/emu/a.jpg")
     with pytest.raises(UserError, match="the training split, or the run, lacks: emu"):

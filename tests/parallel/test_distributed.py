@@ -340,6 +340,7 @@ def test_devices_of_hosts_that_have_not_joined_are_refused(no_cluster, monkeypat
         distributed.start()
 
 
+@pytest.mark.slow
 def test_distributed_on_the_command_line():
     """JAX's own detection, in a process of its own."""
     result = forked.run_script("train.py", *QUICK, "--distributed=on")

@@ -38,6 +38,7 @@ def test_what_goes_on_is_not_logged(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs(on_one_device, tmp_path, monkeypatch):
     """The run goes on once it answers; train.log has where it was."""
     log = tmp_path / "train.log"

@@ -213,6 +213,9 @@ def test_checkpoints_that_cannot_go_on(source, tmp_path):
     origin = branch.find(config, tmp_path / "branch")
     with pytest.raises(UserError, match="another model .*: num_classes: 10 -> 5"):
         branch.check_compatible(origin, config)
+    config.objective = "masked_patches"
+    with pytest.raises(UserError, match="another objective .*: objective: .?classes.? -> "):
+        branch.check_compatible(origin, config)
     left = shutil.copytree(source, tmp_path / "left")
     (left / "checkpoints" / "10" / "opt_state" / "_METADATA").unlink()
     with pytest.raises(UserError, match="10/opt_state can't be read.*branch from another step"):

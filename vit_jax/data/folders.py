@@ -153,7 +153,7 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
         images, others = list_images(folder / name)
         ignored += others
         if not images:
-            raise UserError(f"{folder / name} has no images: expected *.jpg, *.jpeg or *.png")
+            raise no_images(folder / name, others)
         classes[name] = np.array([os.fsencode(file) for file in images])
     if not classes:
         raise UserError(
@@ -162,6 +162,12 @@ def list_classes(folder: pathlib.Path) -> dict[str, np.ndarray]:
         )
     warn_ignored(folder, ignored)
     return classes
+
+
+def no_images(folder, others: Sequence[str]) -> UserError:
+    """Returns the error for a folder that has only files that aren't read, or none."""
+    found = f", found {len(others)} of other kinds, such as {others[0]}" if others else ""
+    return UserError(f"{folder} has no images: expected *.jpg, *.jpeg or *.png{found}")
 
 
 def list_bucket_classes(folder: epath.Path) -> dict[str, np.ndarray]:
@@ -244,7 +250,7 @@ def open_files(paths: Sequence[str]) -> RandomAccess:
             warn_ignored(path, ignored)
             found = sorted(path / image for image in images)
             if not found:
-                raise UserError(f"{path} has no images: expected *.jpg, *.jpeg or *.png")
+                raise no_images(path, ignored)
         files += map(str, found)
     names = tf.constant([os.fsencode(file) for file in files])
     return RandomAccess(

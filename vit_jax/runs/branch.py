@@ -183,6 +183,10 @@ def check_compatible(origin: Origin, config: ml_collections.ConfigDict) -> None:
             f"config.total_steps is {config.total_steps:,}; it counts from the first step of "
             f"{origin.workdir}, so it must be above {origin.step:,}, where the branch begins"
         )
+    objectives = [given.get("objective", models.CLASSES) for given in (origin.config, config)]
+    if len(set(objectives)) > 1:
+        old, new = objectives
+        raise refusal(origin, "objective", [{"field": "objective", "old": old, "new": new}])
     ours, theirs = models.from_config(config), models.from_config(origin.config)
     changes = [
         {

@@ -20,10 +20,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import command_line
+import configuration
 import input_pipeline
 import summary
 from configs import common
-from configuration import check, check_weights_given, resolve
 from vit_jax import pretrained
 from vit_jax.aot import compile_for, topology
 from vit_jax.errors import Preempted, UserError
@@ -86,8 +86,8 @@ def train(
         UserError: the configuration, dataset or folder can't be used, or the run diverged.
         Preempted: the run was asked to stop, and has saved a checkpoint.
     """
-    check(config)
-    check_weights_given(config, workdir)
+    configuration.check(config)
+    configuration.check_weights_given(config, workdir)
     allowed = resuming.parse_allowed(allow_changes, config)
     input_pipeline.check_workdir(config.dataset, workdir)
     with contextlib.ExitStack() as stack:
@@ -102,12 +102,20 @@ def train(
 
         checkpoints = checkpoint.Checkpoints(workdir, config.best_metric, config.keep_every_steps)
         stack.callback(checkpoints.close)
-        state = start(setup, checkpoints, workdir)
+        state = compile_and_restore(setup, checkpoints, workdir)
         batches = input_pipeline.train_batches(
             setup.train_set, config, first_step=int(state.step), **setup.share
         )
         batches = feeding.to_devices(batches, mesh)
-        run = begin(setup, state, checkpoints, files, profile_steps, hang_seconds, stack)
+        run = open_run(
+            setup,
+            state,
+            stack,
+            checkpoints=checkpoints,
+            files=files,
+            profile_steps=profile_steps,
+            hang_seconds=hang_seconds,
+        )
         try:
             results = loop(run, state, batches)
         except KeyboardInterrupt:  # maybe in the middle of a save
@@ -139,7 +147,7 @@ def prepare(config, workdir, mesh, recover_config: bool, allowed) -> Setup:
     start_point = StartPoint(workdir, config, common.get_config())
     train_set, eval_set = input_pipeline.open_splits(config.dataset)
     order = [start_point.recorded("dataset", field) for field in ("order", "parts")]
-    config = resolve(start_point.inherit(config), train_set, *order)
+    config = configuration.resolve(start_point.inherit(config), train_set, *order)
     image_shape = input_pipeline.image_shape(config)
     remat = start_point.recorded("model", "remat")
     program = Program(config, image_shape, mesh, recorded_remat=remat)
@@ -151,7 +159,7 @@ def prepare(config, workdir, mesh, recover_config: bool, allowed) -> Setup:
     return Setup(program, train_set, share, evaluators, start_point, weights)
 
 
-def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
+def compile_and_restore(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
     """Compiles the program; returns the state that the run goes on from, or an initial one.
 
     Args:
@@ -174,24 +182,25 @@ def start(setup: Setup, checkpoints: checkpoint.Checkpoints, workdir):
     return state
 
 
-def begin(
+def open_run(
     setup: Setup,
     state,
+    stack: contextlib.ExitStack,
+    *,
     checkpoints: checkpoint.Checkpoints,
     files,
     profile_steps: range | None,
     hang_seconds: float,
-    stack: contextlib.ExitStack,
 ) -> Run:
     """Logs and records what is about to run, and opens what the loop needs.
 
     Args:
         setup: what the run is made of.
         state: what it goes on from.
+        stack: closes what is opened, the last first.
         checkpoints: its checkpoints.
         files: its logs, from `run_log.start_logging`.
         profile_steps, hang_seconds: see `train`.
-        stack: closes what is opened, the last first.
     """
     program, train_set, start_point = setup.program, setup.train_set, setup.start_point
     config, first_step = program.config, int(state.step)
@@ -406,7 +415,7 @@ def compile_only(config: ConfigDict, machine: str, workdir) -> None:
     The dataset doesn't need to be prepared.
     """
     run_log.start_logging()
-    check(config)
+    configuration.check(config)
     topology.parse_name(machine)
     config = config.copy_and_resolve_references()
     config.num_classes = config.num_classes or input_pipeline.num_classes(config.dataset)

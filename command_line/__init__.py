@@ -57,7 +57,6 @@ def run(
         takes_paths: whether the script takes arguments that aren't flags.
         trains: whether the script handles --compile_for and requests to stop.
     """
-
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, as in `python train.py ... >&-`
             setattr(sys, name, open(os.devnull, "w"))

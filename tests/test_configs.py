@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-import train
+import configuration
 from configs import cifar10, common, finetune, vit_b16, vit_s16, vit_ti16
 from vit_jax import models
 from vit_jax.training import augment, schedules
@@ -22,7 +22,7 @@ def test_presets_can_be_created_in_full_size(preset):
     module = importlib.import_module(f"configs.{preset}")
     config = module.get_config()
     config.num_classes = 1000
-    train.check(config)
+    configuration.check(config)
     assert f"--config=configs/{preset}.py" in module.__doc__, "its first lines say how to run it"
 
 
@@ -36,7 +36,7 @@ class TrainingSplit:
 @pytest.mark.parametrize("recipe", common.RECIPES)
 @pytest.mark.parametrize("quick", ["", ",quick"])
 def test_recipes_can_be_resolved(recipe, quick):
-    config = train.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit())
+    config = configuration.resolve(vit_s16.get_config(f"recipe={recipe}{quick}"), TrainingSplit())
     model = models.from_config(config)
     assert config.total_steps > 0
     assert config.model.representation_size == model.representation_size

@@ -10,8 +10,8 @@ import pytest
 from published import random_model, write_run
 from whole_runs import quick_config
 
+import configuration
 import input_pipeline
-import train
 from configs import common
 from vit_jax import checkpoint, pretrained
 from vit_jax.errors import UserError
@@ -45,7 +45,7 @@ def test_every_number_of_a_configuration_has_a_range():
         config = quick_config()
         config.update_from_flattened_dict({field: type(numbers[field])(-(10**12))})
         with pytest.raises(UserError, match=field.split(".")[-1]):
-            train.check(config)
+            configuration.check(config)
 
 
 def test_unfit_values_are_noticed():

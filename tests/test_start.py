@@ -30,6 +30,9 @@ def commands(monkeypatch):
         ("./vit_jax/models/", "tests/models"),
         ("vit_jax/scaling/flops.py", "tests/scaling/test_flops.py"),
         ("vit_jax/aot/compile_report.py", "tests/aot"),  # no test file of its own
+        ("vit_jax/data/preprocess/randaugment.py", "tests/data/preprocess/test_randaugment.py"),
+        ("vit_jax/data/preprocess/crops.py", "tests/data/preprocess"),
+        ("configuration.py", "tests/test_configuration.py"),
         ("train.py", "tests/test_train.py"),
         ("configs", "tests/test_configs.py"),
         ("command_line/exits.py", "tests/test_command_line.py"),

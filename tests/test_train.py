@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import time
-import types
 
 import forked
 import jax
@@ -28,6 +27,7 @@ from whole_runs import (
     untimed,
 )
 
+import configuration
 import evaluate
 import input_pipeline
 import train
@@ -198,21 +198,15 @@ def test_a_run_keeps_its_order_of_examples(tfds_folders, tmp_path):
     config = quick_config()
     config.dataset.update(name=tfds_folders["tfrecord"], channels=3, in_memory_mb=0)
     train_set, _ = input_pipeline.open_splits(config.dataset)
-    recorded = train.resolve(config, train_set)
+    recorded = configuration.resolve(config, train_set)
     assert (recorded.dataset.order, recorded.dataset.parts) == ("parts", 1)
-    earlier = train.resolve(config, train_set, "buffer", 4)
+    earlier = configuration.resolve(config, train_set, "buffer", 4)
     assert (earlier.dataset.order, earlier.dataset.parts) == ("buffer", 4)
     run_folder.write_config(tmp_path, recorded)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     config.dataset.name = tfds_folders["array_record"]
     with pytest.raises(UserError, match="dataset.order: 'parts' -> 'global'"):
         train.train(config, tmp_path)
-
-
-def test_a_single_class_is_refused():
-    train_set = types.SimpleNamespace(name="photos", num_classes=1, class_names=("all",))
-    with pytest.raises(UserError, match="photos has a single class, 'all', .*one folder per class"):
-        train.resolve(quick_config(), train_set)
 
 
 def make_corrupt_folder(root) -> dict:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import input_pipeline
-from configs import digits
+from configs import digits, masked_patches
 from input_pipeline import SHEET_IMAGES, SHEET_STEPS
 from vit_jax.data import contact_sheet
 from vit_jax.errors import UserError
@@ -87,6 +87,8 @@ def test_show_draws_a_sheet(tmp_path, capsys):
     input_pipeline.show(digits.get_config("quick"), "configs/digits.py:quick", str(path))
     assert Image.open(path).size[0] > 600
     assert "label smoothing 0.1" in capsys.readouterr().out
+    input_pipeline.show(masked_patches.get_config("quick"), "", str(path))
+    assert "patches masked after that, no labels" in capsys.readouterr().out
     for wrong in (tmp_path / "none" / "sheet.png", tmp_path / "sheet.jpg"):
         with pytest.raises(UserError, match="--show is .*; it must be a .png file in an existing"):
             input_pipeline.show(digits.get_config("quick"), "", str(wrong))

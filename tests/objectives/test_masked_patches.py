@@ -10,6 +10,7 @@ from conftest import randomized, tiny_model
 from published import assert_same, random_params
 from whole_runs import assert_same_run, one_device_only, quick_config, rows, stop_at
 
+import configuration
 import evaluate
 import train
 from vit_jax import Classifier, checkpoint, models, pretrained
@@ -284,7 +285,7 @@ def test_mistakes_are_named(fields, message):
     config = masked_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=message):
-        train.check(config)
+        configuration.check(config)
 
 
 def test_a_hybrid_is_refused():

@@ -11,6 +11,7 @@ import evaluate
 import train
 from vit_jax.errors import UserError
 from vit_jax.report import elements, page
+from vit_jax.runs import run_folder
 
 HOSTILE = "<script>alert(1)</script> & $x_1$ \udcff"  # and a byte that isn't UTF-8
 
@@ -81,16 +82,14 @@ def test_nothing_is_loaded_or_executed(run):
     assert "default-src 'none'" in contents
 
 
-@pytest.mark.slow
-def test_a_run_without_an_evaluation(run, tmp_path):
-    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+def test_a_run_without_an_evaluation(tmp_path):
+    run_folder.record(tmp_path, quick_config(num_classes=10), (), "none")
     contents = page.write(tmp_path).read_text()
     assert "Not evaluated yet" in contents
     assert not Checker(contents).open
 
 
-@pytest.mark.slow
-def test_many_classes_are_listed_worst_first(run):
+def test_many_classes_are_listed_worst_first():
     measures = dict(precision=1.0, recall=1.0, f1=1.0, support=5)
     classes = {f"class {i}": measures | {"f1": i / 100} for i in range(100)}
     averages = dict.fromkeys(("micro", "macro", "weighted"), measures)
@@ -101,11 +100,10 @@ def test_many_classes_are_listed_worst_first(run):
     assert "class 99<" in everything
 
 
-@pytest.mark.slow
-def test_mistakes_are_named(run, tmp_path, capsys):
+def test_mistakes_are_named(tmp_path, capsys):
     assert page.main([str(tmp_path)]) == 2
     assert "is not a run's folder: it has no config.json" in capsys.readouterr().err
-    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    run_folder.record(tmp_path, quick_config(num_classes=10), (), "none")
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="evaluation.json can't be read"):

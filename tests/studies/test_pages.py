@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pages_of_tests import STUDIES, load, write_page
 
-import train
+import configuration
 from vit_jax.errors import UserError
 from vit_jax.studies import pages
 
@@ -197,7 +197,7 @@ def test_cells_of_studies_can_be_run(name, arg):
     for cell in study.cells:
         config = pages.configured(cell.config, cell.overrides("root"))
         config.num_classes = 1000
-        train.check(config)
+        configuration.check(config)
     assert (config.dataset.name == "digits") == (bool(arg) or name in ON_DIGITS)
     module = importlib.import_module(f"configs.scaling.{name}")
     assert f"run configs/scaling/{name}.py --root=" in module.__doc__

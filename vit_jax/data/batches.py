@@ -52,6 +52,7 @@ OPEN_BATCHES = weakref.WeakSet()
 
 @atexit.register
 def close_batches() -> None:
+    """Closes all batches that are open, which ends their threads."""
     for batches in list(OPEN_BATCHES):
         batches.close()
 

@@ -22,6 +22,7 @@ ADVICE = "fix it, or skip corrupt examples with --config.dataset.on_error=skip"
 
 
 def skips_corrupt(config) -> bool:
+    """Whether a run goes on without corrupt examples."""
     return config.dataset.on_error == "skip"
 
 

@@ -168,7 +168,7 @@ def read_file(path: epath.Path, sha256: str) -> bytes:
 
 
 def save(classifier, path, format: str = "jax") -> None:
-    """Writes a portable artifact: all of its files, or none.
+    """Writes a portable artifact: all of its files, or none. One that is there is replaced.
 
     Args:
         classifier: a `Classifier`.

@@ -211,9 +211,15 @@ def check_parameters(model, params, image_shape: Sequence[int]) -> None:
             f"images have {channels} channels; the model's parameters are for {expected}"
         )
     encoder, layer, leaf = POSEMB.split("/")
-    stored = sum(name.startswith("encoderblock_") for name in params.get(encoder, {}))
-    if stored not in (0, model.depth):
-        raise UserError(f"the model has depth {model.depth}; the parameters have {stored} blocks")
+    blocks = params.get(encoder, {})
+    depth = sum(name.startswith("encoderblock_") for name in blocks)
+    if "encoderblock" in blocks:  # stacked
+        depth = len(blocks["encoderblock"]["LayerNorm_0"]["scale"])
+    if depth not in (0, model.depth):
+        raise UserError(
+            f"the model has depth {model.depth}; the parameters have {depth} blocks: take the "
+            "model of the parameters (vit_jax.features has the outputs of earlier blocks)"
+        )
     positions = params.get(encoder, {}).get(layer, {}).get(leaf)
     rows, columns = model.grid(image_size)
     has_same_tokens = (CLS in params) == model.has_class_token

@@ -24,7 +24,6 @@ from vit_jax.paths import (
     ENCODER_NORM,
     HEAD,
     KEY,
-    MASK_TOKEN,
     NORM_0,
     NORM_1,
     PATCH_HEAD,
@@ -312,11 +311,11 @@ def check_explained(path: str, params) -> None:
 def read_run(name: str, workdir: epath.Path, step: int | str | None, item: str | None) -> Weights:
     """Reads a checkpoint of a run; see `checkpoint.restore_params`.
 
-    Of one that was trained on masked patches, the encoder.
+    Of one that was trained on masked patches, the encoder and the mask token.
     """
     config, params = checkpoint.restore_params(workdir, step, item)
     if not models.predicts_classes(config):
-        params = {name: params[name] for name in params if name not in (MASK_TOKEN, PATCH_HEAD)}
+        params = {name: params[name] for name in params if name != PATCH_HEAD}
     params = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     model = models.from_config(config)
     for field in ("mean", "std"):

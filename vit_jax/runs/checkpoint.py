@@ -111,8 +111,8 @@ class Checkpoints:
                 **options,
             ),
         )
-        # Orbax removes unfinished checkpoints in a thread, which its `close` doesn't wait for: it
-        # could remove what another manager of this program is writing by then.
+        # Orbax (0.12.8) removes unfinished checkpoints in a thread, which its `close` doesn't wait
+        # for: it could remove what another manager of this program is writing by then.
         getattr(self.manager, "_maybe_await_cleanup_tmp_directory", lambda: None)()
         # Preemption notices are left to `Preemption`. JAX expects one increasing series of sync
         # points from a program. Orbax would pass the step to the same series, and the point at

@@ -13,12 +13,12 @@ logger = logging.getLogger("vit_jax")
 
 
 class StartPoint:
-    """What a start of train.py goes on from.
+    """Where a run starts: anew, from its own last checkpoint, or from another run's.
 
     Attributes:
         resumes: whether the run has checkpoints of its own.
         origin: the checkpoint of another run that a new branch leaves, or None.
-        step: the step that the run began at, before this start or now: 0, unless it is a branch.
+        step: the step that the run started at the first time: 0, unless it is a branch.
     """
 
     def __init__(

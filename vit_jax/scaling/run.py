@@ -87,7 +87,8 @@ def selected(study: pages.Study, pattern: str) -> pages.Study:
 def launch(study: pages.Study, args: argparse.Namespace) -> Iterator[str]:
     """Runs the cells; yields what became of them."""
     for cell in study.cells:  # before any takes hours
-        costs.checked(cell, args.root)
+        if not cell.search and not cell.over:  # which have other values once they are drawn
+            costs.check_cell(cell, args.root)
     if not args.cells and (left := cells.strays(args.root, study)):
         yield f"No longer in the study, and kept: {', '.join(left)}"
     search = None
@@ -107,8 +108,8 @@ def launch(study: pages.Study, args: argparse.Namespace) -> Iterator[str]:
     if failed:
         first = running.status[failed[0]].message
         raise UserError(
-            f"{len(failed)} of {len(study.cells)} cells failed, {failed[0]} with {first}: mend "
-            "that, and the same command tries them again"
+            f"{len(failed)} of {len(study.cells)} cells failed, {failed[0]} with {first}: fix "
+            "that, then run the same command again"
         )
     left = [n for n, s in running.status.items() if s.state not in (cells.FINISHED, cells.PRUNED)]
     if left:

@@ -52,9 +52,9 @@ def cost(cell: pages.Cell, root, count: Callable[[object, tuple], tuple[int, int
         ASSUMED_CLASSES; None if they are known.
 
     Raises:
-        UserError: the model is invalid.
+        UserError: as `check_cell`.
     """
-    config, model, shape = checked(cell, root)
+    config, model, shape = check_cell(cell, root)
     assumed = None
     if models.predicts_classes(config) and not num_classes(config):
         assumed = config.dataset.name
@@ -74,7 +74,7 @@ def cost(cell: pages.Cell, root, count: Callable[[object, tuple], tuple[int, int
     )
 
 
-def checked(cell: pages.Cell, root) -> tuple:
+def check_cell(cell: pages.Cell, root) -> tuple:
     """Checks what can be known of a cell before its dataset is opened.
 
     Returns:

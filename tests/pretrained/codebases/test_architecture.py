@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from published import (
-    golden_tensors,
-)
+from published import golden_tensors
 from safetensors.numpy import save_file
 
 from vit_jax import models

@@ -26,7 +26,7 @@ APPROXIMABLE = {"gelu": ("tanh", "exact"), "layer_norm_eps": ANY}
 def unrepresentable(model, table: dict, approximate: bool) -> Iterator[tuple]:
     """Yields each field that a codebase's table doesn't allow.
 
-    Returns:
+    Yields:
         The name, the allowed values, and whether `approximate` would allow its value.
     """
     for field in dataclasses.fields(model):

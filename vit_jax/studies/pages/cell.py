@@ -15,7 +15,7 @@ class Cell:
         name: its folder, below the study's.
         axes: {axis: label}, for tables.
         config: FILE[:ARG] of its preset.
-        args: {":key": value} of that argument, by which the cell's differs from the stage's.
+        args: {":key": value}, the keys of the preset's argument that this cell sets.
         fields: {dotted field: value} that override the preset's.
         parent: the cell whose folder "{parent}" stands for.
         candidates: cells of which the best gives the fields in `over`.

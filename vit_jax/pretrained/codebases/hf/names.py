@@ -163,9 +163,11 @@ NAMES = {
     **dict.fromkeys(("clip_vision_model", "siglip_vision_model"), CLIP),
     "dinov3_vit": DINOV3,
 }
-# What a model with a head has before the names of the others.
-PREFIXES = {"vit_mae": "vit.", "clip_vision_model": "vision_model."}
-PREFIXES |= {"siglip_vision_model": "vision_model."}
+# The prefix of the encoder's tensors in a model with a head, if it isn't the model_type.
+PREFIXES = {
+    "vit_mae": "vit.",
+    **dict.fromkeys(("clip_vision_model", "siglip_vision_model"), "vision_model."),
+}
 # Models whose files have parts that aren't of the image's encoder.
 WITH_OTHER_PARTS = ("vit_mae", "clip_vision_model", "siglip_vision_model")
 # Models that always have a token for masked patches.

@@ -351,6 +351,7 @@ def test_flops_of_a_swiglu_and_of_both_pools():
         (dict(embed_reg=True), "model.embed_reg, .*, needs model.reg_tokens > 0"),
         (dict(rope="2d"), "model.rope is '2d'; it must be 'none', 'axial' or 'mixed'"),
         (dict(rope="axial", num_heads=16), "needs heads whose width is a multiple of 4, not 2"),
+        (dict(rope_grid="centered"), "rope_grid is 'centered', which needs model.rope 'axial' or"),
         (dict(rope="axial", rope_grid="pixels"), "rope_grid is 'pixels'; it must be 'index', 'cen"),
         (
             dict(rope="axial", rope_grid=(7,)),

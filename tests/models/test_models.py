@@ -375,6 +375,10 @@ def apply_to_others(model, image_shape):
             lambda: apply(tiny_model().clone(remat="ful"), {}, jnp.zeros((1, 32, 32, 3))),
             "model.remat is 'ful'; it must be 'auto'",
         ),
+        (
+            lambda: models.from_config(common.get_config().to_dict()),
+            "config is a dict without model and num_classes; it must be a run's ConfigDict",
+        ),
         (lambda: tiny_model(dtype=jnp.int32), "config.dtype is 'int32'; it must be"),
         (lambda: tiny_model(gelu="gleu"), "model.gelu is 'gleu'; it must be 'tanh'"),
         (stem(num_layers=(2,), width_factor=0.3), "width_factor is 0.3; it must be a multiple"),

@@ -288,7 +288,7 @@ def test_impossible_arguments_are_refused(tmp_path):
         pretrained.save(
             params, tmp_path / "v.npz", "google", model=model.clone(gelu="tanh"), std=(1,)
         )
-    for fields in (dict(depth=3), dict(num_heads=2), dict(num_classes=4)):
+    for fields in (dict(depth=3), dict(num_heads=2), dict(num_classes=4), dict(pool="gap")):
         with pytest.raises(UserError, match="The parameters aren't this model's: .* is .*, not"):
             pretrained.save(params, tmp_path / "hf", "hf", model=model.clone(**fields))
     with pytest.raises(UserError, match="class_names has 2 names; .* model's 3 classes"):

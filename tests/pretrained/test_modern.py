@@ -1,6 +1,7 @@
 """The Vision Transformers that people use today: recorded outputs, in and out again, and by name.
 
-tests/golden/modern holds what timm and transformers compute; test_peers.py compares with them where they are installed.
+tests/golden/modern holds what timm and transformers compute; test_peers.py compares with them where
+they are installed.
 """
 
 import json

@@ -87,6 +87,11 @@ def from_config(config) -> VisionTransformer:
 
     If its objective isn't the prediction of classes, it has no head.
     """
+    if not hasattr(config, "model") or not hasattr(config, "num_classes"):
+        raise UserError(
+            f"config is a {type(config).__name__} without model and num_classes; it must be a "
+            "run's ConfigDict, as `get_config()` of a preset and `checkpoint.restore_params` return"
+        )
     fields = {name: value for name, value in config.model.items() if value is not None}
     for name in ("patch_size", "rope_grid"):
         if isinstance(fields.get(name), list):  # from a config.json

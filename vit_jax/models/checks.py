@@ -104,6 +104,10 @@ def check_tokens(model) -> None:
             "model.no_embed_class False"
         )
     if model.rope == "none":
+        if model.rope_grid != "index":
+            raise UserError(
+                f"model.rope_grid is {model.rope_grid!r}, which needs model.rope 'axial' or 'mixed'"
+            )
         return
     head_dim, grid = model.width // model.num_heads, model.rope_grid
     if head_dim % 4:

@@ -192,17 +192,19 @@ def resolve_image_size(params, model, image_size) -> tuple[int, int]:
     num_positions = params[POSEMB].shape[1] - model.num_prefix_positions
     side = math.isqrt(num_positions)
     if side * side != num_positions:
+        check_shapes(params, model, model.token_pixels, ignored=(POSEMB,))
         raise UserError(
             f"The parameters have {num_positions} positions, which are no square: give image_size"
         )
     return tuple(side * pixels for pixels in model.token_pixels)
 
 
-def check_shapes(params, model, image_size) -> None:
-    """Raises UserError naming the first parameter that isn't the model's."""
+def check_shapes(params, model, image_size, ignored: Sequence[str] = ()) -> None:
+    """Raises UserError naming the first parameter, not `ignored`, that isn't the model's."""
     expected = param_shapes(model, (*image_size, num_channels(params)))
     if MASK_TOKEN in params:
         expected[MASK_TOKEN] = (1, 1, model.width)
-    shapes = {name: value.shape for name, value in params.items()}
+    shapes = {name: value.shape for name, value in params.items() if name not in ignored}
+    expected = {name: shape for name, shape in expected.items() if name not in ignored}
     for name, given, wanted in differing_shapes(shapes, expected):
         raise UserError(f"The parameters aren't this model's: {name} is {given}, not {wanted}")

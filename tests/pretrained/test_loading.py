@@ -93,6 +93,8 @@ def test_differing_parameters_are_listed(weights_file):
     text = message(path, tiny_model(), (32, 32, 1))
     assert "images of 3 channels, not 1: set config.dataset.channels to 3" in text
     assert "embedding/kernel is (8, 8, 3, 32) in the file and (8, 8, 1, 32) in the model" in text
+    # Its new head, for another number of classes, has twice the width of the file.
+    assert "it has width 32; " in message(path, tiny_model(width=64, num_classes=2))
     path = weights_file(params | {"surplus": np.zeros(2)})
     assert "surplus is (2,) in the file and missing in the model" in message(path, tiny_model())
 

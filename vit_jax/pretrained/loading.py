@@ -11,7 +11,7 @@ from vit_jax import models
 from vit_jax.checks import check_choice, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import VisionTransformer, checks
-from vit_jax.paths import CLS, MASK_TOKEN, POSEMB, differing_shapes, stack_blocks
+from vit_jax.paths import CLS, HEAD, MASK_TOKEN, POSEMB, differing_shapes, stack_blocks
 from vit_jax.pretrained.adapt import (
     DEPTHS,
     adapt_head,
@@ -269,7 +269,10 @@ def check_shapes(path: str, params, expected: architecture.Shapes) -> None:
     differing = list(differing_shapes(shapes, expected))
     if not differing:
         return
-    stored, wanted = (architecture.infer_fields(s) for s in (shapes, expected))
+    stored, wanted = (  # without the head, which may be a new one already
+        architecture.infer_fields({n: s for n, s in part.items() if not n.startswith(f"{HEAD}/")})
+        for part in (shapes, expected)
+    )
     other = {n: v for n, v in stored.items() if v != wanted.get(n) and n != "num_classes"}
     hints = []
     if other:

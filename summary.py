@@ -117,12 +117,13 @@ def log_end_of_masked(config: ConfigDict, workdir, result: dict[str, float]) -> 
         loss += f", accuracy {result['patch_accuracy']:.2%}"
     arguments = f"--config.init_from={workdir}", f"--workdir={workdir}_finetuned"
     tune = command_line.command("train.py", "--config=PRESET", *arguments)
+    pictures = command_line.command("-m", "vit_jax.figures", str(workdir), "--out=figures")
     logger.info(
         f"\n{config.dataset.eval_split.capitalize()} masked patches: {loss}\n"
         f"\nIn {workdir}: {', '.join(run_folder.list_files(workdir))}"
         "\n\nNext, you could try"
         f"\n  fine-tuning, with a preset for the same model   {tune}"
-        f"\n  pictures   python -m vit_jax.figures {workdir} --out=figures"
+        f"\n  pictures   {pictures}"
     )
 
 

@@ -12,12 +12,13 @@ def command(script: str, *arguments: str) -> str:
     """Returns the command, for a shell in the current folder, that runs a script of this clone.
 
     Args:
-        script: such as "train.py".
+        script: such as "train.py"; or "-m", and a module follows.
         *arguments: the script's arguments; quoted where a shell needs it.
     """
     on_path = shutil.which("python") == sys.executable
     python = "python" if on_path else from_here(pathlib.Path(sys.executable))
-    return shlex.join([python, from_here(ROOT / script), *arguments])
+    script = script if script == "-m" else from_here(ROOT / script)
+    return shlex.join([python, script, *arguments])
 
 
 def arguments_without(*names: str) -> list[str]:

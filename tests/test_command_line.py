@@ -33,6 +33,7 @@ def test_commands_can_be_pasted_into_a_shell_from_any_folder(monkeypatch, tmp_pa
         assert pathlib.Path(script).resolve() == command_line.ROOT / "train.py"
         assert python == "python" or pathlib.Path(python).absolute() == pathlib.Path(sys.executable)
         assert workdir == "--workdir=my run"
+        assert command_line.command("-m", "vit_jax.figures").endswith(" -m vit_jax.figures")
 
 
 def test_presets_are_found_from_any_folder(monkeypatch, tmp_path):

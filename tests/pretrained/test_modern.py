@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_model
+from golden import record
 from published import (
     MODERN,
     REFUSED,
@@ -41,7 +42,17 @@ def test_recorded_outputs(name):
     assert_computes(model, params, expected.pop("images"), expected)
 
 
-@pytest.mark.parametrize("name", ["timm_rmsnorm", "hf_dinov2_reg_classifier"])
+def test_recorded_cases_are_those_of_their_script():
+    for name, (architecture, settings, size) in record.CASES.items():
+        row = CASES[name]
+        assert row["architecture"] == architecture
+        assert settings.items() <= row["kwargs"].items()
+        assert row["image_size"] == record.one_or_pair(size)
+        recorded = np.load(MODERN / row["expected"], allow_pickle=False).files
+        assert ("hires_images" in recorded) == (name in record.RESIZED)
+
+
+@pytest.mark.parametrize("name", record.RESIZED)
 def test_recorded_outputs_at_another_size(name):
     """For which the sources, with register tokens, resize their positions: see resize.py."""
     expected = load_expected(name, "hires_")

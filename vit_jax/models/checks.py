@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import flax
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +11,7 @@ from vit_jax.checks import FINITE, Range, check_choice, check_range, size_pair
 from vit_jax.errors import UserError
 from vit_jax.models import posemb
 from vit_jax.models.attention import IMPLS
-from vit_jax.paths import CLS, EMBEDDING, POSEMB, STEM_ROOT
+from vit_jax.paths import CLS, EMBEDDING, POSEMB, STEM_ROOT, num_blocks
 
 CHOICES = {
     "pool": ("cls", "gap", "cls_gap", "map", "none"),
@@ -214,17 +215,17 @@ def check_parameters(model, params, image_shape: Sequence[int]) -> None:
         raise UserError(
             f"images have {channels} channels; the model's parameters are for {expected}"
         )
-    encoder, layer, leaf = POSEMB.split("/")
-    blocks = params.get(encoder, {})
-    depth = sum(name.startswith("encoderblock_") for name in blocks)
-    if "encoderblock" in blocks:  # stacked
-        depth = len(blocks["encoderblock"]["LayerNorm_0"]["scale"])
+    scope, layer, leaf = POSEMB.split("/")
+    encoder = params.get(scope, {})
+    depth = num_blocks(flax.traverse_util.flatten_dict(encoder, sep="/"))
+    if "encoderblock" in encoder:  # stacked
+        depth = len(encoder["encoderblock"]["LayerNorm_0"]["scale"])
     if depth not in (0, model.depth):
         raise UserError(
             f"the model has depth {model.depth}; the parameters have {depth} blocks: take the "
             "model of the parameters (vit_jax.features has the outputs of earlier blocks)"
         )
-    positions = params.get(encoder, {}).get(layer, {}).get(leaf)
+    positions = encoder.get(layer, {}).get(leaf)
     rows, columns = model.grid(image_size)
     has_same_tokens = (CLS in params) == model.has_class_token
     if positions is None or not has_same_tokens:

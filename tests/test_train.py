@@ -420,7 +420,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_save(on_one_device, tmp_path, monke
         raise RuntimeError("interrupted")
 
     def interrupted(checkpoints, step, *_):
-        checkpoints.last_step = step
+        checkpoints.saving_step = step
         monkeypatch.setattr(checkpoints.manager, "wait_until_finished", fail)
         raise KeyboardInterrupt
 

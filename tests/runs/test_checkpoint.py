@@ -364,6 +364,24 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, shapes, caplog):
     assert_same(restore(tmp_path, shapes), at(5, shapes))
 
 
+def test_a_save_that_fails_late_is_named_by_its_own_step(tmp_path, shapes, caplog, monkeypatch):
+    """A bucket can be gone while a checkpoint is written, and stay so; Orbax raises it twice."""
+
+    def fail():
+        raise OSError("the bucket is gone")
+
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, at(1, shapes))
+    checkpoints.manager.wait_until_finished()
+    checkpoints.log_failure("the logs can't be written", 2)
+    for method in ("wait_until_finished", "close"):
+        monkeypatch.setattr(checkpoints.manager, method, fail)
+    with pytest.raises(UserError, match="The last checkpoint, of step 2, couldn't be written"):
+        checkpoints.close()
+    assert "checkpoints/1 can't be written: the bucket is gone" in caplog.text
+    assert caplog.text.count("checkpoints/2 can't be written") == 1
+
+
 def test_two_programs_cannot_train_in_one_folder(tmp_path):
     with run_folder.Lock(tmp_path) as first:
         assert not first.is_lost

@@ -82,7 +82,8 @@ class Checkpoints:
             UserError: there are checkpoints, and the metadata of all of them is corrupt.
         """
         self.folder = files.absolute_path(workdir) / "checkpoints"
-        self.last_step = None  # the step saved last, or being saved
+        self.saving_step = None  # the step given to Orbax last, which may be still being saved
+        self.last_step = 0  # the last step that was to be saved
         self.failed_step = None  # the last step that couldn't be saved
         self.abandoned = False
         self.move_unreadable_metadata()
@@ -137,6 +138,7 @@ class Checkpoints:
         if not self.disk_has_room(state):
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in stored_items(state).items()}
+        self.saving_step = step
         with self.log_write_errors():
             self.manager.save(
                 step,
@@ -159,7 +161,7 @@ class Checkpoints:
         """Waits until the checkpoint being saved is complete."""
         if self.abandoned:
             return
-        place = self.folder / str(self.last_step)
+        place = self.folder / str(self.saving_step)
         with self.log_write_errors(), says_if_waiting(f"write checkpoint {place}", 60):
             self.manager.wait_until_finished()
         if self.failed_step is not None and not buckets.is_bucket(self.folder):
@@ -192,7 +194,8 @@ class Checkpoints:
         mebibyte = 2**20
         self.log_failure(
             f"it needs {needed / mebibyte:,.1f} MiB, and the disk has {free / mebibyte:,.1f} MiB "
-            "free"
+            "free",
+            self.last_step,
         )
         return False
 
@@ -207,16 +210,17 @@ class Checkpoints:
         except Exception as error:  # raised by Orbax, TensorStore or the operating system
             if jax.process_count() > 1:
                 raise
-            self.log_failure(first_line(error)[:200])
+            self.log_failure(first_line(error)[:200], self.saving_step)
             with contextlib.suppress(Exception):  # the bucket is gone
                 self.manager.reload()  # so that it forgets the failed step
 
-    def log_failure(self, reason: str, step: int | None = None) -> None:
-        """Logs that a step, or else the last one, couldn't be saved, and remembers it."""
-        self.last_step = self.failed_step = step or self.last_step
+    def log_failure(self, reason: str, step: int) -> None:
+        """Logs that a step couldn't be saved, and remembers it."""
+        self.last_step = max(self.last_step, step)
+        self.failed_step = max(self.failed_step or 0, step)
         if jax.process_index() == 0:
             logger.error(
-                f"Checkpoint {self.folder / str(self.last_step)} can't be written: {reason}. The "
+                f"Checkpoint {self.folder / str(step)} can't be written: {reason}. The "
                 "run continues, and tries again at the next checkpoint; existing ones are kept"
             )
 
@@ -304,7 +308,11 @@ class Checkpoints:
         """
         self.finish_saving()
         if not self.abandoned:
-            self.manager.close()
+            try:
+                self.manager.close()
+            except Exception:  # Orbax may raise again what `finish_saving` has logged
+                if self.failed_step is None:
+                    raise
         if self.failed_step is not None and self.failed_step == self.last_step:
             if buckets.is_bucket(self.folder):
                 raise Unreachable(

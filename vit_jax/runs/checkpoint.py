@@ -28,7 +28,13 @@ from vit_jax.errors import Unreachable, UserError, first_line
 from vit_jax.models import predicts_classes
 from vit_jax.parallel import distributed
 from vit_jax.runs import run_folder
-from vit_jax.runs.checkpoint_items import CorruptCheckpoint, lists_item, read_item, stored_counters
+from vit_jax.runs.checkpoint_items import (
+    CorruptCheckpoint,
+    lists_item,
+    read_item,
+    silence_unfinished_tasks,
+    stored_counters,
+)
 from vit_jax.runs.checkpoint_paths import parse_step
 from vit_jax.storage import buckets, files
 from vit_jax.storage.buckets import says_if_waiting
@@ -210,6 +216,7 @@ class Checkpoints:
         except Exception as error:  # raised by Orbax, TensorStore or the operating system
             if jax.process_count() > 1:
                 raise
+            silence_unfinished_tasks()
             self.log_failure(first_line(error)[:200], self.saving_step)
             with contextlib.suppress(Exception):  # the bucket is gone
                 self.manager.reload()  # so that it forgets the failed step

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -156,7 +157,7 @@ def quiet_orbax():
             try:
                 yield
             except Exception:
-                silence_unfinished_reads()
+                silence_unfinished_tasks()
                 time.sleep(1)  # lets the other reads fail while stderr is redirected
                 raise
         sys.stderr.write(stderr.getvalue())
@@ -164,9 +165,10 @@ def quiet_orbax():
         absl_logger.setLevel(level)
 
 
-def silence_unfinished_reads() -> None:
-    """Drops what asyncio and TensorStore's threads report about reads after another one failed."""
+def silence_unfinished_tasks() -> None:
+    """Drops what Python reports about Orbax's other reads or writes after one of them failed."""
     logging.getLogger("asyncio").addFilter(is_not_of_orbax)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if getattr(sys.unraisablehook, "func", None) is not report_others:
         sys.unraisablehook = functools.partial(report_others, sys.unraisablehook)
 
@@ -177,7 +179,7 @@ def is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def report_others(hook: Callable, unraisable) -> None:
-    """Passes an exception to `hook`, a sys.unraisablehook, unless it is of an unfinished read."""
+    """Passes an exception to `hook`, a sys.unraisablehook, unless it is of an unfinished task."""
     error = str(unraisable.exc_value)
     if "Event loop is closed" not in error and FAILED_READ not in error:
         hook(unraisable)

@@ -92,6 +92,7 @@ class Checkpoints:
         self.last_step = 0  # the last step that was to be saved
         self.failed_step = None  # the last step that couldn't be saved
         self.abandoned = False
+        silence_unfinished_tasks()
         self.move_unreadable_metadata()
         # Two of the latest, in case the newest turns out to be corrupt.
         policies = [checkpoint_managers.LatestN(2)]
@@ -216,7 +217,6 @@ class Checkpoints:
         except Exception as error:  # raised by Orbax, TensorStore or the operating system
             if jax.process_count() > 1:
                 raise
-            silence_unfinished_tasks()
             self.log_failure(first_line(error)[:200], self.saving_step)
             with contextlib.suppress(Exception):  # the bucket is gone
                 self.manager.reload()  # so that it forgets the failed step

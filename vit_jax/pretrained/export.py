@@ -92,7 +92,7 @@ def save(
     check_finite("The parameters can't be saved", flat)
     size = resolve_image_size(flat, model, image_size)
     check_shapes(flat, model, size)
-    if MASK_TOKEN in flat and not (format == "hf" and hf.keeps_mask_token(model)):
+    if MASK_TOKEN in flat and not CODEBASES[format].keeps_mask_token(model):
         logger.info(f"{path}: mask_token isn't written: the format has no place for it")
         del flat[MASK_TOKEN]
     check_normalization(mean, std, num_channels(flat))
@@ -110,7 +110,7 @@ def save(
 def check_target(path, format: str, source=None) -> None:
     """Raises UserError if writing to `path` would overwrite the source, or unrelated files."""
     target = resolve_target(path)
-    is_file = format == "google" or (format == "timm" and target.suffix == ".safetensors")
+    is_file = CODEBASES[format].writes_file(target)
     is_named_as_file = target.suffix in FILE_SUFFIXES
     if not is_file and (is_named_as_file or (target.exists() and not target.is_dir())):
         allowed = "a folder or a .safetensors file" if format == "timm" else "a folder"

@@ -37,8 +37,8 @@ from vit_jax.paths import (
     in_block,
     is_known,
 )
-from vit_jax.pretrained.codebases import architecture, files, google, hf, timm
-from vit_jax.pretrained.codebases.settings import get_setting
+from vit_jax.pretrained.codebases import architecture, files, google
+from vit_jax.pretrained.recognition import recognize
 from vit_jax.runs import checkpoint, checkpoint_paths, run_folder
 from vit_jax.storage import buckets
 from vit_jax.storage.files import open_path
@@ -269,29 +269,10 @@ def read_state_dict(
         UserError: a model that this code doesn't have, parts that it doesn't have, or an
             impossible setting.
     """
-    model_type = get_setting(config, path, "model_type", str, "vit")
-    vision = get_setting(config, path, "vision_config", dict, {})
-    if vision and f"{model_type}_vision_model" in hf.FAMILIES:  # an image-and-text model
-        model_type = f"{model_type}_vision_model"
-        config = {"image_size": 224, **vision, "model_type": model_type}
-    compared = [] if model_type in hf.WITH_OTHER_PARTS else tensors
-    if model_type not in hf.FAMILIES or architecture.recognize_other_model(compared):
-        raise UserError(f"{path} can't be read: {architecture.describe_contents(tensors, config)}")
-    prefix = hf.PREFIXES.get(model_type, f"{model_type}.")
-    for kernel, codebase in (
-        ("embeddings.patch_embeddings.projection.weight", hf),
-        ("embeddings.patch_embeddings.weight", hf),
-        ("embeddings.patch_embedding.weight", hf),
-        ("patch_embed.proj.weight", timm),
-    ):
-        for name in (kernel, f"{prefix}{kernel}"):
-            if name in tensors and tensors[name].ndim == 4:
-                width = len(tensors[name])
-                contents = codebase.read(path, tensors, width, config, processor, num_heads)
-                check_explained(path, contents["params"])
-                return Weights(path=path, **contents)
-    described = architecture.describe_contents(tensors, config)
-    raise UserError(f"{path} holds no Vision Transformer: {described}")
+    codebase, width, config = recognize(path, tensors, config)
+    contents = codebase.read(path, tensors, width, config, processor, num_heads)
+    check_explained(path, contents["params"])
+    return Weights(path=path, **contents)
 
 
 MAX_UNKNOWN = 6  # parameters in a message

@@ -135,6 +135,16 @@ def check_normalization(mean, std) -> None:
         )
 
 
+def keeps_mask_token(model) -> bool:
+    """Whether a token for masked patches has a place in Google's model."""
+    return False
+
+
+def writes_file(path: epath.Path) -> bool:
+    """Whether a path is a file to write, rather than a folder."""
+    return True
+
+
 def write(path: epath.Path, export: Export) -> None:
     """Writes an .npz file."""
     if path.suffix != ".npz":

@@ -1,8 +1,13 @@
 """The Vision Transformers of transformers."""
 
 from vit_jax.pretrained.codebases.hf.names import PREFIXES, WITH_OTHER_PARTS
-from vit_jax.pretrained.codebases.hf.reading import FAMILIES, read
-from vit_jax.pretrained.codebases.hf.writing import keeps_mask_token, representable, write
+from vit_jax.pretrained.codebases.hf.reading import FAMILIES, read, vision_config
+from vit_jax.pretrained.codebases.hf.writing import (
+    keeps_mask_token,
+    representable,
+    write,
+    writes_file,
+)
 
 __all__ = [
     "FAMILIES",
@@ -11,5 +16,7 @@ __all__ = [
     "keeps_mask_token",
     "read",
     "representable",
+    "vision_config",
     "write",
+    "writes_file",
 ]

@@ -45,6 +45,15 @@ FAMILIES = {
 SIZES = {"hidden_size": "width", "num_hidden_layers": "depth", "intermediate_size": "mlp_dim"}
 
 
+def vision_config(path: str, config: dict) -> dict:
+    """Returns the config of the vision model of an image-and-text model; others as they are."""
+    vision = get_setting(config, path, "vision_config", dict, {})
+    model_type = f"{get_setting(config, path, 'model_type', str, 'vit')}_vision_model"
+    if not vision or model_type not in FAMILIES:
+        return config
+    return {"image_size": 224, **vision, "model_type": model_type}
+
+
 def read(path: str, tensors, width: int, config: dict, processor: dict, num_heads) -> dict:
     """Converts a model of transformers to fields of `Weights`.
 

@@ -101,6 +101,11 @@ def find_model_type(model, approximate: bool = False) -> str:
     return "vit"
 
 
+def writes_file(path: epath.Path) -> bool:
+    """Whether a path is a file to write, rather than a folder."""
+    return False
+
+
 def write(path: epath.Path, export: Export) -> None:
     """Writes a folder with model.safetensors and the settings of model and processor."""
     model_type = find_model_type(export.model, approximate=True)

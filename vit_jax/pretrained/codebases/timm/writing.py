@@ -58,10 +58,20 @@ def check_swiglu(model, approximate: bool) -> None:
         )
 
 
+def keeps_mask_token(model) -> bool:
+    """Whether a token for masked patches has a place in timm's model."""
+    return False
+
+
+def writes_file(path: epath.Path) -> bool:
+    """Whether a path is a file to write, rather than a folder."""
+    return path.suffix == ".safetensors"
+
+
 def write(path: epath.Path, export: Export) -> None:
     """Writes a .safetensors file, or a folder with one and config.json."""
     tensors = to_timm(export.params, export.model)
-    if path.suffix == ".safetensors":
+    if writes_file(path):
         write_files(path.parent, {path.name: tensors})
     else:
         write_files(path, {"config.json": config_json(export), "model.safetensors": tensors})

@@ -57,8 +57,13 @@ def test_each_field_may_change_or_is_refused(run, tiny_config):
             resuming.check_config(run, config)
             free.add(field)
     listed = {field for field in resuming.as_flat_dict(tiny_config) if resuming.is_in(field, FREE)}
-    # A name may differ if the fingerprint doesn't.
-    assert free == listed | {"dataset.name", "dataset.train_split"}
+    # A name may differ if the fingerprint doesn't, and a cool-down that the schedule doesn't have.
+    assert free == listed | {"dataset.name", "dataset.train_split", "schedule.cooldown_steps"}
+    tiny_config.schedule.name = "constant"
+    run_folder.write_config(run, tiny_config)
+    tiny_config.schedule.cooldown_steps = 2
+    with pytest.raises(UserError, match="schedule.cooldown_steps: 0 -> 2"):
+        resuming.check_config(run, tiny_config)
 
 
 def test_names_of_other_data_are_refused(run, tiny_config):

@@ -11,6 +11,7 @@ import ml_collections
 from vit_jax.errors import UserError
 from vit_jax.runs import run_folder
 from vit_jax.storage.files import open_path, write_atomically
+from vit_jax.training.schedules import WITH_COOLDOWN
 
 logger = logging.getLogger("vit_jax")
 
@@ -234,6 +235,8 @@ def may_change(field: str, old: dict, new: dict) -> bool:
         return old.get("dataset.order") is not None
     if field == "dataset.shuffle_buffer":
         return old.get("dataset.order") == new.get("dataset.order") == "global"
+    if field == "schedule.cooldown_steps":  # earlier code took it with any schedule
+        return not {old.get("schedule.name"), new["schedule.name"]} & set(WITH_COOLDOWN)
     return is_in(field, MAY_CHANGE)
 
 

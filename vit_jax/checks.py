@@ -115,6 +115,13 @@ def check_numbers(field: str, values) -> None:
         raise UserError(f"{field} is {values!r}; it must be numbers, such as (0.5, 1.0)")
 
 
+def check_each(field: str, values, count: int, allowed: Range, what: str) -> None:
+    """Raises UserError unless `values` are `count` numbers in a range; `what` says which."""
+    check_numbers(field, values)
+    if len(values) != count or any(value not in allowed for value in values):
+        raise UserError(f"{field} is {tuple(values)}; it must be {what}, each {allowed}")
+
+
 def check_normalization(mean, std, channels: int, group: str = "") -> None:
     """Raises UserError if pixels in [0, 1] can't be normalized by a mean and standard deviation.
 

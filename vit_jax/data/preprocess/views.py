@@ -22,7 +22,6 @@ from vit_jax.data.preprocess.crops import BETA, CROP_DISTRIBUTIONS, CROPS
 from vit_jax.data.preprocess.decoding import EncodedImage
 from vit_jax.data.preprocess.randaugment import KINDS, color_jitter, randaugment, three_augment
 from vit_jax.data.preprocess.resizing import RESIZE_METHODS, resize_and_crop
-from vit_jax.errors import UserError
 
 STRENGTH = checks.Range(0, 100)
 RANGES = {
@@ -106,21 +105,21 @@ def check(augment) -> None:
         checks.check_choice(f"config.augment.{field}", augment[field], choices)
     checks.check_ranges("config.augment", augment, RANGES)
     checks.check_eval_view(augment.eval_crop, augment.eval_method, "config.augment.")
-    checks.check_numbers("config.augment.color_jitter", augment.color_jitter)
-    strengths = tuple(augment.color_jitter)
-    if len(strengths) != 3 or any(strength not in STRENGTH for strength in strengths):
-        raise UserError(
-            f"config.augment.color_jitter is {strengths}; it must be the strengths of brightness, "
-            f"contrast and color, each {STRENGTH}"
-        )
     checks.check_interval("config.augment.crop_area", augment.crop_area)
-    checks.check_numbers("config.augment.crop_beta", augment.crop_beta)
-    beta = tuple(augment.crop_beta)
-    if len(beta) != 2 or any(parameter not in BETA for parameter in beta):
-        raise UserError(
-            f"config.augment.crop_beta is {beta}; it must be the two parameters of a Beta "
-            f"distribution, each {BETA}"
-        )
+    checks.check_each(
+        "config.augment.color_jitter",
+        augment.color_jitter,
+        3,
+        STRENGTH,
+        "the strengths of brightness, contrast and color",
+    )
+    checks.check_each(
+        "config.augment.crop_beta",
+        augment.crop_beta,
+        2,
+        BETA,
+        "the two parameters of a Beta distribution",
+    )
 
 
 def describe(augment) -> list[str]:

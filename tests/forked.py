@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-
+HANG_SECONDS = 1800  # a script that takes longer hangs; on a slow machine some take minutes
 
 # What the scripts import when they need it.
 LAZY = ("tensorflow", "tensorflow_datasets", "orbax.checkpoint", "sklearn.datasets")
@@ -43,7 +43,7 @@ class Script:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.process.exitcode
 
-    def finish(self, timeout: float = 300) -> subprocess.CompletedProcess:
+    def finish(self, timeout: float = HANG_SECONDS) -> subprocess.CompletedProcess:
         """Waits for the script's end; returns its exit code and what it printed."""
         code = self.wait(timeout)
         stdout, stderr = (path.read_text() for path in self.paths)

@@ -8,6 +8,7 @@ import time
 import pytest
 from PIL import Image
 from whole_runs import (
+    HANG_SECONDS,
     ONE_DEVICE,
     QUICK,
     ROOT,
@@ -42,15 +43,32 @@ def on_disk(tmp_path_factory):
 class Started(subprocess.Popen):
     """A script in a process of its own, with the environment as it is now."""
 
-    def finish(self, timeout: float = 300) -> subprocess.CompletedProcess:
-        stdout, stderr = self.communicate(timeout=timeout)
+    def finish(self) -> subprocess.CompletedProcess:
+        stdout, stderr = self.communicate(timeout=HANG_SECONDS)
         return subprocess.CompletedProcess(self.args, self.returncode, stdout, stderr)
 
 
 def start(*args, script="train.py") -> Started:
     environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE["XLA_FLAGS"]}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return Started(command(*args, script=script), cwd=ROOT, env=environment, **pipes)
+    process = Started(
+        command(*args, script=script), cwd=ROOT, env=environment, start_new_session=True, **pipes
+    )
+    STARTED.append(process)
+    return process
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    """Kills what a failed test has left: it would go on to write to the next test's bucket."""
+    yield
+    while STARTED:
+        if (process := STARTED.pop()).poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def read_until(process: Started, text: str) -> None:
@@ -150,7 +168,7 @@ def test_a_bucket_that_is_gone_does_not_stop_training(bucket, on_disk):
     read_until(process, "step 30/60")
     kept = steps_in(open_path(RUN))
     bucket.faults.is_gone = True
-    result = process.finish(timeout=1800)  # TensorStore's 32 attempts take a quarter of an hour
+    result = process.finish()  # TensorStore's 32 attempts can take a quarter of an hour
     assert result.returncode == 75
     assert "step 60/60  evaluation" in result.stdout
     assert "Still waiting to write the logs in gs://bar/run" in result.stderr

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from whole_runs import ONE_DEVICE, ROOT
+from whole_runs import HANG_SECONDS, ONE_DEVICE, ROOT
 
 
 def fake_command(folder: pathlib.Path, name: str, script: str) -> None:
@@ -22,7 +22,13 @@ def run(command, folder, **environment):
     path = f"{folder}:{os.environ['PATH']}"
     env = ONE_DEVICE | {"PATH": path, "JAX_PLATFORMS": "cpu"} | environment
     return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from forked import HANG_SECONDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
@@ -27,7 +28,7 @@ def run_script(script, *args):
         command(*args, script=script),
         cwd=ROOT,
         env=ONE_DEVICE,
-        timeout=300,
+        timeout=HANG_SECONDS,
         capture_output=True,
         text=True,
     )

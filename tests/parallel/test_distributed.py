@@ -195,7 +195,9 @@ def test_stopped_processes_resume_on_other_processes_and_meshes(tmp_path):
     flags = (*QUICK, "--config.mesh.tensor=2", f"--workdir={workdir}")
     script = forked.Script("train.py", *flags, devices=2)
     wait_for(log, f"Resuming at step {min(steps)} of 60", script)
-    wait_for(log, "step 40/60", script)
+    while not re.search(r"Resuming at step .* step \d+/60", log.read_text(), re.DOTALL):
+        assert script.poll() is None, script.finish()
+        time.sleep(0.01)
     script.send_signal(signal.SIGINT)
     finish([script], code=75)
 
@@ -211,9 +213,12 @@ def test_a_process_that_dies_ends_the_other_soon(tmp_path):
     flags = (*QUICK, "--heartbeat_seconds=10", f"--workdir={workdir}")
     scripts = launch("train.py", *flags)
     wait_for(workdir / "train.log", "step 30/60", scripts[0])
+    while not (workdir / "checkpoints" / "20").exists():
+        assert scripts[0].poll() is None
+        time.sleep(0.01)
     scripts[1].send_signal(signal.SIGKILL)
     start = time.monotonic()
-    result = scripts[0].finish(timeout=120)
+    result = scripts[0].finish()
     assert result.returncode != 0
     assert time.monotonic() - start < 60
     assert re.search(r"tasks are unhealthy[^\n]*\n1\n", result.stderr)  # the dead process's index
@@ -246,7 +251,6 @@ def test_a_mistake_that_one_process_finds_ends_all(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((16, 16), i, np.uint8)).save(path)
     (tmp_path / "images" / "train" / "class0" / "00.png").write_text("not an image")
-    start = time.monotonic()
     scripts = launch(
         "train.py",
         *QUICK,
@@ -255,6 +259,7 @@ def test_a_mistake_that_one_process_finds_ends_all(tmp_path):
         "--heartbeat_seconds=10",
         f"--workdir={tmp_path / 'run'}",
     )
+    start = time.monotonic()
     results = [script.finish() for script in scripts]
     assert time.monotonic() - start < 120
     found = [result.returncode for result in results if "00.png can't be" in result.stderr]

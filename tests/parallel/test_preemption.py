@@ -42,7 +42,7 @@ sync_points, step = map(int, sys.argv[2:])
 
 def request_stop():
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(3)  # until JAX has set the sync point to stop at
+    time.sleep(10)  # until JAX has set the sync point to stop at
 
 distributed.start(f"localhost:{local.free_port()}", 1, 0)
 weights = dict(w=jnp.ones(2))

@@ -79,7 +79,7 @@ def test_a_holder_that_was_suspended_notices_that_it_lost_the_lease(bucket, impa
     other.release()
 
 
-def test_a_lost_answer_does_not_lose_the_lease(bucket, impatient):
+def test_a_lost_answer_does_not_lose_the_lease(bucket):
     held = lease.acquire("gs://bar/run")
     written = held.store.write(lease.NAME, held.content()).result()  # the answer got lost
     assert written.generation != held.generation

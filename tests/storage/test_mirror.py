@@ -1,5 +1,6 @@
 """Folders to append to, whose files are uploaded if the folder is in a bucket."""
 
+import time
 import types
 
 import pytest
@@ -58,7 +59,9 @@ def test_changes_are_uploaded_regularly(bucket, monkeypatch):
     monkeypatch.setattr(mirror, "UPLOAD_SECONDS", 0.05)
     files = Mirror("gs://bar/run")
     (files.folder / "train.log").write_text("a")
-    files.closed.wait(1)
+    deadline = time.monotonic() + 60  # the client is imported first
+    while "run/train.log" not in bucket.names() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert bucket.read("run/train.log") == b"a"
     files.close()
 

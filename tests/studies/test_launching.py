@@ -182,11 +182,11 @@ def test_a_launch_that_is_stopped_stops_its_cells(root, tmp_path, number):
 
     watchdog = threading.Timer(60, os.kill, [os.getpid(), signal.SIGKILL])
     watchdog.start()
-    assert launch(root, study, workers=1, show=show) == {
-        "depth=15": "stopped",
-        "depth=1": "waiting",
-    }
-    watchdog.cancel()
+    try:
+        states = launch(root, study, workers=1, show=show)
+    finally:
+        watchdog.cancel()
+    assert states == {"depth=15": "stopped", "depth=1": "waiting"}
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -301,7 +301,7 @@ def test_studies_run_when_quick(name, tmp_path):
 @pytest.mark.slow
 def test_a_study_that_is_killed_completes(tmp_path):
     """Kills a launch and its cells in the middle: the same command finishes them all."""
-    page = write_page(tmp_path, {"axes": {"model.depth": (1, 2)}})
+    page = write_page(tmp_path, {"axes": {"model.depth": (1, 2)}, "set": {"total_steps": 200}})
     root = tmp_path / "study"
     flags = ["-m", "vit_jax.scaling", "run", page, f"--root={root}"]
     launch = subprocess.Popen([sys.executable, *flags], cwd=ROOT, env=ONE_DEVICE)
@@ -321,7 +321,7 @@ def test_a_study_that_is_killed_completes(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "2 cells: 2 finished" in result.stdout
     assert "Resuming at step" in (root / "depth=1" / "train.log").read_text()
-    assert steps_in(root / "depth=1")[-1] == 60
+    assert steps_in(root / "depth=1")[-1] == 200
 
 
 def test_printed_commands_run_the_cells(root, tmp_path, capsys):

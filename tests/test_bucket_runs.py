@@ -78,6 +78,13 @@ def read_until(process: Started, text: str) -> None:
     pytest.fail(process.finish().stderr)
 
 
+def wait_for_checkpoint(bucket, process: Started) -> None:
+    """Waits until the checkpoint of step 20 is complete."""
+    while not any(name.endswith("20/commit_success.txt") for name in bucket.names("run/")):
+        assert process.poll() is None, process.finish().stderr
+        time.sleep(0.01)
+
+
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, tmp_path, on_one_device):
     """Trained, stopped and resumed, evaluated, loaded and converted."""
     config = quick_config(total_steps=20, eval_every_steps=10, checkpoint_every_steps=10)
@@ -139,9 +146,7 @@ def test_a_killed_run_resumes_to_the_bit_and_keeps_others_out(bucket, on_disk):
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert f"Another program trains in {RUN}: process {first.pid} on " in second.stderr
-    while not any(name.endswith("20/commit_success.txt") for name in bucket.names("run/")):
-        assert first.poll() is None
-        time.sleep(0.01)
+    wait_for_checkpoint(bucket, first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     result = start(*ARGS).finish()
@@ -165,9 +170,7 @@ def test_faults_are_overcome_and_said_once(bucket, on_disk):
 def test_a_bucket_that_is_gone_does_not_stop_training(bucket, on_disk):
     """The run trains to its end, and ends with one line; once the bucket is back, it resumes."""
     process = start(*ARGS)
-    while not any(name.endswith("20/commit_success.txt") for name in bucket.names("run/")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_checkpoint(bucket, process)
     kept = steps_in(open_path(RUN))
     bucket.faults.is_gone = True
     result = process.finish()  # TensorStore's 32 attempts can take a quarter of an hour
@@ -216,9 +219,7 @@ def test_two_processes(bucket, tmp_path):
     script = "launch/local.py"
     assert start(*args, f"--workdir={tmp_path}", script=script).finish().returncode == 0
     process = start(*args, f"--workdir={RUN}", script=script)
-    while not any(name.endswith("20/commit_success.txt") for name in bucket.names("run/")):
-        assert process.poll() is None, process.finish().stderr
-        time.sleep(0.01)
+    wait_for_checkpoint(bucket, process)
     process.send_signal(signal.SIGTERM)
     assert process.finish().returncode == 75
     result = start(*args, f"--workdir={RUN}", script=script).finish()
